@@ -1,0 +1,2 @@
+//! podpath's kernel programs: the parts that are plain Rust, so that the host can unit-test them.
+#![cfg_attr(target_arch = "bpf", no_std)]

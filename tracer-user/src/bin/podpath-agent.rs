@@ -1,0 +1,2 @@
+//! The `podpath-agent` command: one trace on one node.
+fn main() {}
