@@ -1,0 +1,202 @@
+//! Bytes of the ring buffer -> [`Record`].
+
+use std::net::IpAddr;
+
+/// What one record of the ring buffer says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Record {
+    /// One packet at one hook.
+    Sighting(Sighting),
+    /// The conntrack entry of the packet that the next sighting of the same `skb` shows.
+    Translation(Translation),
+}
+
+/// A place in the kernel where one of our programs runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Hook {
+    /// `netif_receive_skb`: enters through a device.
+    Receive,
+    /// `net_dev_queue`: handed to a device's queue.
+    Queue,
+    /// `net_dev_start_xmit`: handed to the device's driver.
+    Xmit,
+    /// `kfree_skb`: freed, usually as a drop.
+    Drop,
+    /// `consume_skb`: freed as done.
+    Consume,
+}
+
+/// One packet seen at one hook.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sighting {
+    /// CLOCK_MONOTONIC of that node, ns.
+    pub time_ns: u64,
+    /// Address of the `sk_buff`. Reused by the kernel soon after a free, and shared by all nodes of one kernel.
+    pub skb: u64,
+    /// Where.
+    pub hook: Hook,
+    /// The CPU it happened on.
+    pub cpu: u16,
+    /// Inode of the network namespace of the device (on the free hooks: of the device last seen).
+    pub netns: u32,
+    /// Interface index in that namespace (on the free hooks: of the device last seen).
+    pub ifindex: u32,
+    /// `skb->len`, bytes.
+    pub len: u32,
+    /// `skb->mark`.
+    pub mark: u32,
+    /// Recognised by its tracked `sk_buff`, not by its addresses.
+    pub tracked: bool,
+    /// The direction of the packet in its conntrack entry, if one is attached.
+    pub conntrack: Option<CtDirection>,
+    /// The innermost IP packet.
+    pub packet: Packet,
+    /// The outermost IP header, if the packet is encapsulated.
+    pub outer: Option<Outer>,
+    /// On the free hooks: where and why.
+    pub free: Option<Free>,
+}
+
+/// Direction of a packet in its conntrack entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CtDirection {
+    /// As the originator sent it.
+    Original,
+    /// The way back.
+    Reply,
+}
+
+/// An IP packet's header fields.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Packet {
+    /// Source address.
+    pub src: IpAddr,
+    /// Destination address.
+    pub dst: IpAddr,
+    /// TTL or hop limit.
+    pub ttl: u8,
+    /// IPv4 identification, 0 for IPv6.
+    pub ip_id: u16,
+    /// Total length of the IP packet, bytes.
+    pub ip_len: u16,
+    /// What the IP packet carries.
+    pub l4: L4,
+}
+
+/// The transport header's fields.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum L4 {
+    /// ICMP or ICMPv6 (by the address family of the packet).
+    Icmp {
+        /// ICMP type.
+        kind: u8,
+        /// ICMP code.
+        code: u8,
+        /// Identifier of an echo.
+        id: u16,
+        /// Sequence number of an echo.
+        seq: u16,
+        /// The first 8 bytes after the ICMP header, big-endian; 0 if there are fewer.
+        nonce: u64,
+    },
+    /// TCP.
+    Tcp {
+        /// Source port.
+        src_port: u16,
+        /// Destination port.
+        dst_port: u16,
+        /// Sequence number.
+        seq: u32,
+        /// Acknowledgement number.
+        ack: u32,
+        /// The flags byte: FIN 1, SYN 2, RST 4, PSH 8, ACK 16.
+        flags: u8,
+    },
+    /// UDP.
+    Udp {
+        /// Source port.
+        src_port: u16,
+        /// Destination port.
+        dst_port: u16,
+        /// The UDP checksum as it was in the header.
+        checksum: u16,
+    },
+    /// Anything else, and fragments other than the first.
+    Other {
+        /// IP protocol number.
+        protocol: u8,
+    },
+}
+
+/// How a packet is wrapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Encapsulation {
+    /// IP in IP.
+    Ipip,
+    /// VXLAN.
+    Vxlan,
+}
+
+/// The outermost IP header of an encapsulated packet.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Outer {
+    /// Source address.
+    pub src: IpAddr,
+    /// Destination address.
+    pub dst: IpAddr,
+    /// TTL.
+    pub ttl: u8,
+    /// IPv4 identification.
+    pub ip_id: u16,
+    /// Total length, bytes.
+    pub ip_len: u16,
+    /// What kind of wrapping.
+    pub encapsulation: Encapsulation,
+}
+
+/// Where and why a packet was freed.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
+pub struct Free {
+    /// Return address in kernel text; 0 where the kernel does not say.
+    pub location: u64,
+    /// The function that `location` lies in, e.g. `icmp_rcv`; filled in on the node, from `/proc/kallsyms`.
+    pub function: Option<String>,
+    /// `enum skb_drop_reason` as a number, from Linux 5.17.
+    pub reason: Option<u32>,
+    /// Its name without the `SKB_DROP_REASON_` prefix, e.g. `NO_SOCKET`; filled in on the node, from BTF.
+    pub reason_name: Option<String>,
+}
+
+/// One direction of a conntrack entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Tuple {
+    /// Source address.
+    pub src: IpAddr,
+    /// Destination address.
+    pub dst: IpAddr,
+    /// Source port, or ICMP identifier.
+    pub l4_src: u16,
+    /// Destination port; for ICMP type << 8 | code.
+    pub l4_dst: u16,
+}
+
+/// A conntrack entry that rewrites addresses or ports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Translation {
+    /// CLOCK_MONOTONIC, ns.
+    pub time_ns: u64,
+    /// The packet's `sk_buff`.
+    pub skb: u64,
+    /// Namespace of the device it was read at.
+    pub netns: u32,
+    /// What the originator sent.
+    pub original: Tuple,
+    /// What is expected back: the inverse of `original` where nothing is rewritten.
+    pub reply: Tuple,
+    /// `nf_conn.status`, IPS_* bits: IPS_SRC_NAT is 1 << 4, IPS_DST_NAT 1 << 5.
+    pub status: u32,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Direction of the packet it was read from.
+    pub direction: CtDirection,
+}

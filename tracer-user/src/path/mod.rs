@@ -1,0 +1,54 @@
+//! Sightings -> hops -> path -> joined across nodes. Pure: no I/O, no clock, no async.
+
+use std::net::IpAddr;
+
+use crate::{event::Record, node::facts::NodeFacts};
+
+pub mod model;
+
+/// Everything that is known about one run, as the sessions delivered it.
+#[derive(Clone, Debug, Default)]
+pub struct Evidence {
+    /// One per session.
+    pub nodes: Vec<NodeEvidence>,
+    /// What the injector sent, in order; empty in passive mode.
+    pub probes: Vec<Probe>,
+}
+
+/// What one session saw.
+#[derive(Clone, Debug, Default)]
+pub struct NodeEvidence {
+    /// Name of the node.
+    pub name: String,
+    /// In any order; possibly with duplicates.
+    pub records: Vec<Record>,
+    /// What the node looks like.
+    pub facts: NodeFacts,
+    /// Records that the kernel side could not reserve.
+    pub lost: u64,
+    /// The session ended in order and delivered everything it saw.
+    pub complete: bool,
+}
+
+/// One injected probe, by the injector's own account.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Probe {
+    /// ICMP sequence number.
+    pub seq: u16,
+    /// ICMP identifier, as sent.
+    pub id: u16,
+    /// IPv4 identification, as sent.
+    pub ip_id: u16,
+    /// The first 8 payload bytes, big-endian.
+    pub nonce: u64,
+    /// Round-trip time by the injector's clock, ns; None: no reply within the time limit.
+    pub rtt_ns: Option<u64>,
+}
+
+/// Names for what the joiner meets.
+pub trait Names {
+    /// `namespace/pod` of the pod that has this address; None if nobody knows one. Never a host-network pod.
+    fn pod(&self, address: IpAddr) -> Option<String>;
+    /// Name of the node that has this address as its own.
+    fn node(&self, address: IpAddr) -> Option<String>;
+}

@@ -1,0 +1,302 @@
+//! The trace as people and programs see it. Serialises to the JSON contract of `docs/ARCHITECTURE.md` and README
+//! (`podpath.trace/v1`): fields are only ever added. Unknown is `null`, never 0 or "".
+
+use std::net::IpAddr;
+
+use serde::Serialize;
+
+/// All exchanges of one run.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Trace {
+    /// Always `podpath.trace/v1`.
+    pub schema: &'static str,
+    /// Who asked.
+    pub source: Endpoint,
+    /// Who was asked.
+    pub destination: Endpoint,
+    /// In the order of their first packets.
+    pub exchanges: Vec<Exchange>,
+    /// What traceroute would list: the source address of an ICMP error at each forwarding node, then the destination.
+    pub routers: Vec<IpAddr>,
+    /// Events the kernel side could not record, all nodes together.
+    pub lost_events: u64,
+    /// What the reader should know before believing the rest.
+    pub warnings: Vec<String>,
+    /// The inventory's or cluster's name.
+    pub context: Option<String>,
+    /// When the trace began, UTC, RFC 3339 with seconds.
+    pub started: String,
+    /// The nodes that were traced.
+    pub nodes: Vec<TracedNode>,
+    /// The smallest MTU of the interfaces on the path, bytes.
+    pub smallest_mtu: Option<u32>,
+    /// `icmp echo 84 B`: what was sent.
+    pub probe: String,
+}
+
+/// One end of the trace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Endpoint {
+    /// `namespace/pod`, or a node's name; None where nobody knows it.
+    pub name: Option<String>,
+    /// Address.
+    pub address: IpAddr,
+    /// Name of the node it lives on.
+    pub node: Option<String>,
+}
+
+/// A node with a session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct TracedNode {
+    /// Name.
+    pub name: String,
+    /// `uname -r`.
+    pub kernel: String,
+    /// The session ran to its end and delivered everything it saw.
+    pub complete: bool,
+    /// Address by which people know the node (InternalIP), if known.
+    pub address: Option<IpAddr>,
+}
+
+/// Request and reply.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Exchange {
+    /// ICMP sequence number.
+    pub seq: u32,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Which of the two did not arrive; None if both did.
+    pub failed_direction: Option<Direction>,
+    /// From the request's `net_dev_queue` to the reply's last `netif_receive_skb` on the source's interface, ns.
+    pub rtt_ns: Option<u64>,
+    /// The same by the injector's own clock, ns.
+    pub injector_rtt_ns: Option<u64>,
+    /// The way there.
+    pub request: Path,
+    /// The way back.
+    pub reply: Path,
+    /// Where the round trip's time went; they add up to `rtt_ns` exactly. Empty if `rtt_ns` is unknown.
+    pub shares: Vec<Share>,
+    /// Why this exchange cannot be shown whole, if so: one sentence each.
+    pub notes: Vec<String>,
+}
+
+/// How an exchange ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// Request and reply arrived.
+    Delivered,
+    /// The kernel of a traced node freed a packet as a drop.
+    Dropped,
+    /// Somebody answered with an ICMP error or reset.
+    Rejected,
+    /// It left a traced node and was not seen again.
+    Lost,
+    /// Not enough was seen to say.
+    Incomplete,
+}
+
+/// There or back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    /// From source to destination.
+    Request,
+    /// From destination to source.
+    Reply,
+}
+
+/// The hops of one packet, in order, possibly over several nodes.
+#[derive(Clone, Debug, PartialEq, Default, Serialize)]
+pub struct Path {
+    /// In order.
+    pub hops: Vec<Hop>,
+}
+
+/// What a person calls a step.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Hop {
+    /// Name of the node.
+    pub node: String,
+    /// `namespace/pod`, or the pod's address where nobody knows its name; None: the node's own namespace.
+    pub pod: Option<String>,
+    /// Interface name.
+    pub interface: Option<String>,
+    /// Interface index.
+    pub ifindex: Option<u32>,
+    /// What happened.
+    pub action: Action,
+    /// Source address after this hop; the outer header's while encapsulated.
+    pub src: IpAddr,
+    /// Destination address after this hop; the outer header's while encapsulated.
+    pub dst: IpAddr,
+    /// TTL after this hop.
+    pub ttl: Option<u8>,
+    /// ns since the first hop of the request. None where the clocks of the nodes could not be related.
+    pub at_ns: Option<u64>,
+    /// Bound of the error of `at_ns`, ns; 0 within the first hop's node.
+    pub error_ns: u64,
+    /// How we know.
+    pub basis: Basis,
+    /// More, by action.
+    pub detail: Detail,
+}
+
+/// What happened at a hop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Action {
+    /// Left its sender's stack.
+    Sent,
+    /// Came in by an interface.
+    Received,
+    /// Handed to an interface's driver on its way through or out.
+    Transmitted,
+    /// The route that chose the next interface; `interface` is the one chosen.
+    Routed,
+    /// Forwarded by a bridge.
+    Bridged,
+    /// Wrapped.
+    Encapsulated,
+    /// Unwrapped.
+    Decapsulated,
+    /// Source rewritten.
+    Snat,
+    /// Destination rewritten.
+    Dnat,
+    /// A reply's destination rewritten back to what SNAT had hidden.
+    Unsnat,
+    /// A reply's source rewritten back to what DNAT had hidden.
+    Undnat,
+    /// Reached the address it was for.
+    Delivered,
+    /// Freed by the kernel as a drop.
+    Dropped,
+    /// Left, and was never seen again.
+    Lost,
+}
+
+/// How we know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Basis {
+    /// A hook saw it.
+    Observed,
+    /// Read from routes, rules or the API at the time.
+    Configured,
+    /// Concluded.
+    Inferred,
+}
+
+/// More about a hop. Fields that do not apply are left out of the JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize)]
+pub struct Detail {
+    /// `routed`, `dropped`: the route, as `ip route` prints it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub route: Option<String>,
+    /// `transmitted`, `sent`: time between `net_dev_queue` and `net_dev_start_xmit`, ns.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queue_ns: Option<u64>,
+    /// `snat`, `dnat`, `unsnat`, `undnat`: what was rewritten.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nat: Option<Nat>,
+    /// `dropped`: why.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drop: Option<DropDetail>,
+    /// `encapsulated`, `decapsulated`: the tunnel.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tunnel: Option<Tunnel>,
+    /// MTU of the interface, bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
+    /// `delivered`: how long the destination took until its reply was queued, ns.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub answered_after_ns: Option<u64>,
+    /// `lost`: one sentence: `left ip-172-20-58-60 ens5, never arrived at ip-172-20-50-50 ens5`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+}
+
+/// One rewrite.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Nat {
+    /// Before.
+    pub before: NatSide,
+    /// After.
+    pub after: NatSide,
+}
+
+/// Addresses and ports on one side of a rewrite.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct NatSide {
+    /// Source address.
+    pub src: IpAddr,
+    /// Destination address.
+    pub dst: IpAddr,
+    /// Source port, or ICMP identifier.
+    pub src_port: Option<u16>,
+    /// Destination port; None for ICMP.
+    pub dst_port: Option<u16>,
+}
+
+/// Why a packet was dropped.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct DropDetail {
+    /// In plain words: `no route`, `blackhole route`, ...
+    pub why: String,
+    /// The kernel's own reason, without prefix.
+    pub reason: Option<String>,
+    /// The kernel function that freed it.
+    pub function: Option<String>,
+}
+
+/// An encapsulation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Tunnel {
+    /// `ipip` or `vxlan`.
+    pub kind: String,
+    /// Outer source.
+    pub src: IpAddr,
+    /// Outer destination.
+    pub dst: IpAddr,
+}
+
+/// A part of the round trip's time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Share {
+    /// Whose.
+    #[serde(flatten)]
+    pub of: ShareOf,
+    /// ns.
+    pub ns: u64,
+}
+
+/// Whose a share is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "of", rename_all = "lowercase")]
+pub enum ShareOf {
+    /// Everything inside one traced node, its pods included.
+    Node {
+        /// Its name.
+        node: String,
+        /// Of it, the time between the request's arrival in the destination pod and its reply's `net_dev_queue`, ns.
+        pod_ns: Option<u64>,
+        /// That pod.
+        pod: Option<String>,
+    },
+    /// Between two traced nodes, both ways together.
+    Wire {
+        /// The nearer node.
+        from: String,
+        /// The further node.
+        to: String,
+    },
+    /// Beyond the last traced node.
+    Beyond {
+        /// That node.
+        node: String,
+    },
+    /// What could not be attributed.
+    Unattributed,
+}
