@@ -1,6 +1,7 @@
 //! What podpath's kernel programs and userspace share: the records in the ring buffer and the maps' keys and values.
 //!
-//! Addresses are 16 bytes in network order; IPv4 ones are IPv4-mapped (`::ffff:a.b.c.d`, RFC 4291 2.5.5.2).
+//! Addresses are 16 bytes in network order, kept as two words ([`Address`]); IPv4 ones are IPv4-mapped
+//! (`::ffff:a.b.c.d`, RFC 4291 2.5.5.2).
 //! All other integers are in the byte order of the machine. No implicit padding anywhere: every byte is a named field,
 //! because the verifier refuses to submit memory that was not written.
 #![no_std]
@@ -52,13 +53,22 @@ pub mod encapsulation {
 /// Size of every record in the ring buffer, bytes.
 pub const RECORD_SIZE: usize = 128;
 
+/// The bytes of an address as two words of the machine: compared and copied without loops.
+pub type Address = [u64; 2];
+
+/// 16 bytes as an [`Address`].
+pub const fn address(bytes: [u8; 16]) -> Address {
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = bytes;
+    [u64::from_ne_bytes([a, b, c, d, e, f, g, h]), u64::from_ne_bytes([i, j, k, l, m, n, o, p])]
+}
+
 /// What every record begins with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[repr(C)]
 pub struct Head {
     /// `bpf_ktime_get_ns`: CLOCK_MONOTONIC, ns.
     pub time_ns: u64,
-    /// Address of the `sk_buff`: an identity that is reused soon after a free.
+    /// Stands for the address of the `sk_buff`: an identity that is reused soon after a free.
     pub skb: u64,
     /// One of [`hook`].
     pub hook: u8,
@@ -70,8 +80,12 @@ pub struct Head {
     pub netns: u32,
     /// Interface index in that namespace (on the free hooks: of the last device seen).
     pub ifindex: u32,
-    /// `skb->len`, bytes, from the network header on at [`hook::RECEIVE`]; with link-layer header on transmit hooks.
-    pub len: u32,
+    /// IP protocol number of the L4 header.
+    pub protocol: u8,
+    /// TTL or hop limit.
+    pub ttl: u8,
+    /// Length of the IP header with its options or extensions, bytes.
+    pub header_len: u16,
 }
 
 /// One packet at one hook: the innermost IP packet, and in `data` what wraps it or why it was freed.
@@ -80,31 +94,18 @@ pub struct Head {
 pub struct Sighting {
     /// Where, when, which.
     pub head: Head,
-    /// ICMP: the first 8 bytes after the ICMP header (0 if the packet has fewer). TCP: sequence number << 32 |
-    /// acknowledgement number. UDP: checksum. Big-endian bytes read as a number.
-    pub tag: u64,
     /// Source address.
-    pub src: [u8; 16],
+    pub src: Address,
     /// Destination address.
-    pub dst: [u8; 16],
+    pub dst: Address,
+    /// The first 16 bytes of the L4 header, as they are in the packet; what lies beyond the packet's end is not its own.
+    pub l4: [u8; 16],
     /// `skb->mark`.
     pub mark: u32,
     /// IPv4 identification; 0 for IPv6.
     pub ip_id: u16,
     /// IPv4 total length, or IPv6 payload length + 40; bytes.
     pub ip_len: u16,
-    /// Source port, or ICMP identifier.
-    pub l4_src: u16,
-    /// Destination port, or ICMP sequence number.
-    pub l4_dst: u16,
-    /// TTL or hop limit.
-    pub ttl: u8,
-    /// IP protocol number of the L4 header.
-    pub protocol: u8,
-    /// ICMP type, or TCP flags.
-    pub l4_kind: u8,
-    /// ICMP code.
-    pub l4_code: u8,
     /// [`Outer`] or [`Free`], by the flags; zeros if neither.
     pub data: [u8; 40],
 }
@@ -114,9 +115,9 @@ pub struct Sighting {
 #[repr(C)]
 pub struct Outer {
     /// Source address of the outer header.
-    pub src: [u8; 16],
+    pub src: Address,
     /// Destination address of the outer header.
-    pub dst: [u8; 16],
+    pub dst: Address,
     /// Outer IPv4 identification.
     pub ip_id: u16,
     /// Outer total length, bytes.
@@ -146,13 +147,15 @@ pub struct Free {
 #[repr(C)]
 pub struct Tuple {
     /// Source address.
-    pub src: [u8; 16],
+    pub src: Address,
     /// Destination address.
-    pub dst: [u8; 16],
+    pub dst: Address,
     /// Source port, or ICMP identifier.
     pub l4_src: u16,
     /// Destination port; for ICMP type << 8 | code.
     pub l4_dst: u16,
+    /// IP protocol number.
+    pub protocol: u32,
 }
 
 /// The conntrack entry of a packet whose addresses or ports that entry rewrites. Comes before the packet's sighting.
@@ -167,43 +170,136 @@ pub struct Translation {
     pub reply: Tuple,
     /// `nf_conn.status`: IPS_* bits of `uapi/linux/netfilter/nf_conntrack_common.h`.
     pub status: u32,
-    /// IP protocol number.
-    pub protocol: u8,
     /// Always 0.
-    pub zero: [u8; 19],
+    pub zero: [u8; 12],
 }
 
-/// A flow that the user asked for. Both directions match. A wildcard is all zeros.
+/// One direction of a flow that the user asked for: a packet matches if it agrees in every bit that a mask has set.
+/// Compared by arithmetic alone, one branch for all of it, because the verifier follows every branch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[repr(C)]
-pub struct Pattern {
-    /// One end.
-    pub a: [u8; 16],
-    /// The other end; all zeros: any.
-    pub b: [u8; 16],
-    /// Port of `a`, or ICMP identifier; 0: any.
-    pub a_port: u16,
-    /// Port of `b`; 0: any; unused for ICMP.
-    pub b_port: u16,
+pub struct Rule {
+    /// Source address.
+    pub src: Address,
+    /// Which bits of it matter.
+    pub src_mask: Address,
+    /// Destination address.
+    pub dst: Address,
+    /// Which bits of it matter.
+    pub dst_mask: Address,
+    /// The first 8 bytes of [`Sighting::l4`]: ports, or ICMP type, code, checksum, identifier, sequence number.
+    pub l4: u64,
+    /// Which bits of it matter. Fragments other than the first have no L4 header and are wanted without.
+    pub l4_mask: u64,
     /// IP protocol number.
-    pub protocol: u8,
-    /// Always 0.
-    pub zero: [u8; 3],
+    pub protocol: u64,
 }
 
-/// Number of [`Pattern`]s a session can ask for.
-pub const MAX_PATTERNS: usize = 8;
+/// Number of [`Rule`]s a session can ask for: two per flow.
+pub const MAX_RULES: usize = 8;
 
-/// The wanted flows: the one value of the map `PATTERNS`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The wanted flows: the one value of the map `WANTED`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[repr(C)]
-pub struct Patterns {
-    /// How many of `list` are in use.
+pub struct Wanted {
+    /// How many of `rules` are in use.
     pub count: u32,
     /// Always 0.
     pub zero: u32,
-    /// The patterns.
-    pub list: [Pattern; MAX_PATTERNS],
+    /// The rules.
+    pub rules: [Rule; MAX_RULES],
+}
+
+/// What a field or argument that this kernel lacks is set to in [`Layout`].
+pub const ABSENT: u32 = u32::MAX;
+
+/// Where the running kernel keeps what the programs read: byte offsets, resolved from its BTF before the programs are
+/// loaded (`probe::layout` has the one table of names). Frozen at load, so that the verifier sees constants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct Layout {
+    /// `sk_buff.dev`.
+    pub skb_dev: u32,
+    /// `sk_buff.head`.
+    pub skb_head: u32,
+    /// `sk_buff.data`.
+    pub skb_data: u32,
+    /// `sk_buff.network_header`.
+    pub skb_network_header: u32,
+    /// `sk_buff.protocol`.
+    pub skb_protocol: u32,
+    /// `sk_buff.mark`.
+    pub skb_mark: u32,
+    /// `sk_buff._nfct`, or [`ABSENT`] without conntrack.
+    pub skb_nfct: u32,
+    /// The byte that holds the bit field `sk_buff.pkt_type`.
+    pub skb_pkt_type: u32,
+    /// By how many bits that byte is to be shifted right before it is masked with 7.
+    pub skb_pkt_type_shift: u32,
+    /// `net_device.ifindex`.
+    pub dev_ifindex: u32,
+    /// `net_device.nd_net.net`.
+    pub dev_net: u32,
+    /// `net.ns.inum`.
+    pub net_inum: u32,
+    /// `nf_conn.status`, or [`ABSENT`] without conntrack.
+    pub ct_status: u32,
+    /// `nf_conn.tuplehash[0].tuple`.
+    pub ct_original: u32,
+    /// `nf_conn.tuplehash[1].tuple`.
+    pub ct_reply: u32,
+    /// Which argument of `kfree_skb` is the location.
+    pub kfree_location_arg: u32,
+    /// Which argument of `kfree_skb` is the reason, or [`ABSENT`] (before 5.17).
+    pub kfree_reason_arg: u32,
+    /// Which argument of `consume_skb` is the location, or [`ABSENT`] (before 6.3).
+    pub consume_location_arg: u32,
+}
+
+/// What a slot of the map `TRACK` remembers of a packet that was recognised: enough to recognise it at its next hook
+/// after NAT or encapsulation, and to tell it from another packet in a reused `sk_buff`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct Track {
+    /// The `sk_buff`; 0: the slot is free.
+    pub skb: u64,
+    /// What NAT leaves alone of the first 16 bytes of the L4 header: no ports, identifiers or checksums.
+    pub l4: [u64; 2],
+    /// Namespace of the device last seen.
+    pub netns: u32,
+    /// Interface last seen.
+    pub ifindex: u32,
+    /// [`Sighting::ip_id`].
+    pub ip_id: u16,
+    /// [`Sighting::ip_len`].
+    pub ip_len: u16,
+    /// IP protocol number.
+    pub protocol: u32,
+}
+
+/// Slots of the map `TRACK`, a power of two. A packet's slot is a hash of its `sk_buff`; a newer packet takes the slot.
+pub const TRACK_SLOTS: u32 = 1 << 14;
+
+/// The key of the map `LEARNED`: one direction of a flow that conntrack translates, as packets show it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct Learned {
+    /// Source address.
+    pub src: Address,
+    /// Destination address.
+    pub dst: Address,
+    /// The ports or the ICMP identifier, where they are in the first 8 bytes of the L4 header; the other bytes 0.
+    pub l4: u64,
+    /// IP protocol number.
+    pub protocol: u64,
+}
+
+/// Which of the first 8 bytes of an L4 header name the flow: of ICMP the identifier, else both ports.
+pub const fn flow_mask(protocol: u8) -> u64 {
+    match protocol {
+        1 | 58 => u64::from_ne_bytes([0, 0, 0, 0, 0xff, 0xff, 0, 0]),
+        _ => u64::from_ne_bytes([0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0]),
+    }
 }
 
 const _: () = assert!(size_of::<Sighting>() == RECORD_SIZE);
@@ -213,5 +309,7 @@ const _: () = assert!(size_of::<Outer>() == 40 && size_of::<Free>() == 40 && siz
 #[cfg(feature = "user")]
 mod user {
     // SAFETY: `repr(C)`, no padding (every byte is a named integer), any bit pattern is valid.
-    unsafe impl aya::Pod for super::Patterns {}
+    unsafe impl aya::Pod for super::Wanted {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Layout {}
 }

@@ -1,5 +1,86 @@
-//! podpath's kernel programs.
+//! podpath's kernel programs: the entry points. The work is in the modules.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![expect(
+    missing_docs,
+    unreachable_pub,
+    reason = "the attribute macros generate public items without docs; a binary has no public API"
+)]
+
+mod conntrack;
+mod free;
+mod kernel;
+mod maps;
+mod packet;
+
+use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
+use kernel::{LAYOUT, Skb, frozen};
+use tracer_common::{ABSENT, hook};
+
+/// A packet enters through a device.
+#[btf_tracepoint(function = "netif_receive_skb")]
+pub fn netif_receive_skb(ctx: BtfTracePointContext) -> i32 {
+    packet::seen(Skb::new(ctx.arg(0)), hook::RECEIVE);
+    0
+}
+
+/// A packet is handed to a device's queue.
+#[btf_tracepoint(function = "net_dev_queue")]
+pub fn net_dev_queue(ctx: BtfTracePointContext) -> i32 {
+    packet::seen(Skb::new(ctx.arg(0)), hook::QUEUE);
+    0
+}
+
+/// A device's driver is given the packet.
+#[btf_tracepoint(function = "net_dev_start_xmit")]
+pub fn net_dev_start_xmit(ctx: BtfTracePointContext) -> i32 {
+    packet::seen(Skb::new(ctx.arg(0)), hook::XMIT);
+    0
+}
+
+/// A packet is freed, usually as a drop. The place of the arguments differs between kernels; a verifier that sees
+/// the frozen layout drops the branches that are not this kernel's.
+#[btf_tracepoint(function = "kfree_skb")]
+pub fn kfree_skb(ctx: BtfTracePointContext) -> i32 {
+    let location = match frozen(&LAYOUT.kfree_location_arg) {
+        1 => argument(&ctx, 1),
+        2 => argument(&ctx, 2),
+        _ => 0,
+    };
+    let reason = match frozen(&LAYOUT.kfree_reason_arg) {
+        2 => Some(argument(&ctx, 2) as u32),
+        3 => Some(argument(&ctx, 3) as u32),
+        4 => Some(argument(&ctx, 4) as u32),
+        _ => None,
+    };
+    free::freed(Skb::new(ctx.arg(0)), hook::DROP, location, reason);
+    0
+}
+
+/// An argument that not every kernel has. Opaque, or LLVM merges the branches into one load at a computed place in the
+/// context, which the verifier refuses.
+#[inline(always)]
+fn argument(ctx: &BtfTracePointContext, index: usize) -> u64 {
+    core::hint::black_box(ctx.arg(index))
+}
+
+/// A packet is freed as done.
+#[btf_tracepoint(function = "consume_skb")]
+pub fn consume_skb(ctx: BtfTracePointContext) -> i32 {
+    let location = if frozen(&LAYOUT.consume_location_arg) == ABSENT { 0 } else { argument(&ctx, 1) };
+    free::freed(Skb::new(ctx.arg(0)), hook::CONSUME, location, None);
+    0
+}
+
+/// Does nothing: what `cargo xtask bench hooks` measures the others against. Never loaded by a session.
+#[btf_tracepoint(function = "net_dev_start_xmit")]
+pub fn empty(_ctx: BtfTracePointContext) -> i32 {
+    0
+}
+
+/// The kernel lets only GPL-compatible programs read kernel memory.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 
 #[cfg(target_arch = "bpf")]
 #[panic_handler]
@@ -7,5 +88,6 @@ fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
 
+/// On the host this crate is only checked; there is nothing to run.
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}

@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+pub mod decode;
+
 /// What one record of the ring buffer says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record {
@@ -31,7 +33,8 @@ pub enum Hook {
 pub struct Sighting {
     /// CLOCK_MONOTONIC of that node, ns.
     pub time_ns: u64,
-    /// Address of the `sk_buff`. Reused by the kernel soon after a free, and shared by all nodes of one kernel.
+    /// Stands for the address of the `sk_buff` in this session. Reused soon after a free. Two sessions on one kernel may or may
+    /// not show the same number for the same packet: it means nothing outside its session.
     pub skb: u64,
     /// Where.
     pub hook: Hook,
@@ -41,8 +44,6 @@ pub struct Sighting {
     pub netns: u32,
     /// Interface index in that namespace (on the free hooks: of the device last seen).
     pub ifindex: u32,
-    /// `skb->len`, bytes.
-    pub len: u32,
     /// `skb->mark`.
     pub mark: u32,
     /// Recognised by its tracked `sk_buff`, not by its addresses.
@@ -199,4 +200,17 @@ pub struct Translation {
     pub protocol: u8,
     /// Direction of the packet it was read from.
     pub direction: CtDirection,
+}
+
+/// An address as the kernel programs write it: 16 bytes, IPv4 mapped into IPv6.
+pub fn to_bytes(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+        IpAddr::V6(v6) => v6.octets(),
+    }
+}
+
+/// The reverse of [`to_bytes`].
+pub fn from_bytes(bytes: [u8; 16]) -> IpAddr {
+    std::net::Ipv6Addr::from(bytes).to_canonical()
 }

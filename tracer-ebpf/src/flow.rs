@@ -1,0 +1,73 @@
+//! Does a packet belong to a wanted flow, and is it the packet that was tracked?
+
+use tracer_common::{Learned, Rule, Track, flow_mask};
+
+use crate::parse::{Headers, protocol};
+
+/// In what `headers`' addresses and protocol differ from the rule's; 0: in nothing.
+#[inline(always)]
+pub fn differs_by_address(rule: &Rule, headers: &Headers) -> u64 {
+    (headers.src[0] ^ rule.src[0]) & rule.src_mask[0]
+        | (headers.src[1] ^ rule.src[1]) & rule.src_mask[1]
+        | (headers.dst[0] ^ rule.dst[0]) & rule.dst_mask[0]
+        | (headers.dst[1] ^ rule.dst[1]) & rule.dst_mask[1]
+        | u64::from(headers.protocol) ^ rule.protocol
+}
+
+/// In what the L4 header differs from the rule's; 0: in nothing that matters.
+#[inline(always)]
+pub fn differs_by_l4(rule: &Rule, headers: &Headers) -> u64 {
+    if headers.fragment {
+        return 0;
+    }
+    (headers.l4[0] ^ rule.l4) & rule.l4_mask
+}
+
+/// The key under which a translated flow of this packet would have been learned.
+#[inline(always)]
+pub fn learned_key(headers: &Headers) -> Learned {
+    Learned {
+        src: headers.src,
+        dst: headers.dst,
+        l4: headers.l4[0] & flow_mask(headers.protocol),
+        protocol: u64::from(headers.protocol),
+    }
+}
+
+/// What NAT leaves alone of the L4 header. ICMP: type, code, sequence number, and the first 8 bytes of what follows.
+/// Others: bytes 4 and 5 (TCP: half of the sequence number, UDP: length), and bytes 8 to 15 (TCP: acknowledgement number,
+/// flags, window; UDP: payload).
+#[inline(always)]
+fn lasting(headers: &Headers) -> [u64; 2] {
+    let mask = match headers.protocol {
+        protocol::ICMP | protocol::ICMPV6 => u64::from_ne_bytes([0xff, 0xff, 0, 0, 0, 0, 0xff, 0xff]),
+        _ => u64::from_ne_bytes([0, 0, 0, 0, 0xff, 0xff, 0, 0]),
+    };
+    [headers.l4[0] & mask, headers.l4[1]]
+}
+
+/// What is remembered of a packet seen at a device.
+#[inline(always)]
+pub fn track(skb: u64, headers: &Headers, netns: u32, ifindex: u32) -> Track {
+    Track {
+        skb,
+        l4: lasting(headers),
+        netns,
+        ifindex,
+        ip_id: headers.ip_id,
+        ip_len: headers.ip_len,
+        protocol: u32::from(headers.protocol),
+    }
+}
+
+/// Is this still the packet that was tracked? What is compared survives NAT and encapsulation.
+#[inline(always)]
+pub fn is_tracked(track: &Track, headers: &Headers) -> bool {
+    let l4 = lasting(headers);
+    let difference = (l4[0] ^ track.l4[0])
+        | (l4[1] ^ track.l4[1])
+        | u64::from(headers.ip_id ^ track.ip_id)
+        | u64::from(headers.ip_len ^ track.ip_len)
+        | u64::from(u32::from(headers.protocol) ^ track.protocol);
+    difference == 0
+}

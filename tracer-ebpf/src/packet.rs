@@ -1,0 +1,208 @@
+//! A packet at a device: is it asked for, and if so, record it. Cheapest tests first.
+
+use aya_ebpf::{
+    bindings::BPF_RB_NO_WAKEUP,
+    helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns},
+};
+use tracer_common::{Head, Outer, Sighting, flag, hook};
+use tracer_ebpf::{
+    flow,
+    parse::{self, Headers, protocol},
+};
+
+use crate::{
+    conntrack,
+    kernel::{Device, Memory, PACKET_OTHERHOST, Skb},
+    maps::{ANY_LEARNED, EVENTS, LEARNED, LOST, SCOPE, WANTED, WRITTEN, count, slot},
+};
+
+/// What wraps a packet, or why it was freed: [`tracer_common::Sighting::data`]. As words, so that it is 8-byte aligned and
+/// cheap to clear and copy.
+pub type Data = [u64; 5];
+
+/// Runs at the three device hooks.
+#[inline(always)]
+pub fn seen(skb: Skb, hook: u8) {
+    let Some(device) = skb.device() else { return };
+    let identity = skb.identity();
+    // SAFETY: only read; entries are written by userspace alone.
+    if unsafe { SCOPE.get(device.netns) }.is_none() {
+        // On a kernel that several nodes share the packet has left this node: its free is not ours to report.
+        forget(identity);
+        return;
+    }
+    if !skb.is_ip() || (hook == hook::RECEIVE && skb.packet_type() == PACKET_OTHERHOST) {
+        return;
+    }
+    let bytes = if hook == hook::RECEIVE { skb.at_data() } else { skb.at_network_header() };
+    let mut headers = Headers::default();
+    let mut data = [0; 5];
+    if !network(bytes.0, 0, &mut headers) {
+        return;
+    }
+    let mut flags = unwrap(&bytes, &mut headers, &mut data);
+    if !wanted(&bytes, &mut headers) {
+        if !was_recognised(identity, &bytes, &mut headers) {
+            return;
+        }
+        flags |= flag::TRACKED;
+    }
+    record(skb, identity, hook, device, &headers, flags, &data);
+}
+
+#[inline(always)]
+fn forget(skb: u64) {
+    if let Some(slot) = slot(skb)
+        && slot.skb == skb
+    {
+        slot.skb = 0;
+    }
+}
+
+/// [`parse::network`] as a function of its own, with its own stack frame.
+#[inline(never)]
+pub fn network(address: u64, offset: u32, headers: &mut Headers) -> bool {
+    parse::network(&Memory(address), offset, headers)
+}
+
+/// [`parse::transport`] likewise.
+#[inline(never)]
+pub fn transport(address: u64, headers: &mut Headers) {
+    parse::transport(&Memory(address), headers);
+}
+
+/// Goes to the innermost packet, keeping in `data` what wraps it. Returns the flags for it.
+#[inline(always)]
+fn unwrap(bytes: &Memory, headers: &mut Headers, data: &mut Data) -> u8 {
+    let mut flags = 0;
+    let (offset, encapsulation) = parse::inner(bytes, headers);
+    if offset != 0 {
+        // SAFETY: Outer is 40 bytes without padding.
+        *data = unsafe { core::mem::transmute::<Outer, Data>(parse::outer_fields(headers, encapsulation)) };
+        if network(bytes.0, offset, headers) {
+            flags |= flag::ENCAPSULATED;
+        } else {
+            // Not a tunnel after all: ordinary UDP on that port.
+            *data = [0; 5];
+            network(bytes.0, 0, headers);
+        }
+    }
+    if headers.fragment {
+        flags |= flag::FRAGMENT;
+    }
+    flags
+}
+
+/// Is this packet wanted: by its own addresses, because conntrack translates a wanted flow into it, or because it is an
+/// ICMP error about one? Reads the L4 header only where the addresses do not already say no.
+#[inline(always)]
+fn wanted(bytes: &Memory, headers: &mut Headers) -> bool {
+    if flow_wanted(bytes.0, headers) {
+        return true;
+    }
+    if !matches!(headers.protocol, protocol::ICMP | protocol::ICMPV6) {
+        return false;
+    }
+    transport(bytes.0, headers);
+    headers.is_icmp_error() && quoted_wanted(bytes.0, parse::quoted_offset(headers))
+}
+
+#[inline(never)]
+fn quoted_wanted(address: u64, offset: u32) -> bool {
+    let mut quoted = Headers::default();
+    network(address, offset, &mut quoted) && flow_wanted(address, &mut quoted)
+}
+
+/// Does the packet belong to a wanted flow or to one that was learned? Leaves the L4 header read if so.
+#[inline(never)]
+fn flow_wanted(address: u64, headers: &mut Headers) -> bool {
+    let Some(wanted) = WANTED.get(0) else { return false };
+    for (index, rule) in wanted.rules.iter().enumerate() {
+        if index as u32 >= wanted.count {
+            break;
+        }
+        if flow::differs_by_address(rule, headers) != 0 {
+            continue;
+        }
+        transport(address, headers);
+        if flow::differs_by_l4(rule, headers) == 0 {
+            return true;
+        }
+    }
+    // A stale value costs one lookup, or one packet at the moment of learning.
+    if ANY_LEARNED.get(0).is_none_or(|any| *any == 0) {
+        return false;
+    }
+    transport(address, headers);
+    // SAFETY: only read.
+    unsafe { LEARNED.get(flow::learned_key(headers)) }.is_some()
+}
+
+/// Was this very packet recognised at an earlier hook, before NAT or something opaque hid its addresses?
+#[inline(always)]
+fn was_recognised(skb: u64, bytes: &Memory, headers: &mut Headers) -> bool {
+    let Some(slot) = slot(skb) else { return false };
+    if slot.skb != skb {
+        return false;
+    }
+    transport(bytes.0, headers);
+    let same = flow::is_tracked(slot, headers);
+    if !same {
+        // The pointer serves another packet by now.
+        slot.skb = 0;
+    }
+    same
+}
+
+/// Writes the sighting, remembers the packet, and learns what conntrack makes of it.
+#[inline(always)]
+fn record(skb: Skb, identity: u64, hook: u8, device: Device, headers: &Headers, flags: u8, data: &Data) {
+    let nfct = skb.nfct();
+    let flags = flags | conntrack::flags(nfct);
+    let head = Head {
+        // SAFETY: a helper without arguments.
+        time_ns: unsafe { bpf_ktime_get_ns() },
+        skb: identity,
+        hook,
+        flags,
+        // SAFETY: as above.
+        cpu: unsafe { bpf_get_smp_processor_id() } as u16,
+        netns: device.netns,
+        ifindex: device.ifindex,
+        protocol: headers.protocol,
+        ttl: headers.ttl,
+        header_len: headers.header_len as u16,
+    };
+    if let Some(slot) = slot(head.skb) {
+        *slot = flow::track(head.skb, headers, device.netns, device.ifindex);
+    }
+    // An encapsulated packet's entry is the tunnel's, not the flow's.
+    if hook == hook::QUEUE && flags & (flag::CONNTRACK | flag::ENCAPSULATED) == flag::CONNTRACK {
+        conntrack::translation(nfct, &head);
+    }
+    submit(&head, headers, skb.mark(), data);
+}
+
+/// Writes one sighting to the ring, field by field: a whole one does not fit on the stack beside the rest.
+#[inline(always)]
+pub fn submit(head: &Head, headers: &Headers, mark: u32, data: &Data) {
+    let Some(mut entry) = EVENTS.reserve::<Sighting>(0) else {
+        count(&LOST, head.hook);
+        return;
+    };
+    count(&WRITTEN, head.hook);
+    let at = entry.as_mut_ptr();
+    let Headers { src, dst, l4, ip_id, ip_len, ttl: _, protocol: _, header_len: _, fragment: _, offset: _ } = headers;
+    // SAFETY: the entry is a Sighting's memory, 8-byte aligned, and every field of it is written here.
+    unsafe {
+        (&raw mut (*at).head).write(*head);
+        (&raw mut (*at).src).write(*src);
+        (&raw mut (*at).dst).write(*dst);
+        (&raw mut (*at).l4).cast::<[u64; 2]>().write(*l4);
+        (&raw mut (*at).mark).write(mark);
+        (&raw mut (*at).ip_id).write(*ip_id);
+        (&raw mut (*at).ip_len).write(*ip_len);
+        (&raw mut (*at).data).cast::<Data>().write(*data);
+    }
+    entry.submit(u64::from(BPF_RB_NO_WAKEUP));
+}

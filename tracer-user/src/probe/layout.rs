@@ -1,0 +1,55 @@
+//! The one table of what the kernel programs read, by name.
+
+use tracer_common::{ABSENT, Layout};
+
+use super::{Error, btf::KernelTypes};
+
+/// Resolves every field for the running kernel.
+///
+/// # Errors
+/// A field without which nothing can be traced does not exist: not a kernel that we know.
+pub fn resolve(types: &KernelTypes) -> Result<Layout, Error> {
+    let must = |structure: &'static str, path: &'static str| {
+        types.field(structure, path).ok_or(Error::NoField { structure, field: path })
+    };
+    // Bit fields in BTF count from the least significant bit on little-endian machines.
+    let pkt_type = must("sk_buff", "pkt_type")?;
+    let tuplehash = types.field("nf_conn", "tuplehash").map(|f| f.offset());
+    let tuple = types.field("nf_conntrack_tuple_hash", "tuple").map(|f| f.offset());
+    let stride = types.size("nf_conntrack_tuple_hash");
+    let status = types.field("nf_conn", "status").map(|f| f.offset());
+    let nfct = types.field("sk_buff", "_nfct").map(|f| f.offset());
+    // Without any one of these the conntrack entry cannot be read, and `_nfct` is not looked at.
+    let conntrack = match (nfct, status, tuplehash, tuple, stride) {
+        (Some(nfct), Some(status), Some(hash), Some(tuple), Some(stride)) => {
+            [nfct, status, hash + tuple, hash + stride + tuple]
+        }
+        _ => [ABSENT; 4],
+    };
+    let [skb_nfct, ct_status, ct_original, ct_reply] = conntrack;
+    Ok(Layout {
+        skb_dev: must("sk_buff", "dev")?.offset(),
+        skb_head: must("sk_buff", "head")?.offset(),
+        skb_data: must("sk_buff", "data")?.offset(),
+        skb_network_header: must("sk_buff", "network_header")?.offset(),
+        skb_protocol: must("sk_buff", "protocol")?.offset(),
+        skb_mark: must("sk_buff", "mark")?.offset(),
+        skb_nfct,
+        skb_pkt_type: pkt_type.offset(),
+        skb_pkt_type_shift: pkt_type.bit_offset % 8,
+        dev_ifindex: must("net_device", "ifindex")?.offset(),
+        dev_net: must("net_device", "nd_net.net")?.offset(),
+        net_inum: must("net", "ns.inum")?.offset(),
+        ct_status,
+        ct_original,
+        ct_reply,
+        kfree_location_arg: argument(types, "kfree_skb", "void *"),
+        kfree_reason_arg: argument(types, "kfree_skb", "enum skb_drop_reason"),
+        consume_location_arg: argument(types, "consume_skb", "void *"),
+    })
+}
+
+/// Arguments moved between kernels and distributions, so they are found by type.
+fn argument(types: &KernelTypes, tracepoint: &str, spelling: &str) -> u32 {
+    types.tracepoint_argument(tracepoint, spelling).unwrap_or(ABSENT)
+}
