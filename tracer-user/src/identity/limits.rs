@@ -18,9 +18,9 @@ pub(super) struct Kinds {
 
 /// Counts what a document holds against what its text can hold without YAML aliases.
 ///
-/// Every node of a document takes at least one byte of its text, and no character of text becomes more than two
-/// bytes of value (`\L`, two characters, is three bytes). A document that unfolds to more got there by aliases, which
-/// kubectl never writes; a few lines of them can unfold to gigabytes.
+/// Every node of a document takes at least one byte of its text, and escapes grow little (`\L`, two bytes of text, is
+/// three bytes of value): three per byte of text is generous. A document that unfolds to more got there by aliases,
+/// which kubectl never writes; a few lines of them can unfold to gigabytes.
 #[derive(Debug)]
 pub(super) struct Budget(Cell<usize>);
 

@@ -188,6 +188,18 @@ fn aliases_cannot_make_a_small_file_expensive() {
 }
 
 #[test]
+fn the_densest_text_without_aliases_is_within_the_limits() {
+    let flow = format!("kind: List\nx: [{}]\ny: {{{}}}\n", "a,".repeat(5_000), "a: ");
+    let escapes = format!("kind: List\nx: \"{}\"\n", "\\L".repeat(5_000));
+    let block = format!("kind: List\nx:\n{}", "-\n".repeat(5_000));
+    let json = format!("{{\"kind\":\"List\",\"x\":[{}0]}}", "0,[],{},\"\",".repeat(5_000));
+    for text in [flow, escapes, block, json] {
+        let error = Directory::parse(&text, "dense").expect_err("it has no pods");
+        assert!(matches!(error, Error::NoPods { .. }), "{error}");
+    }
+}
+
+#[test]
 fn a_few_aliases_are_read_like_what_they_stand_for() {
     let text = "kind: List\nitems:\n- kind: Pod\n  metadata: {name: a}\n  spec: {nodeName: &n node1}\n  status: {podIP: 10.0.0.1}\n- kind: Pod\n  metadata: {name: b}\n  spec: {nodeName: *n}\n  status: {podIP: 10.0.0.2}\n";
     let read = Directory::parse(text, "x").expect("parses");

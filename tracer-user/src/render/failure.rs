@@ -52,9 +52,15 @@ pub(super) fn explain(page: &mut Page, trace: &Trace, names: &Names, exchange: &
         if let Some(route) = &hop.detail.route {
             fact(page, "route", &format!("{route}   (configured: read from the routes at the time)"));
         }
-        fact(page, "proof", &proof(hop));
+        fact(page, "proof", &proof(trace, hop));
     }
-    for note in &exchange.notes {
+    let arrived = exchange.request.hops.iter().any(|hop| hop.action == Action::Delivered);
+    if arrived && exchange.failed_direction == Some(Direction::Reply) {
+        fact(page, "note", "the request arrived and was answered; only the way back failed");
+    }
+    // Without a last hop the first note stands in the verdict.
+    let told = usize::from(last_hop(exchange).is_none());
+    for note in exchange.notes.iter().skip(told) {
         fact(page, "note", &names.shorten(note));
     }
     for (index, command) in next(trace, names, exchange).iter().enumerate() {
@@ -68,14 +74,21 @@ fn fact(page: &mut Page, head: &str, text: &str) {
     page.wrapped(Paint::Bold, &format!("{head:<8}"), text, 8);
 }
 
-fn proof(hop: &Hop) -> String {
+fn proof(trace: &Trace, hop: &Hop) -> String {
     let how = match hop.basis {
         Basis::Observed => "observed",
         Basis::Configured => "configured",
         Basis::Inferred => "inferred",
     };
     if hop.action == Action::Lost {
-        return format!("{how}: both ends of the wire were traced, and only one saw it");
+        let other = |name: &str| name != hop.node && hop.detail.text.as_ref().is_some_and(|text| text.contains(name));
+        let seen = if trace.nodes.iter().any(|node| node.complete && other(&node.name)) {
+            "both ends of the wire were traced, and only one saw it"
+        } else {
+            "no traced node saw it again"
+        };
+        let doubt = if trace.lost_events > 0 { " (but events were lost: it may have been missed)" } else { "" };
+        return format!("{how}: {seen}{doubt}");
     }
     let drop = hop.detail.drop.as_ref();
     match (drop.and_then(|drop| drop.function.as_deref()), drop.and_then(|drop| drop.reason.as_deref())) {
@@ -84,6 +97,18 @@ fn proof(hop: &Hop) -> String {
         (None, Some(reason)) => format!("{how}: freed as a drop, reason by the kernel {reason}"),
         (None, None) => format!("{how}: freed as a drop (this kernel says neither where nor why)"),
     }
+}
+
+/// The neighbour that the lost packet was sent to.
+fn next_hop(exchange: &Exchange, lost: &Hop) -> String {
+    let route = |hop: &Hop| {
+        let here = hop.node == lost.node && hop.interface == lost.interface && hop.action == Action::Routed;
+        let route = hop.detail.route.as_deref().filter(|_| here)?;
+        let mut words = route.split(' ').skip_while(|word| *word != "via");
+        words.nth(1).map(str::to_owned)
+    };
+    let path = if exchange.failed_direction == Some(Direction::Reply) { &exchange.reply } else { &exchange.request };
+    path.hops.iter().rev().find_map(route).unwrap_or_else(|| lost.dst.to_string())
 }
 
 /// Commands that tell more, each with the place to run it.
@@ -102,7 +127,7 @@ fn next(trace: &Trace, names: &Names, exchange: &Exchange) -> Vec<String> {
     let (dev, dst) = (interface(hop), hop.dst);
     if hop.action == Action::Lost {
         return vec![
-            format!("{on}: ip neigh show {dst} dev {dev}; ip -s link show dev {dev}   # (or the next hop's address)"),
+            format!("{on}: ip neigh show {} dev {dev}; ip -s link show dev {dev}", next_hop(exchange, hop)),
             format!("on the other side: tcpdump -ni {dev} host {dst}   # does it arrive there at all?"),
             "between them: switch port, security group, source/destination check, MTU".to_owned(),
         ];

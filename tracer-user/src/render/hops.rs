@@ -66,8 +66,7 @@ impl<'a> Merger<'a> {
             }
             Action::Lost => {
                 self.flush();
-                let text = hop.detail.text.clone();
-                self.push(hop, format!("LOST: {}", text.unwrap_or_else(|| "never seen again".to_owned())));
+                self.push(hop, format!("LOST: {}", lost(hop)));
             }
             Action::Sent | Action::Received | Action::Bridged | Action::Encapsulated | Action::Decapsulated => {
                 self.flush();
@@ -140,9 +139,16 @@ fn plain(hop: &Hop) -> String {
     }
 }
 
+/// The sentence of a loss without what its row says anyway.
+fn lost(hop: &Hop) -> &str {
+    let text = hop.detail.text.as_deref().unwrap_or("never seen again");
+    let left = format!("left {} {}, ", hop.node, hop.interface.as_deref().unwrap_or_default());
+    text.strip_prefix(&left).unwrap_or(text)
+}
+
 /// Why, in the words of the one who saw it.
 pub(super) fn drop_reason(hop: &Hop) -> &str {
-    hop.detail.drop.as_ref().map_or("the kernel does not say why", |drop| drop.why.as_str())
+    hop.detail.drop.as_ref().map_or("reason unknown", |drop| drop.why.as_str())
 }
 
 /// `SNAT 100.115.37.81 -> 172.20.50.50 (icmp id 4711 -> 52011)`.

@@ -26,6 +26,15 @@ pub fn text(trace: &Trace, style: &Style) -> String {
     if let [only] = groups.as_slice() {
         failure::explain(&mut page, trace, &names, only.median);
     }
+    if trace.exchanges.is_empty() {
+        page.line(&[
+            (Paint::Bold, "next    "),
+            (Paint::Plain, "podpath doctor   # is anything in the way? does the source send at all?"),
+        ]);
+    }
+    if !explained {
+        causes(&mut page, &names, &groups);
+    }
     summary::context(&mut page, trace, &names);
     let shown = if verbose { groups.len() } else { groups.len().min(WAYS) };
     for group in &groups[..shown] {
@@ -43,14 +52,25 @@ pub fn text(trace: &Trace, style: &Style) -> String {
     page.finish()
 }
 
+/// Several ways to fail: each in a line, with the exchanges it befell.
+fn causes(page: &mut Page, names: &Names, groups: &[Group<'_>]) {
+    for group in groups.iter().filter(|group| group.median.outcome != Outcome::Delivered) {
+        let mut which: Vec<String> = group.members.iter().take(8).map(|exchange| exchange.seq.to_string()).collect();
+        if group.members.len() > which.len() {
+            which.push("...".to_owned());
+        }
+        let outcome = group.median.outcome;
+        let what = format!(" exchange {}: {}", which.join(", "), failure::cause(names, group.median));
+        page.wrapped(summary::colour(outcome), summary::word(outcome), &what, 4);
+    }
+}
+
 /// One group: from and to, the table, the reply, the sum.
 fn one_way(page: &mut Page, trace: &Trace, names: &Names, group: &Group<'_>, (explained, verbose): (bool, bool)) {
     let exchange = group.median;
     let outcome = exchange.outcome;
     from_to(page, trace, group);
     if !explained && outcome != Outcome::Delivered {
-        let what = format!(" {}", failure::cause(names, exchange));
-        page.wrapped(summary::colour(outcome), summary::word(outcome), &what, 8);
         failure::explain(page, trace, names, exchange);
     }
     if verbose {
@@ -108,8 +128,15 @@ fn routers(page: &mut Page, trace: &Trace, verbose: bool) {
         text = format!("traceroute lists: {}", routers.join("  "));
     }
     if !verbose {
-        let gap = if text.is_empty() { "" } else { "     " };
-        text = format!("{text}{gap}all steps: -v  JSON: -o json");
+        let hints = "all steps: -v  JSON: -o json";
+        if text.is_empty() || text.len() + 5 + hints.len() > page.width() {
+            if !text.is_empty() {
+                page.wrapped(Paint::Plain, "", &text, 4);
+            }
+            text = hints.to_owned();
+        } else {
+            text = format!("{text}     {hints}");
+        }
     }
     if !text.is_empty() {
         page.wrapped(Paint::Plain, "", &text, 4);

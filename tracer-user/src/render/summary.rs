@@ -101,6 +101,7 @@ fn rtt(delivered: &[&Exchange]) -> String {
     let unit = Unit::of(median);
     match times.as_slice() {
         [only] => format!("rtt {}", unit.with_name(*only)),
+        [least, .., most] if unit.number(*least) == unit.number(*most) => format!("rtt {}", unit.with_name(median)),
         [least, .., most] => {
             format!("rtt {} median ({}-{})", unit.with_name(median), unit.number(*least), unit.number(*most))
         }
@@ -184,7 +185,10 @@ pub(super) fn equation(page: &mut Page, names: &Names, exchange: &Exchange) {
     let wires = shares.iter().filter(|share| matches!(share.of, ShareOf::Wire { .. })).count();
     let terms = shares.iter().zip(numbers).map(|(share, number)| {
         let percent = if share.ns == most && shares.len() > 1 {
-            format!(" ({}%)", (share.ns.saturating_mul(100) + total / 2) / total.max(1))
+            match (share.ns.saturating_mul(100) + total / 2) / total.max(1) {
+                100 => " (>99%)".to_owned(),
+                percent => format!(" ({percent}%)"),
+            }
         } else {
             String::new()
         };

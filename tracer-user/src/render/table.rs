@@ -6,7 +6,7 @@ use super::{
     names::Names,
     units::{micros, time},
 };
-use crate::path::model::{Direction, Exchange, Hop, ShareOf, Trace};
+use crate::path::model::{Action, Direction, Exchange, Hop, ShareOf, Trace};
 
 /// A row ready to be laid out.
 #[derive(Debug, Default)]
@@ -14,6 +14,8 @@ struct Row {
     cells: [String; 6],
     /// Of where, and of what happened.
     paint: (Paint, Paint),
+    /// What happened may begin in the interface's column: it has none.
+    aside: bool,
 }
 
 const NUMBER: usize = 0;
@@ -39,7 +41,7 @@ pub(super) fn table(page: &mut Page, trace: &Trace, names: &Names, exchange: &Ex
 
 fn header() -> Row {
     let cells = ["#", "where", "interface", "what happened", "ttl", "us"].map(str::to_owned);
-    Row { cells, paint: (Paint::Dim, Paint::Dim) }
+    Row { cells, paint: (Paint::Dim, Paint::Dim), aside: false }
 }
 
 struct Rows<'a> {
@@ -67,6 +69,8 @@ impl<'a> Rows<'a> {
         let (place, paint) = self.place(hop, row);
         let elapsed = match (self.last, hop.at_ns) {
             (None, Some(_)) => "0".to_owned(),
+            // What did not happen has no time, and a rewrite is seen only when the packet leaves.
+            _ if step.failed || rewrites(hop) => ".".to_owned(),
             (Some((before, Some(from), _)), Some(to)) if before.node == hop.node => {
                 format!("+{}", micros(to.saturating_sub(from)))
             }
@@ -80,10 +84,10 @@ impl<'a> Rows<'a> {
         cells[TTL] = hop.ttl.map_or_else(|| ".".to_owned(), |ttl| ttl.to_string());
         cells[TIME] = elapsed;
         let what = if step.failed { Paint::Bad } else { Paint::Plain };
-        self.rows.push(Row { cells, paint: (paint, what) });
+        self.rows.push(Row { cells, paint: (paint, what), aside: false });
         // A step without a time of its own (a route, read afterwards) does not interrupt the count.
         let same_node = self.last.filter(|(before, _, _)| before.node == hop.node);
-        let at = hop.at_ns.or(same_node.and_then(|(_, at, _)| at));
+        let at = hop.at_ns.filter(|_| !rewrites(hop)).or(same_node.and_then(|(_, at, _)| at));
         self.last = Some((hop, at, row + 1));
     }
 
@@ -138,8 +142,23 @@ impl<'a> Rows<'a> {
         let mut cells: [String; 6] = Default::default();
         cells[WHERE] = place.to_owned();
         cells[WHAT] = what;
-        self.rows.push(Row { cells, paint: (Paint::Dim, Paint::Dim) });
+        self.rows.push(Row { cells, paint: (Paint::Dim, Paint::Dim), aside: true });
     }
+}
+
+fn rewrites(hop: &Hop) -> bool {
+    matches!(hop.action, Action::Snat | Action::Dnat | Action::Unsnat | Action::Undnat)
+}
+
+/// Where room is short, a route leaves out the device, which stands in its own column.
+fn fitting(row: &Row, width: usize) -> std::borrow::Cow<'_, str> {
+    let what = &row.cells[WHAT];
+    if what.chars().count() > width
+        && let Some(brief) = what.strip_suffix(&format!(" dev {}", row.cells[INTERFACE]))
+    {
+        return if brief.contains(" via ") { brief.into() } else { format!("{brief} direct").into() };
+    }
+    what.into()
 }
 
 /// Columns as wide as their content; where that is too wide, what happened goes on in the next line.
@@ -150,17 +169,24 @@ fn lay_out(page: &mut Page, rows: &[Row]) {
     let others: usize = widths.iter().sum::<usize>() - widths[WHAT] + gaps;
     widths[WHAT] = widths[WHAT].min(page.width().saturating_sub(others).max(16));
     for row in rows {
+        if row.aside && row.cells[WHAT].chars().count() > widths[WHAT] {
+            let place = format!("{:<width$}  ", row.cells[WHERE], width = widths[WHERE]);
+            let indent = " ".repeat(widths[NUMBER] + 2);
+            page.line(&[(Paint::Plain, &indent), (row.paint.0, &place), (row.paint.1, &row.cells[WHAT])]);
+            continue;
+        }
         let pad = |column: usize| format!("{:<width$}  ", row.cells[column], width = widths[column]);
         let right = |column: usize| format!("{:>width$}", row.cells[column], width = widths[column]);
-        let mut what = wrap(&row.cells[WHAT], widths[WHAT], widths[WHAT]).into_iter();
+        let mut what = wrap(&fitting(row, widths[WHAT]), widths[WHAT], widths[WHAT]).into_iter();
         let first = format!("{:<width$}  ", what.next().unwrap_or_default(), width = widths[WHAT]);
         let (place, paint) = row.paint;
+        let rest = if place == Paint::Dim { Paint::Dim } else { Paint::Plain };
         page.line(&[
-            (Paint::Plain, &pad(NUMBER)),
+            (rest, &pad(NUMBER)),
             (place, &pad(WHERE)),
-            (Paint::Plain, &pad(INTERFACE)),
+            (rest, &pad(INTERFACE)),
             (paint, &first),
-            (Paint::Plain, &format!("{}  {}", right(TTL), right(TIME))),
+            (rest, &format!("{}  {}", right(TTL), right(TIME))),
         ]);
         let indent = " ".repeat(widths[NUMBER] + widths[WHERE] + widths[INTERFACE] + 6);
         for more in what {

@@ -3,7 +3,7 @@
 use insta::assert_snapshot;
 
 use super::{Style, exit_code, json, json_line, samples, text};
-use crate::path::model::{Action, Basis, Trace};
+use crate::path::model::{Action, Basis, Trace, Tunnel};
 
 const PIPE: Style = Style { color: false, width: 120, verbose: false };
 
@@ -192,4 +192,38 @@ fn an_unknown_reason_is_said_to_be_unknown() {
         (hop.detail.drop, hop.detail.route, hop.basis) = (None, None, Basis::Inferred);
     }
     assert_snapshot!(screen(&trace));
+}
+
+#[test]
+fn a_bridge_is_no_router() {
+    let mut trace = samples::same_node();
+    for hop in &mut trace.exchanges[0].request.hops {
+        if hop.action == Action::Routed {
+            hop.action = Action::Bridged;
+        }
+    }
+    let text = screen(&trace);
+    assert!(text.contains("bridged, no router, no tunnel"), "{text}");
+    assert!(text.contains("\n1  pod default/bb3") && text.contains("\n   node ip-172-20-50-50"), "{text}");
+}
+
+#[test]
+fn a_tunnel_has_its_own_row() {
+    let mut trace = samples::cross_node();
+    for exchange in &mut trace.exchanges {
+        let hops = &mut exchange.request.hops;
+        let at = hops.iter().position(|hop| hop.action == Action::Routed).expect("a route");
+        hops[at].interface = Some("tunl0".to_owned());
+        hops[at].detail.route = Some("100.115.37.64/26 via 172.20.50.50 dev tunl0 proto bird onlink".to_owned());
+        let mut wrapped = hops[at].clone();
+        wrapped.action = Action::Encapsulated;
+        wrapped.detail.route = None;
+        let [src, dst] = ["172.20.58.60", "172.20.50.50"].map(|text| text.parse().expect("an address"));
+        wrapped.detail.tunnel = Some(Tunnel { kind: "ipip".to_owned(), src, dst });
+        hops.insert(at + 1, wrapped);
+    }
+    let text = screen(&trace);
+    assert!(text.contains("routed, ipip tunnel, no NAT"), "{text}");
+    assert!(text.contains("tunl0            100.115.37.64/26 via 172.20.50.50 dev tunl0 "), "{text}");
+    assert!(text.contains("encapsulated in ipip 172.20.58.60 -> 172.20.50.50"), "{text}");
 }

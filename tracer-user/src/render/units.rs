@@ -24,8 +24,8 @@ impl Unit {
     pub(super) fn of(total: u64) -> Unit {
         match total {
             0..100_000 => Unit { name: "us", scale: 1_000, decimals: 1 },
-            100_000..10_000_000 => Unit { name: "us", scale: 1_000, decimals: 0 },
-            10_000_000..100_000_000 => Unit { name: "ms", scale: 1_000_000, decimals: 2 },
+            100_000..1_000_000 => Unit { name: "us", scale: 1_000, decimals: 0 },
+            1_000_000..100_000_000 => Unit { name: "ms", scale: 1_000_000, decimals: 2 },
             _ => Unit { name: "ms", scale: 1_000_000, decimals: 1 },
         }
     }
@@ -86,7 +86,7 @@ mod tests {
         let shown: Vec<String> = [0, 40, 3_240, 9_949, 9_951, 84_400, 1_234_567].map(micros).into();
         assert_eq!(shown, ["0.0", "0.0", "3.2", "9.9", "10", "84", "1235"]);
         let shown: Vec<String> = [12_340, 214_400, 8_300_000, 12_345_678, 412_345_678].map(time).into();
-        assert_eq!(shown, ["12.3 us", "214 us", "8300 us", "12.35 ms", "412.3 ms"]);
+        assert_eq!(shown, ["12.3 us", "214 us", "8.30 ms", "12.35 ms", "412.3 ms"]);
     }
 
     proptest! {

@@ -1,5 +1,7 @@
 //! Everything: each hop as the model has it, and each exchange in a line.
 
+use std::net::IpAddr;
+
 use super::{
     failure,
     hops::{drop_reason, rewrite},
@@ -17,19 +19,20 @@ pub(super) fn path(page: &mut Page, names: &Names, path: &Path, direction: Direc
         return;
     }
     if direction == Direction::Request {
-        page.line(&[(Paint::Dim, "  us since the first hop, where, what, how we know")]);
+        page.line(&[(Paint::Dim, "  us since the first hop, where, what (addresses where they change), how we know")]);
     }
     let places: Vec<String> = path.hops.iter().map(|hop| place(names, hop)).collect();
     let times: Vec<String> = path.hops.iter().map(at).collect();
     let widest = |texts: &[String]| texts.iter().map(|text| text.chars().count()).max().unwrap_or(0);
     let (time_width, place_width) = (widest(&times), widest(&places));
+    let mut addresses = None;
     for ((hop, place), at) in path.hops.iter().zip(&places).zip(&times) {
         let head = format!("{at:>time_width$}  {place:<place_width$}  ");
         let paint = match hop.action {
             Action::Dropped | Action::Lost => Paint::Bad,
             _ => Paint::Plain,
         };
-        page.wrapped(paint, &head, &names.shorten(&what(hop)), time_width + 4);
+        page.wrapped(paint, &head, &names.shorten(&what(hop, addresses.replace((hop.src, hop.dst)))), time_width + 4);
     }
 }
 
@@ -47,7 +50,8 @@ fn place(names: &Names, hop: &Hop) -> String {
     format!("{whose} {}{index}", hop.interface.as_deref().unwrap_or("."))
 }
 
-fn what(hop: &Hop) -> String {
+/// `before`: addresses of the packet after the hop before; told only where they are new.
+fn what(hop: &Hop, before: Option<(IpAddr, IpAddr)>) -> String {
     let Detail { route, queue_ns, nat: _, drop, tunnel, mtu, answered_after_ns, text } = &hop.detail;
     let action = match hop.action {
         Action::Snat | Action::Dnat | Action::Unsnat | Action::Undnat => rewrite(hop),
@@ -69,7 +73,9 @@ fn what(hop: &Hop) -> String {
         Basis::Configured => "configured",
         Basis::Inferred => "inferred",
     };
-    format!("{}  {} -> {}{ttl}  {basis}", words.join(", "), hop.src, hop.dst)
+    let addresses =
+        if before == Some((hop.src, hop.dst)) { String::new() } else { format!("  {} -> {}", hop.src, hop.dst) };
+    format!("{}{addresses} {ttl}  {basis}", words.join(", "))
 }
 
 /// One line per exchange.
