@@ -27,6 +27,7 @@ pub(super) fn cause(names: &Names, exchange: &Exchange) -> String {
         (Some(hop), _) => format!("{} {}", drop_reason(hop), place(names, hop)),
         (None, _) => match exchange.notes.first() {
             Some(note) => names.shorten(note),
+            None if exchange.outcome == Outcome::Rejected => "an ICMP error came back".to_owned(),
             None => "not enough was seen to say where".to_owned(),
         },
     }

@@ -185,7 +185,7 @@ pub(super) fn equation(page: &mut Page, names: &Names, exchange: &Exchange) {
     let wires = shares.iter().filter(|share| matches!(share.of, ShareOf::Wire { .. })).count();
     let terms = shares.iter().zip(numbers).map(|(share, number)| {
         let percent = if share.ns == most && shares.len() > 1 {
-            match (share.ns.saturating_mul(100) + total / 2) / total.max(1) {
+            match share.ns.saturating_mul(100).saturating_add(total / 2) / total.max(1) {
                 100 => " (>99%)".to_owned(),
                 percent => format!(" ({percent}%)"),
             }

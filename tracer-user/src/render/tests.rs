@@ -1,6 +1,7 @@
 //! What a person and a program read, as snapshots.
 
 use insta::assert_snapshot;
+use proptest::prelude::*;
 
 use super::{Style, exit_code, json, json_line, samples, text};
 use crate::path::model::{Action, Basis, Trace, Tunnel};
@@ -226,4 +227,38 @@ fn a_tunnel_has_its_own_row() {
     assert!(text.contains("routed, ipip tunnel, no NAT"), "{text}");
     assert!(text.contains("tunl0            100.115.37.64/26 via 172.20.50.50 dev tunl0 "), "{text}");
     assert!(text.contains("encapsulated in ipip 172.20.58.60 -> 172.20.50.50"), "{text}");
+}
+
+proptest! {
+    /// Hops missing, in any order, with times of any size: something readable comes out, and never a panic.
+    #[test]
+    fn any_trace_can_be_shown(
+        which in 0..9_usize,
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>(), 0..4_u8, any::<u64>()), 0..20),
+        width in 0..200_usize,
+        verbose: bool,
+    ) {
+        let mut trace = samples::all().swap_remove(which);
+        for (exchange, hop, change, number) in changes {
+            if trace.exchanges.is_empty() {
+                break;
+            }
+            let exchange = exchange.get_mut(&mut trace.exchanges);
+            exchange.rtt_ns = exchange.rtt_ns.map(|_| number);
+            let hops = if number % 2 == 0 { &mut exchange.request.hops } else { &mut exchange.reply.hops };
+            if hops.is_empty() {
+                continue;
+            }
+            let at = hop.index(hops.len());
+            match change {
+                0 => { hops.remove(at); }
+                1 => hops.swap(0, at),
+                2 => hops[at].at_ns = Some(number),
+                _ => hops[at].error_ns = number,
+            }
+        }
+        let text = text(&trace, &Style { color: false, width, verbose });
+        prop_assert!(text.is_ascii() && text.ends_with('\n'));
+        prop_assert_eq!(json(&trace).last().copied(), Some(b'\n'));
+    }
 }

@@ -59,7 +59,7 @@ impl Unit {
         let quantum = self.quantum();
         let mut quanta: Vec<u64> = parts.iter().map(|part| part / quantum).collect();
         let shown = total.saturating_add(quantum / 2) / quantum;
-        let missing = shown.saturating_sub(quanta.iter().sum());
+        let missing = quanta.iter().fold(shown, |rest, part| rest.saturating_sub(*part));
         let mut order: Vec<usize> = (0..parts.len()).collect();
         order.sort_by_key(|&index| std::cmp::Reverse(parts[index] % quantum));
         // At most one digit each: what is missing beyond that is not rounding, and must stay visible.
