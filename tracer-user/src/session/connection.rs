@@ -3,8 +3,7 @@
 use std::{
     collections::VecDeque,
     ffi::OsString,
-    fmt,
-    io,
+    fmt, io,
     process::{ExitStatus, Stdio},
     time::Duration,
 };

@@ -1,8 +1,7 @@
 //! The CLI's side: sessions on all nodes of one trace, together.
 
 use std::{
-    fmt,
-    io,
+    fmt, io,
     pin::{Pin, pin},
     sync::Arc,
     time::Duration,
@@ -141,7 +140,9 @@ pub enum DriveError {
         source: io::Error,
     },
     /// Nothing to drive, or more than one source.
-    #[error("trace: {count} nodes with a ping among {nodes} nodes; a trace has at least one node and at most one source")]
+    #[error(
+        "trace: {count} nodes with a ping among {nodes} nodes; a trace has at least one node and at most one source"
+    )]
     Sources {
         /// Requests with a ping.
         count: usize,
@@ -232,11 +233,7 @@ impl<P: FnMut(Progress<'_>)> Driver<P> {
     }
 
     /// Until there is nothing more to see. Returns whether `stop` ended it.
-    async fn run(
-        &mut self,
-        plan: Plan,
-        mut stop: Pin<&mut impl FusedFuture<Output = ()>>,
-    ) -> Result<bool, DriveError> {
+    async fn run(&mut self, plan: Plan, mut stop: Pin<&mut impl FusedFuture<Output = ()>>) -> Result<bool, DriveError> {
         let deadline = Instant::now() + plan.armed_within;
         if self.all(deadline, plan, stop.as_mut(), |node| node.hello.is_some()).await? {
             return Ok(true);
@@ -273,7 +270,8 @@ impl<P: FnMut(Progress<'_>)> Driver<P> {
         let settled = |nodes: &[Node]| nodes.iter().any(|node| node.ended.is_some()) || nodes.iter().all(&ready);
         let pumped = self.pump(settled, Some(deadline), stop).await;
         if let Some(dead) = self.nodes.iter_mut().find(|node| node.ended.is_some()) {
-            let when = if dead.hello.is_none() { "session ended before hello" } else { "session ended before it was armed" };
+            let when =
+                if dead.hello.is_none() { "session ended before hello" } else { "session ended before it was armed" };
             let cause = Error::EndOfInput;
             let death = dead.ended.replace(Ok(())).and_then(Result::err).unwrap_or(Death { cause, remains: None });
             return Err(DriveError::Node { node: dead.name.clone(), when, death });

@@ -60,7 +60,9 @@ pub enum Error {
     #[error("session: {0}; use podpath and podpath-agent of the same release")]
     Malformed(#[from] Malformed),
     /// A message of ours does not fit in a frame.
-    #[error("session: message {message} of {length} bytes does not fit in a frame of {limit} bytes; report this as a bug")]
+    #[error(
+        "session: message {message} of {length} bytes does not fit in a frame of {limit} bytes; report this as a bug"
+    )]
     Oversized {
         /// Its name.
         message: &'static str,

@@ -89,8 +89,8 @@ impl Inventory {
     /// # Errors
     /// Not readable, not an inventory, no nodes, two nodes of one name, a node without a command.
     pub fn load(path: &Path) -> Result<Self, InventoryError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| InventoryError::Read { path: path.to_owned(), source })?;
+        let text =
+            std::fs::read_to_string(path).map_err(|source| InventoryError::Read { path: path.to_owned(), source })?;
         Self::parse(path, &text)
     }
 
@@ -194,14 +194,26 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_said() {
-        insta::assert_snapshot!(error("[[node]]\nname = \"n\"\ncommand = [\"a\"]\nuser = \"root\""), @"");
-        insta::assert_snapshot!(error("node = ["), @"");
-        insta::assert_snapshot!(error("context = \"empty\""), @"");
-        insta::assert_snapshot!(error("[[node]]\nname = \"n\"\ncommand = []"), @"");
+        insta::assert_snapshot!(error("[[node]]\nname = \"n\"\ncommand = [\"a\"]\nuser = \"root\""), @r##"
+inventory lab/inventory.toml: TOML parse error at line 4, column 1
+  |
+4 | user = "root"
+  | ^^^^
+unknown field `user`, expected `name` or `command`; see docs/PROTOCOL.md for the format
+"##);
+        insta::assert_snapshot!(error("node = ["), @r##"
+inventory lab/inventory.toml: TOML parse error at line 1, column 9
+  |
+1 | node = [
+  |         ^
+unclosed array, expected `]`; see docs/PROTOCOL.md for the format
+"##);
+        insta::assert_snapshot!(error("context = \"empty\""), @"inventory lab/inventory.toml: no [[node]] in it; add one with its name and command");
+        insta::assert_snapshot!(error("[[node]]\nname = \"n\"\ncommand = []"), @"inventory lab/inventory.toml: node n has an empty command; write the words that start `podpath-agent session` there");
         let node = "[[node]]\nname = \"n\"\ncommand = [\"a\"]\n";
-        insta::assert_snapshot!(error(&node.repeat(2)), @"");
+        insta::assert_snapshot!(error(&node.repeat(2)), @"inventory lab/inventory.toml: two nodes are named n; give each its own name");
         let missing = Inventory::load(Path::new("no/such/inventory.toml")).unwrap_err().to_string();
-        insta::assert_snapshot!(missing, @"");
+        insta::assert_snapshot!(missing, @"inventory no/such/inventory.toml: read: No such file or directory (os error 2); name another with --inventory, or bring a lab up");
     }
 
     #[test]

@@ -26,7 +26,7 @@ pub const SILENCE: Duration = Duration::from_secs(10);
 /// Records that wait for a slow peer, at most: some 20 MiB.
 pub(super) const RECORDS_WAITING: usize = 64 * 1024;
 
-fn codec() -> LengthDelimitedCodec {
+pub(super) fn codec() -> LengthDelimitedCodec {
     LengthDelimitedCodec::builder().length_field_type::<u32>().max_frame_length(MAX_FRAME).new_codec()
 }
 

@@ -172,8 +172,12 @@ impl Node {
         let Self { name, hello, records, unknown, collected, counters, drained, ended, requested, .. } = self;
         let (counters, discarded) = counters.map_or((None, 0), |(counters, discarded)| (Some(counters), discarded));
         match ended {
-            Some(Err(death)) => driven.warnings.push(format!("node {name}: its session ended half-way, hops are missing: {death}")),
-            _ if requested && !drained => driven.warnings.push(format!("node {name}: its session ended without having drained")),
+            Some(Err(death)) => {
+                driven.warnings.push(format!("node {name}: its session ended half-way, hops are missing: {death}"))
+            }
+            _ if requested && !drained => {
+                driven.warnings.push(format!("node {name}: its session ended without having drained"))
+            }
             _ => {}
         }
         if discarded > 0 {

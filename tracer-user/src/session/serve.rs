@@ -98,9 +98,8 @@ async fn converse<R: AsyncRead + Unpin>(
     commands: mpsc::UnboundedSender<Command>,
     outbox: &Outbox,
 ) -> Result<Infallible, Error> {
-    let request = timeout(REQUEST_WITHIN, incoming.next())
-        .await
-        .map_err(|_| Error::NoRequest { after: REQUEST_WITHIN })??;
+    let request =
+        timeout(REQUEST_WITHIN, incoming.next()).await.map_err(|_| Error::NoRequest { after: REQUEST_WITHIN })??;
     let request = accepted(request.ok_or(Error::EndOfInput)?)?;
     let limit = request.time_limit;
     let deadline = Instant::now() + limit;
@@ -140,7 +139,11 @@ fn accepted(message: Message) -> Result<Request, Error> {
     if request.time_limit > MAX_TIME_LIMIT {
         return Err(Error::Peer(super::Failure::new(
             "request",
-            format!("a time limit of {} s is over the {} s allowed", request.time_limit.as_secs(), MAX_TIME_LIMIT.as_secs()),
+            format!(
+                "a time limit of {} s is over the {} s allowed",
+                request.time_limit.as_secs(),
+                MAX_TIME_LIMIT.as_secs()
+            ),
             "ask for less",
         )));
     }

@@ -7,7 +7,8 @@ use super::*;
 use crate::{
     event::{CtDirection, Encapsulation, Free, Hook, L4, Outer, Packet, Record, Sighting, Translation, Tuple},
     node::facts::{
-        ConntrackEntry, Link, LinkRef, Namespace, Neighbour, NodeFacts, Role, Route, RouteAnswer, RouteKind, RouteQuestion,
+        ConntrackEntry, Link, LinkRef, Namespace, Neighbour, NodeFacts, Role, Route, RouteAnswer, RouteKind,
+        RouteQuestion,
     },
     session::{About, Flow, Ping},
 };
@@ -29,17 +30,34 @@ fn direction() -> impl Strategy<Value = CtDirection> {
 
 fn l4() -> impl Strategy<Value = L4> {
     prop_oneof![
-        any::<(u8, u8, u16, u16, u64)>().prop_map(|(kind, code, id, seq, nonce)| L4::Icmp { kind, code, id, seq, nonce }),
-        any::<(u16, u16, u32, u32, u8)>()
-            .prop_map(|(src_port, dst_port, seq, ack, flags)| L4::Tcp { src_port, dst_port, seq, ack, flags }),
+        any::<(u8, u8, u16, u16, u64)>().prop_map(|(kind, code, id, seq, nonce)| L4::Icmp {
+            kind,
+            code,
+            id,
+            seq,
+            nonce
+        }),
+        any::<(u16, u16, u32, u32, u8)>().prop_map(|(src_port, dst_port, seq, ack, flags)| L4::Tcp {
+            src_port,
+            dst_port,
+            seq,
+            ack,
+            flags
+        }),
         any::<(u16, u16, u16)>().prop_map(|(src_port, dst_port, checksum)| L4::Udp { src_port, dst_port, checksum }),
         any::<u8>().prop_map(|protocol| L4::Other { protocol }),
     ]
 }
 
 fn packet() -> impl Strategy<Value = Packet> {
-    (any::<(IpAddr, IpAddr, u8, u16, u16)>(), l4())
-        .prop_map(|((src, dst, ttl, ip_id, ip_len), l4)| Packet { src, dst, ttl, ip_id, ip_len, l4 })
+    (any::<(IpAddr, IpAddr, u8, u16, u16)>(), l4()).prop_map(|((src, dst, ttl, ip_id, ip_len), l4)| Packet {
+        src,
+        dst,
+        ttl,
+        ip_id,
+        ip_len,
+        l4,
+    })
 }
 
 fn outer() -> impl Strategy<Value = Outer> {
@@ -55,13 +73,8 @@ fn free() -> impl Strategy<Value = Free> {
 }
 
 fn sighting() -> impl Strategy<Value = Sighting> {
-    let hook = prop_oneof![
-        Just(Hook::Receive),
-        Just(Hook::Queue),
-        Just(Hook::Xmit),
-        Just(Hook::Drop),
-        Just(Hook::Consume)
-    ];
+    let hook =
+        prop_oneof![Just(Hook::Receive), Just(Hook::Queue), Just(Hook::Xmit), Just(Hook::Drop), Just(Hook::Consume)];
     let plain = any::<(u64, u64, u16, u32, u32, u32, u32, bool)>();
     (plain, hook, option::of(direction()), packet(), option::of(outer()), option::of(free())).prop_map(
         |((time_ns, skb, cpu, netns, ifindex, len, mark, tracked), hook, conntrack, packet, outer, free)| Sighting {
@@ -159,16 +172,10 @@ fn node_facts() -> impl Strategy<Value = NodeFacts> {
     let neighbour = (any::<(u32, u32, IpAddr)>(), option::of(text()), text())
         .prop_map(|((netns, ifindex, address), mac, state)| Neighbour { netns, ifindex, address, mac, state });
     type Ends = (IpAddr, IpAddr, u16, u16);
-    let entry = any::<(u32, u8, Ends, Ends, u32, u32)>().prop_map(
-        |(netns, protocol, original, reply, status, timeout_s)| ConntrackEntry {
-            netns,
-            protocol,
-            original,
-            reply,
-            status,
-            timeout_s,
-        },
-    );
+    let entry =
+        any::<(u32, u8, Ends, Ends, u32, u32)>().prop_map(|(netns, protocol, original, reply, status, timeout_s)| {
+            ConntrackEntry { netns, protocol, original, reply, status, timeout_s }
+        });
     (vec(namespace, 0..4), vec(answer(), 0..4), vec(neighbour, 0..4), vec(entry, 0..4), any::<bool>()).prop_map(
         |(namespaces, routes, neighbours, conntrack, routes_changed)| NodeFacts {
             namespaces,
@@ -355,17 +362,19 @@ fn field(tag: u32, content: &[u8]) -> Vec<u8> {
 fn values_that_do_not_decode_name_message_and_field() {
     let error = |frame: Vec<u8>| decode(frame[..].into()).unwrap_err().to_string();
     // request { flows { a: 3 bytes } }
-    insta::assert_snapshot!(error(field(2, &field(3, &field(1, &[10, 0, 0])))), @"");
+    insta::assert_snapshot!(error(field(2, &field(3, &field(1, &[10, 0, 0])))), @"message request.flow: a has 3 bytes, an address has 4 or 16");
     // request { flows { a: 4 bytes, protocol: 300 } }
     let flow = [field(1, &[10, 0, 0, 1]), vec![3 << 3, 0xac, 0x02]].concat();
-    insta::assert_snapshot!(error(field(2, &field(3, &flow))), @"");
+    insta::assert_snapshot!(error(field(2, &field(3, &flow))), @"message request.flow: protocol 300 is out of range");
     // records { sighting { hook: 1 } }
-    insta::assert_snapshot!(error(field(7, &field(1, &field(1, &[3 << 3, 1])))), @"");
-    insta::assert_snapshot!(error(vec![0xff]), @"");
+    insta::assert_snapshot!(error(field(7, &field(1, &field(1, &[3 << 3, 1])))), @"message sighting: no packet");
+    insta::assert_snapshot!(error(vec![0xff]), @"a frame does not decode: failed to decode Protobuf message: invalid varint");
     // facts { link } without a namespace
-    let Message::Facts(facts) = decode(field(8, &field(1, &field(3, &[])))[..].into()).unwrap() else { panic!("facts") };
+    let Message::Facts(facts) = decode(field(8, &field(1, &field(3, &[])))[..].into()).unwrap() else {
+        panic!("facts")
+    };
     let order = facts.into_iter().try_for_each(|fact| Collected::default().add(fact)).unwrap_err();
-    insta::assert_snapshot!(order, @"");
+    insta::assert_snapshot!(order, @"message facts: link before its namespace");
 }
 
 #[test]
