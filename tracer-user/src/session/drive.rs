@@ -11,7 +11,7 @@ use futures::{FutureExt, future::FusedFuture};
 use tokio::{
     sync::mpsc,
     task::JoinSet,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep_until, timeout},
 };
 
 use super::{
@@ -24,6 +24,9 @@ use crate::path::{Evidence, Probe};
 
 /// All nodes have this long to drain and end, once told to stop.
 const DRAINED_WITHIN: Duration = Duration::from_secs(15);
+
+/// Then all connections have this long to close. Longer than one waits for its command.
+const CLOSED_WITHIN: Duration = Duration::from_secs(10);
 
 /// Frees and a reply's last hops are recorded after the injector has its reply.
 const LEAST_LINGER: Duration = Duration::from_millis(20);
@@ -170,8 +173,8 @@ impl fmt::Display for Death {
                 let said = if stderr.is_empty() { "it said nothing" } else { stderr };
                 write!(f, "its command ended ({status}): {said}; run it by hand to see more: {command}")
             }
-            _ if stderr.is_empty() => cause.fmt(f),
-            _ => write!(f, "{cause} (its command said: {stderr})"),
+            _ if stderr.is_empty() => write!(f, "{cause} (command: {command})"),
+            _ => write!(f, "{cause} (command: {command}; it said: {stderr})"),
         }
     }
 }
@@ -255,8 +258,22 @@ impl<P: FnMut(Progress<'_>)> Driver<P> {
         if self.pump(fired, None, stop.as_mut()).await == Pumped::Stopped {
             return Ok(true);
         }
+        self.able_to_send(source)?;
         let deadline = Instant::now() + self.linger(source);
         Ok(self.pump(all_ended, Some(deadline), stop).await == Pumped::Stopped)
+    }
+
+    /// A source whose session says itself that it failed, before any probe completed, leaves nothing to show.
+    fn able_to_send(&mut self, source: usize) -> Result<(), DriveError> {
+        let node = &mut self.nodes[source];
+        if self.probes.is_empty()
+            && let Some(Err(death)) =
+                node.ended.take_if(|ended| matches!(ended, Err(Death { cause: Error::Peer(_), .. })))
+        {
+            node.ended = Some(Ok(()));
+            return Err(DriveError::Node { node: node.name.clone(), when: "session could not send a probe", death });
+        }
+        Ok(())
     }
 
     /// Waits until all nodes are `ready`. Returns whether `stop` came first.
@@ -307,8 +324,10 @@ impl<P: FnMut(Progress<'_>)> Driver<P> {
         for node in &mut self.nodes {
             node.give_up(DRAINED_WITHIN);
         }
-        // Each waits for its command, with a limit of its own.
-        while self.tasks.join_next().await.is_some() {}
+        let closed = async { while self.tasks.join_next().await.is_some() {} };
+        let _some_hang = timeout(CLOSED_WITHIN, closed).await;
+        // Kills the commands of those.
+        self.tasks.shutdown().await;
     }
 
     /// Takes in what the sessions say until `done`.

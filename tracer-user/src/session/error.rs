@@ -106,6 +106,12 @@ pub enum Error {
         /// The limit.
         after: Duration,
     },
+    /// Told to stop, a session went on.
+    #[error("session: not drained within {} s of being told to stop; check the load of that node", .after.as_secs())]
+    Undrained {
+        /// The limit.
+        after: Duration,
+    },
     /// End of input before the session was over.
     #[error("session: the input ended before the session was over; the other side was stopped or its connection broke")]
     EndOfInput,

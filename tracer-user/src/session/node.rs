@@ -161,7 +161,7 @@ impl Node {
     /// Ends a session that did not end in time.
     pub(super) fn give_up(&mut self, after: Duration) {
         if self.ended.is_none() {
-            let cause = Error::Silent { after };
+            let cause = Error::Undrained { after };
             self.outbox.abandon(Message::Error(cause.to_failure()));
             self.ended = Some(Err(Death { cause, remains: None }));
         }

@@ -2,6 +2,7 @@
 
 use std::{ffi::OsString, future::pending, sync::Arc, time::Duration};
 
+use futures::FutureExt;
 use tokio::time::{Instant, timeout};
 
 use super::stand_in::{FakeNode, Peer, facts, ping_request, record, request};
@@ -131,6 +132,24 @@ async fn a_node_that_dies_after_firing_leaves_what_it_saw() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_source_that_cannot_send_is_an_error() {
+    let node = FakeNode { fails_to_fire: true, ..FakeNode::default() };
+    let error = driven(vec![(Connection::local("a", node), ping_request(60))]).await.unwrap_err();
+    insta::assert_snapshot!(error, @"node a: session could not send a probe: ping from 10.0.0.1: send: Network is unreachable; check the pod's routes");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_never_ends_is_given_up() {
+    let (connection, mut peer) = Peer::connected("a");
+    let driving = tokio::spawn(driven(vec![(connection, request(60))]));
+    peer.get_armed().await;
+    peer.only_live(60).await;
+    let driven = driving.now_or_never().expect("still waiting").unwrap().unwrap();
+    assert!(!driven.evidence.nodes[0].complete);
+    insta::assert_snapshot!(driven.warnings.join("\n"), @"node a: its session ended half-way, hops are missing: session: not drained within 15 s of being told to stop; check the load of that node");
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_not_understood_or_was_discarded_is_told() {
     let (connection, mut peer) = Peer::connected("a");
     let driving = tokio::spawn(driven(vec![(connection, request(60))]));
@@ -181,5 +200,5 @@ async fn a_command_that_fails_is_shown_with_its_last_words() {
 #[tokio::test]
 async fn a_command_that_speaks_another_language_is_refused() {
     let connection = Connection::spawn("node1", &words("echo Welcome to node1; cat >/dev/null")).unwrap();
-    insta::assert_snapshot!(driven(vec![(connection, request(60))]).await.unwrap_err(), @"node node1: session ended before hello: session: broken framing: a frame is longer than 65536 bytes; use podpath and podpath-agent of the same release");
+    insta::assert_snapshot!(driven(vec![(connection, request(60))]).await.unwrap_err(), @"node node1: session ended before hello: session: broken framing: a frame is longer than 65536 bytes; use podpath and podpath-agent of the same release (command: sh -c echo Welcome to node1; cat >/dev/null)");
 }

@@ -268,7 +268,7 @@ proptest! {
         prop_assert_eq!(decode(frame).unwrap(), Message::Unknown);
     }
 
-    /// Not even nearly good input makes the decoder panic, and every message it lets through can be sent on.
+    /// Not even nearly good input makes the decoder panic.
     #[test]
     fn no_bytes_make_the_decoder_panic(message in message(), at in any::<prop::sample::Index>(), bytes in vec(any::<u8>(), 0..8)) {
         let mut frame = encode(message).unwrap().to_vec();
@@ -276,11 +276,9 @@ proptest! {
         let end = (at + bytes.len()).min(frame.len());
         frame.splice(at..end, bytes.iter().copied());
         for frame in [&frame[..], &frame[..at], &bytes] {
-            if let Ok(message) = decode(frame.into()) {
-                if let Message::Facts(facts) = message {
-                    let mut collected = Collected::default();
-                    let _order = facts.into_iter().try_for_each(|fact| collected.add(fact));
-                }
+            if let Ok(Message::Facts(facts)) = decode(frame.into()) {
+                let mut collected = Collected::default();
+                let _order = facts.into_iter().try_for_each(|fact| collected.add(fact));
             }
         }
     }
