@@ -127,9 +127,9 @@ fn rule_matches(rule: &RuleMessage, packet: &Packet<'_>) -> bool {
             RuleAttribute::L3MDev(on) => matches &= !on,
             RuleAttribute::TunId(id) => matches &= *id == 0,
             RuleAttribute::IpProtocol(protocol) => matches &= u8::from(*protocol) == 0,
-            RuleAttribute::Oifname(_)
-            | RuleAttribute::SourcePortRange(_)
-            | RuleAttribute::DestinationPortRange(_) => matches = false,
+            RuleAttribute::Oifname(_) | RuleAttribute::SourcePortRange(_) | RuleAttribute::DestinationPortRange(_) => {
+                matches = false
+            }
             _ => {}
         }
     }

@@ -60,8 +60,7 @@ impl NetNs {
 
     /// Moves the calling thread into the namespace, for good.
     pub(super) fn enter(&self) -> Result<(), Error> {
-        setns(&self.fd, CloneFlags::CLONE_NEWNET)
-            .map_err(|e| Error::Enter { netns: self.inode, source: e.into() })
+        setns(&self.fd, CloneFlags::CLONE_NEWNET).map_err(|e| Error::Enter { netns: self.inode, source: e.into() })
     }
 
     /// Runs `work` on a thread of its own inside the namespace; the caller's thread stays where it is.

@@ -15,7 +15,7 @@ use super::{
     neighbours,
     netlink::Netlink,
     netns::NetNs,
-    routes::Place,
+    routes::{IcmpSwitches, Place},
     survey::{Member, Survey, survey},
 };
 
@@ -58,7 +58,7 @@ impl Node {
 
     /// Surveys again, and returns the inodes of the namespaces that came into scope.
     ///
-    /// Namespaces that were in scope already keep listening for route changes without a gap.
+    /// No route change is missed by it: the new subscriptions are made before the old ones are read a last time.
     ///
     /// # Errors
     /// As [`Self::survey`]; the node is then as it was.
@@ -93,10 +93,7 @@ impl Node {
         let has = |member: &&Member| {
             member.facts.links.iter().flat_map(|link| &link.addresses).any(|own| own.addr() == address)
         };
-        self.members
-            .iter()
-            .find(has)
-            .map(|member| Holder { netns: member.facts.inode, fd: member.netns.as_fd() })
+        self.members.iter().find(has).map(|member| Holder { netns: member.facts.inode, fd: member.netns.as_fd() })
     }
 
     /// Did a route or rule of a namespace in scope change since [`Self::survey`]?
@@ -129,7 +126,7 @@ impl Node {
                 netlink: Netlink::open(NETLINK_ROUTE).map_err(fail)?,
                 links,
                 names: links.iter().map(|link| (link.ifindex, link.name.clone())).collect(),
-                icmp: member.icmp,
+                icmp: IcmpSwitches::read(),
             };
             questions.iter().map(|(_, question)| place.answer(question).map_err(fail)).collect()
         })

@@ -1,6 +1,6 @@
 //! Answers route questions the way the kernel would.
 
-use std::net::IpAddr;
+use std::{fs, net::IpAddr};
 
 use ipnet::IpNet;
 use netlink_packet_route::{
@@ -15,7 +15,6 @@ use super::{
     fib::{self, Decision, Packet, decide, default_rules},
     netlink::Netlink,
     text::{Names, Words, route_text, rule_text},
-    view::IcmpSwitches,
 };
 
 /// The namespace that questions are put to.
@@ -25,6 +24,29 @@ pub(super) struct Place<'a> {
     pub(super) links: &'a [Link],
     pub(super) names: Names,
     pub(super) icmp: IcmpSwitches,
+}
+
+/// Switches that decide which address an ICMP error comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct IcmpSwitches {
+    /// `net.ipv4.icmp_errors_use_inbound_ifaddr`.
+    pub(super) inbound_address: bool,
+    /// `net.ipv4.fwmark_reflect`.
+    pub(super) reflect_mark: bool,
+    /// `net.ipv6.fwmark_reflect`.
+    pub(super) reflect_mark6: bool,
+}
+
+impl IcmpSwitches {
+    /// Those of the calling thread's namespace, whichever process's `/proc/sys` it is. Absent means off.
+    pub(super) fn read() -> Self {
+        let on = |name: &str| fs::read_to_string(format!("/proc/sys/net/{name}")).is_ok_and(|text| text.trim() != "0");
+        Self {
+            inbound_address: on("ipv4/icmp_errors_use_inbound_ifaddr"),
+            reflect_mark: on("ipv4/fwmark_reflect"),
+            reflect_mark6: on("ipv6/fwmark_reflect"),
+        }
+    }
 }
 
 impl Place<'_> {
@@ -37,7 +59,8 @@ impl Place<'_> {
 
     fn route(&mut self, question: &RouteQuestion) -> Result<Option<Route>, Failure> {
         let asked = lookup(&mut self.netlink, question.dst, |request| {
-            request.header.flags = RouteFlags::FibMatch;
+            // Without LookupTable the kernel says "main" whatever the table was (inet_rtm_getroute).
+            request.header.flags = RouteFlags::FibMatch | RouteFlags::LookupTable;
             if !question.src.is_unspecified() {
                 request.header.source_prefix_length = host_length(question.src);
                 request.attributes.push(RouteAttribute::Source(question.src.into()));
@@ -174,11 +197,7 @@ fn describe_rule(rule: &RuleMessage, dst: IpAddr) -> Route {
         RuleAction::Prohibit => RouteKind::Prohibit,
         _ => RouteKind::Other,
     };
-    let all: IpNet = if dst.is_ipv4() {
-        ipnet::Ipv4Net::default().into()
-    } else {
-        ipnet::Ipv6Net::default().into()
-    };
+    let all: IpNet = if dst.is_ipv4() { ipnet::Ipv4Net::default().into() } else { ipnet::Ipv6Net::default().into() };
     Route { kind, destination: all, gateway: None, out_ifindex: None, table: 0, text: rule_text(rule) }
 }
 

@@ -89,9 +89,8 @@ pub(super) fn is_pod(
     ties.any(|(here, there)| {
         let addresses = other.links.get(there).map(|seen| seen.link.addresses.as_slice()).unwrap_or_default();
         let addresses = addresses.iter().map(|net| net.addr()).filter(|address| !is_link_local(*address));
-        let bridged = own.links.get(here).and_then(|seen| seen.link.master).is_some_and(|bridge| {
-            !uplinks.contains(&bridge)
-        });
+        let bridged =
+            own.links.get(here).and_then(|seen| seen.link.master).is_some_and(|bridge| !uplinks.contains(&bridge));
         let addresses: Vec<IpAddr> = addresses.collect();
         (bridged && !addresses.is_empty()) || addresses.into_iter().any(|address| host_route(address) == Some(*here))
     })

@@ -1,6 +1,10 @@
 //! Finds this node's namespaces and reads them.
 
-use std::{collections::BTreeMap, net::IpAddr, os::fd::{AsFd, AsRawFd}};
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    os::fd::{AsFd, AsRawFd},
+};
 
 use netlink_packet_route::{
     RouteNetlinkMessage,
@@ -15,7 +19,7 @@ use super::{
     netlink::{Netlink, Watch},
     netns::{Candidate, NetNs, candidates},
     routes, scope,
-    view::{self, IcmpSwitches, View},
+    view::{self, View},
 };
 
 /// Multicast groups of route and rule changes (`uapi/linux/rtnetlink.h`, RTNLGRP_IPV4_ROUTE, _IPV4_RULE,
@@ -25,7 +29,6 @@ const CHANGES: [u32; 4] = [7, 8, 11, 19];
 /// A namespace in scope, held open.
 pub(super) struct Member {
     pub(super) netns: NetNs,
-    pub(super) icmp: IcmpSwitches,
     /// Hears of changed routes and rules since the survey.
     pub(super) watch: Watch,
     /// Its other half, for the reader.
@@ -50,8 +53,7 @@ pub(super) fn survey(own: NetNs) -> Result<Survey, Error> {
     let own_view = view::read(&mut netlink).map_err(fail("list links, addresses and routes"))?;
     let names = candidates.remove(&inode).map(|candidate| candidate.names).unwrap_or_default();
     let facts = namespace(inode, Role::Node, names, &own_view);
-    let mut survey =
-        Survey { members: vec![Member { netns: own, icmp: own_view.icmp, watch, facts }], notes: Vec::new() };
+    let mut survey = Survey { members: vec![Member { netns: own, watch, facts }], notes: Vec::new() };
     let mut surveyor = Surveyor { uplinks: scope::uplinks(&own_view), own: own_view, inode, netlink };
     for (inode, candidate) in candidates {
         // Vanished meanwhile: normal.
@@ -79,11 +81,7 @@ struct Surveyor {
 
 impl Surveyor {
     /// A member, with its pairs (own's index -> its index), if `netns` is a pod of this node.
-    fn consider(
-        &mut self,
-        netns: NetNs,
-        candidate: Candidate,
-    ) -> Result<Option<(Member, BTreeMap<u32, u32>)>, Error> {
+    fn consider(&mut self, netns: NetNs, candidate: Candidate) -> Result<Option<(Member, BTreeMap<u32, u32>)>, Error> {
         let inode = netns.inode;
         let nsid = nsid_of(&mut self.netlink, &netns)
             .map_err(|failure| failure.during("ask for the id of a namespace", self.inode))?;
@@ -104,7 +102,7 @@ impl Surveyor {
         let mut facts = namespace(inode, Role::Pod, candidate.names, &view);
         let back = pairs.iter().map(|(here, there)| (*there, *here)).collect();
         tie(&mut facts, self.inode, &back);
-        Ok(Some((Member { netns, icmp: view.icmp, watch, facts }, pairs)))
+        Ok(Some((Member { netns, watch, facts }, pairs)))
     }
 }
 

@@ -132,10 +132,7 @@ pub(super) fn route_text(route: &RouteMessage, names: &Names, words: &Words) -> 
     let protocol = route.header.protocol;
     text.pair("proto", (protocol != RouteProtocol::Boot).then(|| words.protocol(protocol)));
     text.pair("scope", scope_text(route.header.scope));
-    text.pair(
-        "src",
-        find(|a| if let RouteAttribute::PrefSource(a) = a { ip(a).map(|a| a.to_string()) } else { None }),
-    );
+    text.pair("src", find(|a| if let RouteAttribute::PrefSource(a) = a { ip(a).map(|a| a.to_string()) } else { None }));
     text.pair("metric", find(|a| if let RouteAttribute::Priority(m) = a { Some(m.to_string()) } else { None }));
     flags(&mut text, route.header.flags);
     cache_text(&mut text, route);

@@ -1,6 +1,6 @@
 //! What one namespace shows of itself: links, addresses, default routes.
 
-use std::{collections::BTreeMap, fs};
+use std::collections::BTreeMap;
 
 use ipnet::IpNet;
 use netlink_packet_route::{
@@ -40,17 +40,6 @@ pub(super) struct WayOut {
     pub(super) out: Vec<u32>,
 }
 
-/// Switches that decide which address an ICMP error comes from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct IcmpSwitches {
-    /// `net.ipv4.icmp_errors_use_inbound_ifaddr`.
-    pub(super) inbound_address: bool,
-    /// `net.ipv4.fwmark_reflect`.
-    pub(super) reflect_mark: bool,
-    /// `net.ipv6.fwmark_reflect`.
-    pub(super) reflect_mark6: bool,
-}
-
 /// One namespace, read from inside.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct View {
@@ -58,7 +47,6 @@ pub(super) struct View {
     pub(super) links: BTreeMap<u32, SeenLink>,
     /// Default routes and routes with a gateway, main table.
     pub(super) ways_out: Vec<WayOut>,
-    pub(super) icmp: IcmpSwitches,
 }
 
 /// Reads the namespace that the calling thread is in and that `netlink` belongs to.
@@ -71,7 +59,7 @@ pub(super) fn read(netlink: &mut Netlink) -> Result<View, Failure> {
     }
     let mut ways_out = read_ways_out(netlink, AddressFamily::Inet)?;
     ways_out.extend(read_ways_out(netlink, AddressFamily::Inet6)?);
-    Ok(View { links, ways_out, icmp: read_icmp_switches() })
+    Ok(View { links, ways_out })
 }
 
 fn read_links(netlink: &mut Netlink) -> Result<BTreeMap<u32, SeenLink>, Failure> {
@@ -150,14 +138,4 @@ fn read_ways_out(netlink: &mut Netlink, family: AddressFamily) -> Result<Vec<Way
             && (default || gateway(&route).is_some());
         counts.then(|| WayOut { family, default, metric: metric(&route), out: out_ifindexes(&route) })
     })
-}
-
-fn read_icmp_switches() -> IcmpSwitches {
-    // The calling thread's namespace, whichever process's /proc/sys this is. Absent means off.
-    let on = |name: &str| fs::read_to_string(format!("/proc/sys/net/{name}")).is_ok_and(|text| text.trim() != "0");
-    IcmpSwitches {
-        inbound_address: on("ipv4/icmp_errors_use_inbound_ifaddr"),
-        reflect_mark: on("ipv4/fwmark_reflect"),
-        reflect_mark6: on("ipv6/fwmark_reflect"),
-    }
 }
