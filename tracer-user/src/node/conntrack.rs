@@ -34,8 +34,6 @@ pub(super) fn get(netlink: &mut Netlink, flow: &Flow) -> Result<Option<Conntrack
         match netlink.get(request(flow, *kind)) {
             Ok(answer) => return Ok(entry(flow.netns, &answer)),
             Err(failure) if failure.errno() == Some(libc::ENOENT) => {}
-            // This kernel has no ctnetlink: nothing is tracked that could be told.
-            Err(failure) if failure.errno() == Some(libc::EINVAL) && *kind == 0 => return Ok(None),
             Err(failure) => return Err(failure),
         }
     }

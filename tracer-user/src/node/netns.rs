@@ -52,12 +52,6 @@ impl NetNs {
         }
     }
 
-    /// A second handle on the same namespace.
-    pub(super) fn reopen(&self) -> Result<Self, Error> {
-        let fd = self.fd.try_clone().map_err(|source| Error::Open { path: "(duplicate)".into(), source })?;
-        Ok(Self { inode: self.inode, fd })
-    }
-
     /// Moves the calling thread into the namespace, for good.
     pub(super) fn enter(&self) -> Result<(), Error> {
         setns(&self.fd, CloneFlags::CLONE_NEWNET).map_err(|e| Error::Enter { netns: self.inode, source: e.into() })

@@ -1,22 +1,23 @@
 //! The node as a session reads it.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::BTreeMap,
     net::IpAddr,
     os::fd::{AsFd, BorrowedFd},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 
 use super::{
     conntrack,
-    error::Error,
+    error::{Error, Failure},
     facts::{ConntrackEntry, Flow, Namespace, Neighbour, NodeFacts, RouteAnswer, RouteQuestion},
     neighbours,
     netlink::Netlink,
     netns::NetNs,
     routes::{IcmpSwitches, Place},
-    survey::{Member, Survey, survey},
+    survey::{Survey, survey},
 };
 
 /// This node: its own network namespace and those of its pods, held open.
@@ -25,11 +26,9 @@ use super::{
 /// node's links when links are listed, as `ip link` makes it do too. No call moves the caller's thread into another
 /// namespace; calls block for as long as the kernel takes to answer, mostly well under a millisecond.
 pub struct Node {
-    /// Own namespace first.
-    members: Vec<Member>,
-    notes: Vec<Error>,
-    /// A namespace that has gone out of scope had changed before it did.
-    changed: bool,
+    seen: Survey,
+    /// A change was heard of: said once by the kernel, kept here.
+    changed: AtomicBool,
 }
 
 /// The namespace that has an address.
@@ -51,9 +50,7 @@ impl Node {
     /// # Errors
     /// If this node's own namespace cannot be read, or namespaces cannot be listed or entered at all.
     pub fn survey() -> Result<Self, Error> {
-        let own = NetNs::own()?;
-        let Survey { members, notes } = surveyed(own)?;
-        Ok(Self { members, notes, changed: false })
+        Ok(Self { seen: surveyed(&NetNs::own()?)?, changed: AtomicBool::new(false) })
     }
 
     /// Surveys again, and returns the inodes of the namespaces that came into scope.
@@ -63,43 +60,44 @@ impl Node {
     /// # Errors
     /// As [`Self::survey`]; the node is then as it was.
     pub fn refresh(&mut self) -> Result<Vec<u32>, Error> {
-        let own = self.own().reopen()?;
-        let Survey { mut members, notes } = surveyed(own)?;
-        self.changed |= self.any_heard();
-        let before: HashSet<u32> = self.members.iter().map(|member| member.facts.inode).collect();
-        std::mem::swap(&mut self.members, &mut members);
-        self.notes = notes;
+        let seen = surveyed(&self.seen.members[0].netns)?;
+        self.routes_changed();
+        let before = self.scope();
+        self.seen = seen;
         Ok(self.scope().into_iter().filter(|inode| !before.contains(inode)).collect())
     }
 
     /// What could not be read in the last survey: one entry per namespace left out for another reason than that it
     /// is no pod of this node.
     pub fn notes(&self) -> &[Error] {
-        &self.notes
+        &self.seen.notes
     }
 
     /// The namespaces in scope, own first.
-    pub fn namespaces(&self) -> impl ExactSizeIterator<Item = &Namespace> {
-        self.members.iter().map(|member| &member.facts)
+    pub fn namespaces(&self) -> &[Namespace] {
+        &self.seen.namespaces
     }
 
     /// Inodes of the namespaces in scope, own first.
     pub fn scope(&self) -> Vec<u32> {
-        self.namespaces().map(|namespace| namespace.inode).collect()
+        self.namespaces().iter().map(|namespace| namespace.inode).collect()
     }
 
     /// The namespace in scope that has `address` as its own, this node's own before pods'.
     pub fn holder_of(&self, address: IpAddr) -> Option<Holder<'_>> {
-        let has = |member: &&Member| {
-            member.facts.links.iter().flat_map(|link| &link.addresses).any(|own| own.addr() == address)
+        let has = |namespace: &Namespace| {
+            namespace.links.iter().flat_map(|link| &link.addresses).any(|own| own.addr() == address)
         };
-        self.members.iter().find(has).map(|member| Holder { netns: member.facts.inode, fd: member.netns.as_fd() })
+        let index = self.namespaces().iter().position(has)?;
+        let netns = &self.seen.members[index].netns;
+        Some(Holder { netns: netns.inode, fd: netns.as_fd() })
     }
 
     /// Did a route or rule of a namespace in scope change since [`Self::survey`]?
-    pub fn routes_changed(&mut self) -> bool {
-        self.changed |= self.any_heard();
-        self.changed
+    pub fn routes_changed(&self) -> bool {
+        // All of them: each call empties one queue.
+        let heard = self.seen.members.iter().filter(|member| member.watch.heard()).count() > 0;
+        self.changed.fetch_or(heard, Ordering::Relaxed) || heard
     }
 
     /// What the routes of the questions' namespaces say now, in the order of the questions.
@@ -118,10 +116,10 @@ impl Node {
     }
 
     fn answer_in(&self, netns: u32, questions: &[(usize, &RouteQuestion)]) -> Result<Vec<RouteAnswer>, Error> {
-        let member = self.member(netns)?;
-        member.netns.within(|| {
-            let fail = |failure: super::error::Failure| failure.during("look up a route", netns);
-            let links = &member.facts.links;
+        let (entered, namespace) = self.member(netns)?;
+        entered.within(|| {
+            let fail = |failure: Failure| failure.during("look up a route", netns);
+            let links = &namespace.links;
             let mut place = Place {
                 netlink: Netlink::open(NETLINK_ROUTE).map_err(fail)?,
                 links,
@@ -142,8 +140,8 @@ impl Node {
             let mut hops: Vec<_> = group.iter().filter_map(|(_, answer)| neighbours::next_hop(answer)).collect();
             hops.sort_unstable();
             hops.dedup();
-            let fail = |failure: super::error::Failure| failure.during("look up a neighbour", netns);
-            found.extend(self.member(netns)?.netns.within(|| {
+            let fail = |failure: Failure| failure.during("look up a neighbour", netns);
+            found.extend(self.member(netns)?.0.within(|| {
                 let mut netlink = Netlink::open(NETLINK_ROUTE).map_err(fail)?;
                 let entries = hops
                     .iter()
@@ -155,15 +153,15 @@ impl Node {
     }
 
     /// The conntrack entries that `flows` belong to, each once. Each flow is looked up by itself; no table is listed.
-    /// Zones other than 0 are not looked at.
+    /// Zones other than 0 are not looked at. A kernel that has ctnetlink as a module loads it on the first question.
     ///
     /// # Errors
     /// As [`Self::answer`].
     pub fn conntrack(&self, flows: &[Flow]) -> Result<Vec<ConntrackEntry>, Error> {
         let mut found: Vec<ConntrackEntry> = Vec::new();
         for (netns, group) in grouped(flows, |flow| flow.netns) {
-            let fail = |failure: super::error::Failure| failure.during("look up a conntrack entry", netns);
-            let entries = self.member(netns)?.netns.within(|| {
+            let fail = |failure: Failure| failure.during("look up a conntrack entry", netns);
+            let entries = self.member(netns)?.0.within(|| {
                 let mut netlink = Netlink::open(NETLINK_NETFILTER).map_err(fail)?;
                 let entries = group.iter().map(|(_, flow)| conntrack::get(&mut netlink, flow).map_err(fail));
                 entries.filter_map(Result::transpose).collect::<Result<Vec<_>, _>>()
@@ -181,22 +179,20 @@ impl Node {
     }
 
     /// Everything a session tells about its node, and what could not be found out, namespace by namespace.
-    pub fn facts(&mut self, questions: &[RouteQuestion], flows: &[Flow]) -> (NodeFacts, Vec<Error>) {
+    pub fn facts(&self, questions: &[RouteQuestion], flows: &[Flow]) -> (NodeFacts, Vec<Error>) {
         let mut notes = Vec::new();
-        let mut facts = NodeFacts { namespaces: self.namespaces().cloned().collect(), ..NodeFacts::default() };
+        let mut facts = NodeFacts { namespaces: self.namespaces().to_vec(), ..NodeFacts::default() };
         for (_, group) in grouped(questions, |question| question.netns) {
             let group: Vec<RouteQuestion> = group.into_iter().map(|(_, question)| question.clone()).collect();
-            let told = self.answer(&group).and_then(|answers| Ok((self.neighbours(&answers), answers)));
-            match told {
-                Ok((neighbours, answers)) => {
-                    facts.routes.extend(answers);
-                    match neighbours {
-                        Ok(neighbours) => facts.neighbours.extend(neighbours),
-                        Err(error) => notes.push(error),
-                    }
-                }
+            let answers = self.answer(&group).unwrap_or_else(|error| {
+                notes.push(error);
+                Vec::new()
+            });
+            match self.neighbours(&answers) {
+                Ok(neighbours) => facts.neighbours.extend(neighbours),
                 Err(error) => notes.push(error),
             }
+            facts.routes.extend(answers);
         }
         for (_, group) in grouped(flows, |flow| flow.netns) {
             let group: Vec<Flow> = group.into_iter().map(|(_, flow)| flow.clone()).collect();
@@ -210,24 +206,15 @@ impl Node {
         (facts, notes)
     }
 
-    fn own(&self) -> &NetNs {
-        &self.members[0].netns
-    }
-
-    fn member(&self, netns: u32) -> Result<&Member, Error> {
-        self.members.iter().find(|member| member.facts.inode == netns).ok_or(Error::OutOfScope { netns })
-    }
-
-    fn any_heard(&self) -> bool {
-        // All of them: each call empties one queue.
-        self.members.iter().filter(|member| member.watch.heard()).count() > 0
+    fn member(&self, netns: u32) -> Result<(&NetNs, &Namespace), Error> {
+        let mut all = self.seen.members.iter().map(|member| &member.netns).zip(self.namespaces());
+        all.find(|(_, namespace)| namespace.inode == netns).ok_or(Error::OutOfScope { netns })
     }
 }
 
-/// The survey enters other namespaces, so it has a thread of its own, in this node's.
-fn surveyed(own: NetNs) -> Result<Survey, Error> {
-    let entered = own.reopen()?;
-    entered.within(|| survey(own))
+/// The survey enters other namespaces, so it has a thread of its own, which starts in `own`.
+fn surveyed(own: &NetNs) -> Result<Survey, Error> {
+    own.within(|| survey(NetNs::own()?))
 }
 
 /// Items with their places in the list, by namespace.

@@ -1,7 +1,7 @@
 //! Finds this node's namespaces and reads them.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     os::fd::{AsFd, AsRawFd},
 };
@@ -31,13 +31,13 @@ pub(super) struct Member {
     pub(super) netns: NetNs,
     /// Hears of changed routes and rules since the survey.
     pub(super) watch: Watch,
-    /// Its other half, for the reader.
-    pub(super) facts: Namespace,
 }
 
 /// Everything in scope, own namespace first, and what could not be read.
 pub(super) struct Survey {
     pub(super) members: Vec<Member>,
+    /// What was read in each member, in the same order.
+    pub(super) namespaces: Vec<Namespace>,
     pub(super) notes: Vec<Error>,
 }
 
@@ -52,16 +52,20 @@ pub(super) fn survey(own: NetNs) -> Result<Survey, Error> {
     let mut netlink = Netlink::open(NETLINK_ROUTE).map_err(fail("open a netlink socket"))?;
     let own_view = view::read(&mut netlink).map_err(fail("list links, addresses and routes"))?;
     let names = candidates.remove(&inode).map(|candidate| candidate.names).unwrap_or_default();
-    let facts = namespace(inode, Role::Node, names, &own_view);
-    let mut survey = Survey { members: vec![Member { netns: own, watch, facts }], notes: Vec::new() };
+    let mut survey = Survey {
+        members: vec![Member { netns: own, watch }],
+        namespaces: vec![namespace(inode, Role::Node, names, &own_view)],
+        notes: Vec::new(),
+    };
     let mut surveyor = Surveyor { uplinks: scope::uplinks(&own_view), own: own_view, inode, netlink };
     for (inode, candidate) in candidates {
         // Vanished meanwhile: normal.
         let Some(netns) = candidate.open(inode) else { continue };
         match surveyor.consider(netns, candidate) {
-            Ok(Some((member, pairs))) => {
-                tie(&mut survey.members[0].facts, inode, &pairs);
-                survey.members.push(member);
+            Ok(Some(pod)) => {
+                tie(&mut survey.namespaces[0], inode, &pod.pairs);
+                survey.members.push(pod.member);
+                survey.namespaces.push(pod.namespace);
             }
             Ok(None) => {}
             Err(error) => survey.notes.push(error),
@@ -74,14 +78,22 @@ pub(super) fn survey(own: NetNs) -> Result<Survey, Error> {
 struct Surveyor {
     inode: u32,
     own: View,
-    uplinks: std::collections::BTreeSet<u32>,
+    uplinks: BTreeSet<u32>,
     /// Belongs to the own namespace, wherever the thread is.
     netlink: Netlink,
 }
 
+/// A namespace that turned out to be a pod's.
+struct Pod {
+    member: Member,
+    namespace: Namespace,
+    /// Interface index in this node's own namespace -> interface index in the pod.
+    pairs: BTreeMap<u32, u32>,
+}
+
 impl Surveyor {
-    /// A member, with its pairs (own's index -> its index), if `netns` is a pod of this node.
-    fn consider(&mut self, netns: NetNs, candidate: Candidate) -> Result<Option<(Member, BTreeMap<u32, u32>)>, Error> {
+    /// Reads `netns` if it is a pod of this node.
+    fn consider(&mut self, netns: NetNs, candidate: Candidate) -> Result<Option<Pod>, Error> {
         let inode = netns.inode;
         let nsid = nsid_of(&mut self.netlink, &netns)
             .map_err(|failure| failure.during("ask for the id of a namespace", self.inode))?;
@@ -99,10 +111,10 @@ impl Surveyor {
         if !scope::is_pod(&self.own, &self.uplinks, &pairs, &view, |address| host_route(netlink, address)) {
             return Ok(None);
         }
-        let mut facts = namespace(inode, Role::Pod, candidate.names, &view);
+        let mut namespace = namespace(inode, Role::Pod, candidate.names, &view);
         let back = pairs.iter().map(|(here, there)| (*there, *here)).collect();
-        tie(&mut facts, self.inode, &back);
-        Ok(Some((Member { netns, watch, facts }, pairs)))
+        tie(&mut namespace, self.inode, &back);
+        Ok(Some(Pod { member: Member { netns, watch }, namespace, pairs }))
     }
 }
 
@@ -140,9 +152,9 @@ fn namespace(inode: u32, role: Role, names: Vec<String>, view: &View) -> Namespa
     Namespace { inode, role, names, links: links.collect() }
 }
 
-/// Notes on the links of `facts` that their other ends (index here -> index there) are in `netns`.
-fn tie(facts: &mut Namespace, netns: u32, pairs: &BTreeMap<u32, u32>) {
-    for link in &mut facts.links {
+/// Notes on the links of `namespace` that their other ends (index here -> index there) are in `netns`.
+fn tie(namespace: &mut Namespace, netns: u32, pairs: &BTreeMap<u32, u32>) {
+    for link in &mut namespace.links {
         if let Some(ifindex) = pairs.get(&link.ifindex) {
             link.peer = Some(LinkRef { netns, ifindex: *ifindex });
         }

@@ -231,7 +231,7 @@ fn answers_keep_the_order_of_questions_and_strangers_are_named() {
 #[test]
 fn a_changed_route_or_rule_is_noticed_in_the_node_and_in_pods() {
     let lab = Lab::up();
-    let mut node = lab.survey("n1");
+    let node = lab.survey("n1");
     assert!(!node.routes_changed());
     lab.ip("q1", "route add 10.5.0.0/16 via 169.254.1.1");
     assert!(!node.routes_changed(), "somebody else's pod");
@@ -239,7 +239,7 @@ fn a_changed_route_or_rule_is_noticed_in_the_node_and_in_pods() {
     assert!(node.routes_changed());
     assert!(node.routes_changed(), "and stays noticed");
     for (name, change) in [("n1", "rule add fwmark 9 lookup 100"), ("p1", "route add 10.5.0.0/16 via 169.254.1.1")] {
-        let mut node = lab.survey("n1");
+        let node = lab.survey("n1");
         assert!(!node.routes_changed());
         lab.ip(name, change);
         assert!(node.routes_changed(), "{change}");
@@ -250,7 +250,7 @@ fn a_changed_route_or_rule_is_noticed_in_the_node_and_in_pods() {
 fn facts_of_a_translated_ping() {
     let lab = Lab::up();
     lab.exec("n1", "iptables -t nat -A POSTROUTING -s 100.115.37.64/26 -o ens5 -j MASQUERADE --random-fully");
-    let mut node = lab.survey("n1");
+    let node = lab.survey("n1");
     lab.exec("p1", "ping -c2 -i0.2 -W2 -e 4660 8.8.8.8");
     let flow = Flow {
         netns: lab.inode("n1"),

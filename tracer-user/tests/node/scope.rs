@@ -12,7 +12,7 @@ use tracer_user::node::{
 use crate::lab::Lab;
 
 fn link<'a>(node: &'a Node, netns: u32, name: &str) -> &'a Link {
-    let namespace = node.namespaces().find(|namespace| namespace.inode == netns).expect("namespace in scope");
+    let namespace = node.namespaces().iter().find(|namespace| namespace.inode == netns).expect("namespace in scope");
     namespace.links.iter().find(|link| link.name == name).expect("link")
 }
 
@@ -33,10 +33,10 @@ fn a_node_sees_itself_and_its_own_pods_and_nobody_else() {
 
     let second = lab.survey("n2");
     assert_eq!(second.scope(), [lab.inode("n2"), lab.inode("q1")]);
-    let roles: Vec<Role> = second.namespaces().map(|namespace| namespace.role).collect();
+    let roles: Vec<Role> = second.namespaces().iter().map(|namespace| namespace.role).collect();
     assert_eq!(roles, [Role::Node, Role::Pod]);
     assert_eq!(
-        second.namespaces().map(|n| n.names.clone()).collect::<Vec<_>>(),
+        second.namespaces().iter().map(|n| n.names.clone()).collect::<Vec<_>>(),
         [vec![lab.name("n2")], vec![lab.name("q1")]]
     );
 }
