@@ -54,7 +54,8 @@ impl Lab {
         lab
     }
 
-    fn add(&mut self, name: &str) {
+    /// A namespace of its own, with loopback up.
+    pub(crate) fn add(&mut self, name: &str) {
         run("ip", &["netns", "add", &self.name(name)]);
         self.namespaces.push(name.into());
         self.ip(name, "link set lo up");
@@ -71,7 +72,12 @@ impl Lab {
         while File::open(&link).unwrap().metadata().unwrap().ino() != u64::from(inode) {
             thread::yield_now();
         }
-        run("ip", &["netns", "del", &full]);
+        self.remove(name);
+    }
+
+    /// Takes a name out of /run/netns.
+    pub(crate) fn remove(&mut self, name: &str) {
+        run("ip", &["netns", "del", &self.name(name)]);
         self.namespaces.retain(|other| other != name);
     }
 

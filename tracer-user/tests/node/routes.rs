@@ -281,3 +281,43 @@ fn facts_of_a_translated_ping() {
     let mac = neighbour.mac.clone().unwrap();
     assert!(printed.contains(&mac) && printed.contains(&neighbour.state), "{printed} {neighbour:?}");
 }
+
+#[test]
+fn conntrack_entries_of_other_protocols_are_found_by_their_tuples() {
+    let lab = Lab::up();
+    let node = lab.survey("n1");
+    for (name, protocol, src, dst) in
+        [("tcp", 6, "10.0.0.1", "10.0.0.2"), ("udp", 17, "10.0.0.1", "10.0.0.2"), ("udp", 17, "fd00::1", "fd00::2")]
+    {
+        let state = if name == "tcp" { "--state ESTABLISHED" } else { "" };
+        lab.exec("n1", &format!("conntrack -I -p {name} -s {src} -d {dst} --sport 1234 --dport 80 -t 100 {state}"));
+        let (src, dst) = (address(src), address(dst));
+        let flow = Flow { netns: lab.inode("n1"), protocol, src, dst, src_port: 1234, dst_port: 80 };
+        let found = node.conntrack(std::slice::from_ref(&flow)).unwrap();
+        let [entry] = found.as_slice() else { panic!("{found:?}") };
+        assert_eq!((entry.original, entry.protocol), ((src, dst, 1234, 80), protocol));
+        assert_eq!(entry.reply, (dst, src, 80, 1234));
+        assert!(node.conntrack(&[Flow { src_port: 1235, ..flow }]).unwrap().is_empty());
+    }
+}
+
+#[test]
+fn one_namespace_out_of_reach_does_not_spoil_the_facts() {
+    let lab = Lab::up();
+    let node = lab.survey("n1");
+    let stranger = RouteQuestion { netns: lab.inode("q1"), ..sent(&lab, "8.8.8.8") };
+    let (facts, notes) = node.facts(&[stranger, sent(&lab, "8.8.8.8")], &[]);
+    assert_eq!(facts.routes.len(), 1);
+    assert!(matches!(notes.as_slice(), [Error::OutOfScope { .. }]), "{notes:?}");
+}
+
+#[test]
+fn a_pod_that_ended_can_still_be_asked() {
+    let mut lab = Lab::up();
+    let pod = RouteQuestion { netns: lab.inode("p3"), src: address("100.115.37.83"), ..sent(&lab, "8.8.8.8") };
+    let node = lab.survey("n1");
+    lab.remove("p3");
+    // Held open: the namespace lives on with the survey, and without default route, as it was.
+    assert_eq!(answer(&node, pod).route, None);
+    assert_eq!(lab.survey("n1").scope().len(), node.scope().len() - 1);
+}

@@ -47,6 +47,23 @@ fn the_internet_has_no_pods() {
     assert_eq!(lab.survey("inet").scope(), [lab.inode("inet")]);
 }
 
+/// Each node's default route leads into the other, over a pair of NICs: nothing but the uplink tells them from pods.
+#[test]
+fn two_nodes_back_to_back_are_not_each_others_pods() {
+    let mut lab = Lab::up();
+    lab.add("d1");
+    lab.add("d2");
+    let other = lab.name("d2");
+    lab.ip("d1", &format!("link add ens5 index 7 type veth peer name ens5 index 7 netns {other}"));
+    for (name, address, gateway) in [("d1", "10.5.0.1/24", "10.5.0.2"), ("d2", "10.5.0.2/24", "10.5.0.1")] {
+        lab.ip(name, "link set ens5 up");
+        lab.ip(name, &format!("address add {address} dev ens5"));
+        lab.ip(name, &format!("route add default via {gateway}"));
+    }
+    assert_eq!(lab.survey("d1").scope(), [lab.inode("d1")]);
+    assert_eq!(lab.survey("d2").scope(), [lab.inode("d2")]);
+}
+
 /// As on a machine that runs kind: nodes are its containers, and their pods are not its own.
 #[test]
 fn a_host_of_nodes_has_the_nodes_but_not_their_pods() {
