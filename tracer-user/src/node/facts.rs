@@ -150,6 +150,23 @@ pub struct Neighbour {
     pub state: String,
 }
 
+/// A flow to look up in conntrack, in either direction, before or after translation.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Flow {
+    /// Namespace.
+    pub netns: u32,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Source address.
+    pub src: IpAddr,
+    /// Destination address.
+    pub dst: IpAddr,
+    /// Source port, or ICMP id.
+    pub src_port: u16,
+    /// Destination port, 0 for ICMP.
+    pub dst_port: u16,
+}
+
 /// A conntrack entry, by ctnetlink.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConntrackEntry {

@@ -1,0 +1,195 @@
+//! Blocking requests over one netlink socket.
+//!
+//! A netlink socket belongs to the namespace it was created in, wherever its thread goes afterwards.
+
+use std::{fmt::Debug, io};
+
+use netlink_packet_core::{
+    DecodeError, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkBuffer, NetlinkDeserializable, NetlinkHeader,
+    NetlinkMessage, NetlinkPayload, NetlinkSerializable,
+};
+use netlink_sys::{Socket, SocketAddr};
+use nix::sys::{
+    socket::{setsockopt, sockopt},
+    time::TimeVal,
+};
+
+use super::error::Failure;
+
+/// The kernel fills at most this much per read of a dump (`net/netlink/af_netlink.c`, netlink_dump), bytes.
+const BUFFER: usize = 32 * 1024;
+/// The kernel answers at once; this only bounds the damage if it does not, seconds.
+const PATIENCE_S: i64 = 5;
+/// Attempts at a list that changes while it is read.
+const ATTEMPTS: u32 = 4;
+
+/// What a netlink protocol's message must be able to do.
+pub(super) trait Message: NetlinkSerializable + NetlinkDeserializable + Debug + Clone {}
+impl<T: NetlinkSerializable + NetlinkDeserializable + Debug + Clone> Message for T {}
+
+/// One netlink socket in one namespace.
+pub(super) struct Netlink {
+    socket: Socket,
+    sequence: u32,
+    buffer: Vec<u8>,
+}
+
+/// What one datagram of answers said.
+struct Progress {
+    /// Nothing follows.
+    done: bool,
+    /// The list changed while the kernel walked it.
+    interrupted: bool,
+}
+
+impl Netlink {
+    /// Opens a socket of `protocol` (`NETLINK_ROUTE`, ...) in the calling thread's namespace.
+    pub(super) fn open(protocol: isize) -> Result<Self, Failure> {
+        let open = || -> io::Result<Socket> {
+            let mut socket = Socket::new(protocol)?;
+            socket.bind_auto()?;
+            socket.connect(&SocketAddr::new(0, 0))?;
+            setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::new(PATIENCE_S, 0))?;
+            Ok(socket)
+        };
+        let socket = open().map_err(Failure::Socket)?;
+        Ok(Self { socket, sequence: 0, buffer: Vec::with_capacity(BUFFER) })
+    }
+
+    /// Asks for one object and returns the kernel's one answer.
+    pub(super) fn get<M: Message>(&mut self, message: M) -> Result<M, Failure> {
+        self.send(message, NLM_F_REQUEST)?;
+        loop {
+            let mut answer = None;
+            let progress = self.receive(|m| {
+                answer.get_or_insert(m);
+            })?;
+            match answer {
+                Some(answer) => return Ok(answer?),
+                None if progress.done => return Err(Failure::Refused(io::ErrorKind::NotFound.into())),
+                None => {}
+            }
+        }
+    }
+
+    /// Lists what `message` asks for, keeping what `keep` makes something of.
+    ///
+    /// An object that the decoder does not understand is left out and logged: newer kernels have odder objects,
+    /// and one strange device must not hide the node.
+    pub(super) fn dump<M: Message, T>(
+        &mut self,
+        message: &M,
+        mut keep: impl FnMut(M) -> Option<T>,
+    ) -> Result<Vec<T>, Failure> {
+        for _ in 0..ATTEMPTS {
+            self.send(message.clone(), NLM_F_REQUEST | NLM_F_DUMP)?;
+            let mut found = Vec::new();
+            let mut changed = false;
+            loop {
+                let progress = self.receive(|m| match m {
+                    Ok(m) => found.extend(keep(m)),
+                    Err(error) => tracing::warn!(%error, "left an object out of a netlink list"),
+                })?;
+                changed |= progress.interrupted;
+                if progress.done {
+                    break;
+                }
+            }
+            if !changed {
+                return Ok(found);
+            }
+        }
+        Err(Failure::Unstable(ATTEMPTS))
+    }
+
+    fn send<M: Message>(&mut self, message: M, flags: u16) -> Result<(), Failure> {
+        self.sequence += 1;
+        let mut packet = NetlinkMessage::new(NetlinkHeader::default(), NetlinkPayload::InnerMessage(message));
+        packet.header.flags = flags;
+        packet.header.sequence_number = self.sequence;
+        packet.finalize();
+        let mut bytes = vec![0; packet.buffer_len()];
+        packet.serialize(&mut bytes);
+        self.socket.send(&bytes, 0).map_err(Failure::Socket)?;
+        Ok(())
+    }
+
+    /// Reads one datagram, hands its objects to `each`, and says whether the answer is complete.
+    fn receive<M: Message>(&mut self, mut each: impl FnMut(Result<M, DecodeError>)) -> Result<Progress, Failure> {
+        self.buffer.clear();
+        loop {
+            match self.socket.recv(&mut self.buffer, 0) {
+                Ok(_) => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(Failure::Socket(error)),
+            }
+        }
+        let (mut rest, mut interrupted) = (self.buffer.as_slice(), false);
+        while !rest.is_empty() {
+            let header = NetlinkBuffer::new_checked(rest)?;
+            let (length, sequence) = (header.length() as usize, header.sequence_number());
+            interrupted |= header.flags() & NLM_F_DUMP_INTR != 0;
+            let bytes = &rest[..length];
+            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+            if sequence != self.sequence {
+                continue; // The tail of an answer that was given up.
+            }
+            match NetlinkMessage::<M>::deserialize(bytes) {
+                Ok(NetlinkMessage { payload: NetlinkPayload::InnerMessage(message), .. }) => each(Ok(message)),
+                Ok(NetlinkMessage { payload: NetlinkPayload::Done(done), .. }) => {
+                    return match done.code {
+                        0 => Ok(Progress { done: true, interrupted }),
+                        code => Err(Failure::Refused(io::Error::from_raw_os_error(code.abs()))),
+                    };
+                }
+                Ok(NetlinkMessage { payload: NetlinkPayload::Error(error), .. }) => {
+                    return match error.code {
+                        None => Ok(Progress { done: true, interrupted }),
+                        Some(_) => Err(Failure::Refused(error.to_io())),
+                    };
+                }
+                Ok(_) => {}
+                Err(error) => each(Err(error)),
+            }
+        }
+        Ok(Progress { done: false, interrupted })
+    }
+}
+
+/// A socket that only hears of changes.
+pub(super) struct Watch {
+    socket: Socket,
+}
+
+impl Watch {
+    /// Subscribes to the multicast `groups` of `protocol` in the calling thread's namespace.
+    pub(super) fn open(protocol: isize, groups: &[u32]) -> Result<Self, Failure> {
+        let open = || -> io::Result<Socket> {
+            let mut socket = Socket::new(protocol)?;
+            socket.bind_auto()?;
+            for group in groups {
+                socket.add_membership(*group)?;
+            }
+            socket.set_non_blocking(true)?;
+            Ok(socket)
+        };
+        Ok(Self { socket: open().map_err(Failure::Socket)? })
+    }
+
+    /// Has anything been heard since the last call? Never blocks. Too much to be kept counts as heard.
+    pub(super) fn heard(&self) -> bool {
+        let mut buffer = Vec::with_capacity(BUFFER);
+        let mut heard = false;
+        loop {
+            buffer.clear();
+            match self.socket.recv(&mut buffer, 0) {
+                Ok(_) => heard = true,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return heard,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // ENOBUFS: the kernel threw notices away, and says so once.
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => heard = true,
+                Err(_) => return true,
+            }
+        }
+    }
+}
