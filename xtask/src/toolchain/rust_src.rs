@@ -82,7 +82,7 @@ fn toolchain_name(sysroot: &Path) -> Option<String> {
 /// Takes `library/` out of Debian's package `rust-src`. apt itself fetches it, with the machine's proxy settings and
 /// checked signatures, but with folders of its own: the machine's package lists and sources stay as they are.
 fn from_debian(compiler: &Compiler, cache: &Path, target: &Path) -> Result<()> {
-    for program in ["apt-get", "apt-cache", "dpkg"] {
+    for program in ["apt-get", "apt-cache", "dpkg-deb", "tar"] {
         if !proc::on_path(program) {
             bail!("`{program}` is not installed: not a Debian system");
         }
@@ -97,7 +97,12 @@ fn from_debian(compiler: &Compiler, cache: &Path, target: &Path) -> Result<()> {
         apt.run("apt-get", &["download", "-q", &format!("rust-src={version}")]).context("fetch the package")?;
         let package = find(scratch.path(), |name| name.starts_with("rust-src_") && name.ends_with(".deb"))?;
         let tree = scratch.path().join("tree");
-        proc::quiet(Command::new("dpkg").arg("-x").arg(&package).arg(&tree)).context("unpack the package")?;
+        fs::create_dir(&tree).with_context(|| format!("create {}", tree.display()))?;
+        // Not `dpkg -x`: the package holds all of rustc's source, ten times the files of the one folder wanted.
+        let script = "dpkg-deb --fsys-tarfile \"$1\" | tar -x -C \"$2\" --wildcards './usr/src/rustc-*/library'";
+        let mut unpack = Command::new("sh");
+        unpack.args(["-c", script, "unpack"]).arg(&package).arg(&tree);
+        proc::quiet(&mut unpack).context("unpack the package")?;
         let source = find(&tree.join("usr/src"), |name| name.starts_with("rustc-"))?;
         let library = source.join("library");
         if !is_library(&library) {
