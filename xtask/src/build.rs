@@ -87,7 +87,8 @@ fn copy_if_changed(from: &Path, to: &Path) -> Result<bool> {
     }
     let folder = to.parent().with_context(|| format!("{} lies in no folder", to.display()))?;
     fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
-    let new = to.with_extension("new");
+    // A name of our own: another run may be at the same point.
+    let new = to.with_extension(format!("new-{}", std::process::id()));
     fs::write(&new, &bytes).with_context(|| format!("write {}", new.display()))?;
     fs::rename(&new, to).with_context(|| format!("move {} to {}", new.display(), to.display()))?;
     Ok(true)

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, anyhow, bail};
 
 use super::{Compiler, put_in_place, scratch};
-use crate::proc;
+use crate::{interrupt, proc};
 
 /// Debian's suite that carries the compiler's newer versions, and with them their sources.
 const SUITE: &str = "trixie-backports";
@@ -41,6 +41,7 @@ pub(super) fn ensure(compiler: &Compiler, cache: &Path) -> Result<PathBuf> {
     };
     match from_debian(compiler, cache, &cached) {
         Ok(()) => Ok(cached),
+        Err(error) if interrupt::received().is_some() => Err(error),
         Err(by_debian) => Err(anyhow!(
             "the source of Rust's core library {} is missing, and the kernel object cannot be built without it\n  \
              rustup: {by_rustup:#}\n  Debian: {by_debian:#}\n\
