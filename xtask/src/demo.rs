@@ -66,7 +66,7 @@ fn traces(podpath: &Path) -> Result<bool> {
         println!("\n# {purpose}\n$ podpath trace {arguments}");
         let mut command = Command::new(podpath);
         command.arg("trace").args(arguments.split(' ')).arg("--inventory").arg(&lab.inventory);
-        let status = proc::shown(packages::with_system_path(&mut command), TRACE_LIMIT)?;
+        let status = proc::shown(&mut command, TRACE_LIMIT)?;
         if !status.success() {
             proc::say(&format!("podpath trace {arguments} {}", proc::ended(status)));
             well = false;

@@ -70,6 +70,8 @@ enum Lab {
 }
 
 fn main() -> ExitCode {
+    // SAFETY: these are the first steps of main; nothing has started a thread.
+    unsafe { packages::extend_path() };
     let result = interrupt::watch().and_then(|()| run(Arguments::parse().task));
     if let Err(error) = &result {
         eprintln!("error: {error}");

@@ -65,9 +65,12 @@ fn install(packages: &[&str]) -> Result<()> {
     proc::quiet_within(&mut command, LIMIT).map(drop)
 }
 
-/// Makes programs in `/usr/sbin` and `/sbin` callable for everything we start: a root shell by `su` or a container may
-/// not have them on its PATH.
-pub fn with_system_path(command: &mut Command) -> &mut Command {
+/// Makes programs in `/usr/sbin` and `/sbin` callable for us and everything we start: root's shell, by `su` or in a
+/// container, may not have them on its PATH.
+///
+/// # Safety
+/// No other thread runs yet.
+pub unsafe fn extend_path() {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut folders: Vec<_> = std::env::split_paths(&path).collect();
     for system in ["/usr/sbin", "/sbin"] {
@@ -75,10 +78,10 @@ pub fn with_system_path(command: &mut Command) -> &mut Command {
             folders.push(system.into());
         }
     }
-    match std::env::join_paths(folders) {
-        Ok(joined) => command.env("PATH", joined),
-        // Cannot be: every part came from a PATH.
-        Err(_) => command,
+    // Joining cannot fail: every part came out of a PATH.
+    if let Ok(joined) = std::env::join_paths(folders) {
+        // SAFETY: no other thread reads or writes the environment, as our caller promises.
+        unsafe { std::env::set_var("PATH", joined) };
     }
 }
 

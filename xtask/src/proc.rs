@@ -155,11 +155,10 @@ pub fn describe(command: &Command) -> String {
     text
 }
 
-/// Whether a program of this name is on the PATH, or where system programs lie.
+/// Whether a program of this name is on the PATH.
 pub fn on_path(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let system = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(Into::into);
-    std::env::split_paths(&path).chain(system).any(|folder: std::path::PathBuf| folder.join(program).is_file())
+    std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
 }
 
 /// One line on stderr about a finished step or a fact.

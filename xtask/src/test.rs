@@ -102,7 +102,7 @@ fn cargo_test(options: &Options) -> Result<(Totals, bool)> {
     for name in options.skip.iter().filter(|name| !PHASES.contains(&name.as_str())) {
         command.args(["--skip", name]);
     }
-    packages::with_system_path(&mut command).current_dir(workspace_root()).stdin(Stdio::null()).stdout(Stdio::piped());
+    command.current_dir(workspace_root()).stdin(Stdio::null()).stdout(Stdio::piped());
     let mut child = proc::spawn(&mut command)?;
     let stdout = child.stdout.take().context("cargo test has no stdout")?;
     let reader = std::thread::spawn(move || {
