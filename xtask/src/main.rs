@@ -1,2 +1,166 @@
 //! `cargo xtask`.
-fn main() {}
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use clap::{Parser, Subcommand};
+use xtask::{build, demo, interrupt, lab, packages, test};
+
+/// podpath's workshop: everything around the code that cargo alone does not do.
+///
+/// New here? `cargo xtask demo` builds podpath and shows it at work, `cargo xtask test` runs every test.
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask", arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Build the kernel object, and install what that needs (source of Rust's core, bpf-linker) into your cache
+    ///
+    /// The kernel object is written to target/ebpf/podpath-ebpf.o; `cargo build` then puts it into podpath and
+    /// podpath-agent. What is installed lies in $XDG_CACHE_HOME/podpath (~/.cache/podpath) and serves all clones.
+    /// Set CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER to use a bpf-linker of your own.
+    Build,
+
+    /// Run every test this machine can run; installs what they need
+    ///
+    /// Packages, kernel object, cargo fmt, clippy, and cargo test of the whole workspace. The last line on stdout is
+    /// the total; the exit code is 0 only when everything that was not skipped passed. Tests of labs need root.
+    Test {
+        /// Leave out a phase (packages, fmt, clippy), or the tests with this in their name; may be repeated
+        #[arg(long, value_name = "NAME")]
+        skip: Vec<String>,
+        /// Handed to the test programs: parts of the names of the tests to run, --nocapture, ...
+        #[arg(last = true, value_name = "ARGS")]
+        arguments: Vec<String>,
+    },
+
+    /// Build all, bring up a lab of two Kubernetes-like nodes, trace pings across it, remove it again (needs root)
+    Demo,
+
+    /// Bring up, list and remove labs: clusters made of network namespaces (needs root)
+    #[command(subcommand)]
+    Lab(Lab),
+}
+
+#[derive(Subcommand)]
+enum Lab {
+    /// Bring a lab up; one that is up already is left as it is
+    Up {
+        /// Which cluster to rebuild: calico-bgp (kops, Calico with BGP), kind-calico (kind with Calico)
+        profile: String,
+        /// What to call it, to have several side by side [default: the profile's name]
+        #[arg(long)]
+        name: Option<String>,
+    },
+    /// Remove a lab and everything that belongs to it, half-built ones too
+    Down {
+        /// Its name; not needed while only one is up
+        #[arg(conflicts_with = "all")]
+        name: Option<String>,
+        /// Remove every lab
+        #[arg(long)]
+        all: bool,
+    },
+    /// List the labs that are up
+    Status,
+}
+
+fn main() -> ExitCode {
+    // SAFETY: these are the first steps of main; nothing has started a thread.
+    unsafe { packages::extend_path() };
+    let result = interrupt::watch().and_then(|()| run(Arguments::parse().task));
+    if let Err(error) = &result {
+        eprintln!("error: {error}");
+        error.chain().skip(1).for_each(|cause| eprintln!("cause: {cause}"));
+    }
+    match (interrupt::received(), result) {
+        // The shell's convention for a program ended by a signal.
+        (Some(signal), _) => ExitCode::from(128 + signal),
+        (None, Ok(code)) => code,
+        (None, Err(_)) => ExitCode::FAILURE,
+    }
+}
+
+fn run(task: Task) -> Result<ExitCode> {
+    match task {
+        Task::Build => println!("{}", build::kernel_object()?.display()),
+        Task::Test { skip, arguments } => return test::run(&test::Options { skip, arguments }),
+        Task::Demo => return demo::run(),
+        Task::Lab(Lab::Up { profile, name }) => up(&profile, name.as_deref().unwrap_or(&profile))?,
+        Task::Lab(Lab::Down { name, all }) => down(name, all)?,
+        Task::Lab(Lab::Status) => status()?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn up(profile: &str, name: &str) -> Result<()> {
+    packages::need_root("a lab", &format!("cargo xtask lab up {profile}"))?;
+    packages::ensure(packages::LAB)?;
+    let lab = lab::up(name, profile)?;
+    println!("lab {} is up ({}), inventory {}", lab.name, lab.profile, lab.inventory.display());
+    println!("remove it by: cargo xtask lab down {}", lab.name);
+    Ok(())
+}
+
+fn down(name: Option<String>, all: bool) -> Result<()> {
+    packages::need_root("removing a lab", "cargo xtask lab down")?;
+    let names = match (name, all) {
+        (Some(name), _) => vec![name],
+        (None, all) => {
+            let names: Vec<String> = lab::status()?.into_iter().map(|lab| lab.name).collect();
+            if !all && names.len() > 1 {
+                bail!("several labs are up: {}\nway out: name one, or use --all", names.join(", "));
+            }
+            names
+        }
+    };
+    if names.is_empty() {
+        println!("no lab is up");
+    }
+    for name in names {
+        lab::down(&name)?;
+        println!("lab {name} is down");
+    }
+    Ok(())
+}
+
+fn status() -> Result<()> {
+    let labs = lab::status()?;
+    if labs.is_empty() {
+        println!("no lab is up; bring one up by: cargo xtask lab up calico-bgp");
+    }
+    for lab in labs {
+        println!("{}  {}  {}", lab.name, lab.profile, lab.inventory.display());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn command_line_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn test_takes_skips_and_arguments() {
+        let line = ["xtask", "test", "--skip", "fmt", "--skip", "demo", "--", "blackhole", "--nocapture"];
+        let Task::Test { skip, arguments } = Arguments::try_parse_from(line).unwrap().task else { panic!("not test") };
+        assert_eq!(skip, ["fmt", "demo"]);
+        assert_eq!(arguments, ["blackhole", "--nocapture"]);
+    }
+
+    #[test]
+    fn down_takes_a_name_or_all_not_both() {
+        assert!(Arguments::try_parse_from(["xtask", "lab", "down", "x", "--all"]).is_err());
+        assert!(Arguments::try_parse_from(["xtask", "lab", "down"]).is_ok());
+    }
+}

@@ -1,0 +1,120 @@
+//! `cargo xtask build`: the kernel object.
+
+use std::{
+    fs,
+    io::ErrorKind,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result};
+
+use crate::{
+    proc,
+    toolchain::{self, Toolchain},
+    workspace_root,
+};
+
+/// The BPF target of the host's byte order: kernel and programs share memory.
+const TARGET: &str = if cfg!(target_endian = "big") { "bpfeb-unknown-none" } else { "bpfel-unknown-none" };
+/// BTF is made from debug information; aya and the verifier need it.
+const FLAGS: &str = "-Cdebuginfo=2\x1f-Clink-arg=--btf";
+
+/// Builds the kernel object and returns its path, `target/ebpf/podpath-ebpf.o` in the clone. The file is touched only
+/// when its bytes change, so that what embeds it is not built again for nothing.
+///
+/// # Errors
+/// The toolchain for the BPF target cannot be had, or the kernel programs do not compile.
+pub fn kernel_object() -> Result<PathBuf> {
+    let mut command = kernel_cargo("build", &toolchain::ensure()?);
+    proc::step("kernel object: compile", || proc::quiet(&mut command)).context("build the kernel programs")?;
+    let built = target_dir().join(TARGET).join("release/tracer-ebpf");
+    let object = workspace_root().join("target/ebpf/podpath-ebpf.o");
+    let change = if copy_if_changed(&built, &object)? { "new" } else { "unchanged" };
+    proc::say(&format!("kernel object: {} ({change})", object.display()));
+    Ok(object)
+}
+
+/// Runs clippy on the kernel programs as they are compiled for the kernel: on the host most of them are cut out.
+///
+/// # Errors
+/// The toolchain for the BPF target cannot be had, or clippy finds something.
+pub fn kernel_clippy() -> Result<()> {
+    let mut command = kernel_cargo("clippy", &toolchain::ensure()?);
+    command.args(["--", "-D", "warnings"]);
+    proc::quiet(&mut command).map(drop)
+}
+
+/// A cargo command on the kernel programs for the BPF target.
+fn kernel_cargo(subcommand: &str, toolchain: &Toolchain) -> Command {
+    let mut command = Command::new(crate::cargo());
+    command
+        .args([subcommand, "--release", "-p", "tracer-ebpf", "--bin", "tracer-ebpf", "-Z", "build-std=core"])
+        .args(["--target", TARGET])
+        .arg("--target-dir")
+        .arg(target_dir())
+        .current_dir(workspace_root())
+        // -Z options on a stable compiler; in a target folder of its own, so that no other build sees a difference.
+        .env("RUSTC_BOOTSTRAP", "1")
+        // Where cargo takes `core` from in place of the sysroot. A name for cargo's own tests, but since 2019 the only
+        // way that leaves the user's toolchain untouched. Should it go, cargo itself will say that rust-src is missing.
+        .env("__CARGO_TESTS_ONLY_SRC_ROOT", &toolchain.library)
+        .env(linker_variable(), &toolchain.linker)
+        .env("CARGO_ENCODED_RUSTFLAGS", FLAGS)
+        .env_remove("CARGO_BUILD_TARGET")
+        .env_remove("RUSTC_WORKSPACE_WRAPPER");
+    command
+}
+
+fn target_dir() -> PathBuf {
+    workspace_root().join("target/bpf")
+}
+
+/// The variable by which cargo learns the linker for the BPF target.
+pub(crate) fn linker_variable() -> String {
+    format!("CARGO_TARGET_{}_LINKER", TARGET.replace('-', "_").to_uppercase())
+}
+
+/// Copies `from` to `to` unless they are equal already. A reader never sees half a file.
+fn copy_if_changed(from: &Path, to: &Path) -> Result<bool> {
+    let bytes = fs::read(from).with_context(|| format!("read {}", from.display()))?;
+    match fs::read(to) {
+        Ok(old) if old == bytes => return Ok(false),
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("read {}", to.display()));
+        }
+        _ => {}
+    }
+    let folder = to.parent().with_context(|| format!("{} lies in no folder", to.display()))?;
+    fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
+    // A name of our own: another run may be at the same point.
+    let new = to.with_extension(format!("new-{}", std::process::id()));
+    fs::write(&new, &bytes).with_context(|| format!("write {}", new.display()))?;
+    fs::rename(&new, to).with_context(|| format!("move {} to {}", new.display(), to.display()))?;
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copies_only_a_change() {
+        let folder = tempfile::tempdir().unwrap();
+        let (from, to) = (folder.path().join("from"), folder.path().join("sub/to"));
+        fs::write(&from, "one").unwrap();
+        assert!(copy_if_changed(&from, &to).unwrap());
+        let first = fs::metadata(&to).unwrap().modified().unwrap();
+        assert!(!copy_if_changed(&from, &to).unwrap());
+        assert_eq!(fs::metadata(&to).unwrap().modified().unwrap(), first, "an equal file is left alone");
+        fs::write(&from, "two").unwrap();
+        assert!(copy_if_changed(&from, &to).unwrap());
+        assert_eq!(fs::read_to_string(&to).unwrap(), "two");
+    }
+
+    #[test]
+    fn the_linker_variable_is_the_one_cargo_reads() {
+        let expected = if cfg!(target_endian = "big") { "BPFEB" } else { "BPFEL" };
+        assert_eq!(linker_variable(), format!("CARGO_TARGET_{expected}_UNKNOWN_NONE_LINKER"));
+    }
+}

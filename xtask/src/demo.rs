@@ -1,0 +1,77 @@
+//! `cargo xtask demo`: a lab of its own, three traces across it, and everything gone again.
+
+use std::{
+    path::Path,
+    process::{Command, ExitCode},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{build, interrupt, lab, packages, proc, workspace_root};
+
+const LAB: &str = "demo";
+const PROFILE: &str = "calico-bgp";
+/// Each is what a user would type after `podpath trace`, and what it is good for.
+const TRACES: &[(&str, &str)] = &[
+    ("bb2 bb1", "a ping from one node's pod to another node's"),
+    ("bb1 8.8.8.8", "out of the cluster: the node rewrites the source address"),
+    ("bb1 bb3", "two pods on the same node"),
+];
+const TRACE_LIMIT: Duration = Duration::from_secs(60);
+
+/// Builds all, brings the lab up, shows the traces, takes the lab down.
+///
+/// # Errors
+/// Something could not be built or set up, or we were interrupted. The lab is down in any case, or the error says so.
+pub fn run() -> Result<ExitCode> {
+    packages::need_root("the demo", "cargo xtask demo")?;
+    packages::ensure(packages::LAB)?;
+    build::kernel_object()?;
+    let mut cargo = Command::new(crate::cargo());
+    cargo.args(["build", "-p", "tracer-user", "--bins"]).current_dir(workspace_root());
+    proc::step("podpath, podpath-agent: compile", || proc::quiet(&mut cargo))?;
+    let podpath = podpath()?;
+
+    let result = traces(&podpath);
+    // Also after a failure in `up`: half a lab is to go too.
+    let down = proc::step(&format!("lab {LAB}: down"), || lab::down(LAB))
+        .with_context(|| format!("the lab is still there\nway out: cargo xtask lab down {LAB}"));
+    match (result, down) {
+        (Ok(true), Ok(())) => Ok(ExitCode::SUCCESS),
+        (Ok(false), Ok(())) => Ok(ExitCode::FAILURE),
+        (Err(error), Ok(())) | (Ok(_), Err(error)) => Err(error),
+        (Err(error), Err(down)) => Err(error.context(format!("{down:#}"))),
+    }
+}
+
+/// `podpath` beside this very program: `cargo xtask` runs from the folder the build writes to.
+fn podpath() -> Result<std::path::PathBuf> {
+    let own = std::env::current_exe().context("find the own program")?;
+    let podpath = own.with_file_name("podpath");
+    if !podpath.is_file() {
+        bail!("no podpath beside {}\nway out: start the demo by `cargo xtask demo`", own.display());
+    }
+    Ok(podpath)
+}
+
+/// True when every trace ended well.
+fn traces(podpath: &Path) -> Result<bool> {
+    let lab = proc::step(&format!("lab {LAB}: up ({PROFILE})"), || lab::up(LAB, PROFILE))?;
+    let mut well = true;
+    for (arguments, purpose) in TRACES {
+        if interrupt::received().is_some() {
+            bail!("interrupted");
+        }
+        println!("\n# {purpose}\n$ podpath trace {arguments}");
+        let mut command = Command::new(podpath);
+        command.arg("trace").args(arguments.split(' ')).arg("--inventory").arg(&lab.inventory);
+        let status = proc::shown(&mut command, TRACE_LIMIT)?;
+        if !status.success() {
+            proc::say(&format!("podpath trace {arguments} {}", proc::ended(status)));
+            well = false;
+        }
+    }
+    println!();
+    Ok(well)
+}

@@ -1,0 +1,218 @@
+//! `cargo xtask test`: everything this machine can test, in phases, with one honest line at the end.
+
+use std::{
+    io::{BufRead, BufReader, Write},
+    process::{Command, ExitCode, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+
+use crate::{build, packages, proc, workspace_root};
+
+/// All tests together; a hanging one is ended rather than waited for.
+const LIMIT: Duration = Duration::from_secs(25 * 60);
+
+/// What is to be tested.
+#[derive(Debug, Default)]
+pub struct Options {
+    /// Phases (`packages`, `fmt`, `clippy`) or parts of test names to leave out.
+    pub skip: Vec<String>,
+    /// Handed to the test binaries as they are: name filters, `--nocapture`.
+    pub arguments: Vec<String>,
+}
+
+/// Runs all phases; a failed one does not keep the next from running where it can. The total stands on stdout.
+///
+/// # Errors
+/// Only for what keeps the tests from being run at all: packages or the kernel object cannot be had.
+pub fn run(options: &Options) -> Result<ExitCode> {
+    let phases = Phases { start: Instant::now(), skip: &options.skip };
+    let mut failed = Vec::new();
+
+    if phases.begin("packages", "programs that the tests call") {
+        packages::ensure(packages::LAB)?;
+        packages::ensure(packages::TESTS)?;
+    }
+    phases.header("kernel object");
+    build::kernel_object()?;
+    if phases.begin("fmt", "cargo fmt --all --check") && !cargo(&["fmt", "--all", "--check"])? {
+        failed.push("fmt");
+    }
+    if phases.begin("clippy", "cargo clippy, host and BPF target") && !clippy()? {
+        failed.push("clippy");
+    }
+    phases.header("cargo test --workspace");
+    let (totals, ended_well) = cargo_test(options)?;
+    if !ended_well {
+        failed.push("tests");
+    }
+    if totals.nothing_ran() && options.arguments.is_empty() {
+        failed.push("tests (none ran)");
+    }
+    phases.header("done");
+    println!("{}", last_line(&totals, &options.skip, &failed));
+    Ok(if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+const PHASES: &[&str] = &["packages", "fmt", "clippy"];
+
+struct Phases<'a> {
+    start: Instant,
+    skip: &'a [String],
+}
+
+impl Phases<'_> {
+    fn header(&self, text: &str) {
+        eprintln!("=== [{}] {text}", clock(self.start.elapsed()));
+    }
+
+    /// Prints the phase's header; false when the caller wants it left out.
+    fn begin(&self, name: &str, text: &str) -> bool {
+        let skipped = self.skip.iter().any(|skip| skip == name);
+        self.header(&if skipped { format!("{name}: skipped, as asked") } else { format!("{name}: {text}") });
+        !skipped
+    }
+}
+
+fn clock(elapsed: Duration) -> String {
+    format!("{:02}:{:02}", elapsed.as_secs() / 60, elapsed.as_secs() % 60)
+}
+
+/// Runs cargo with its output shown; true when it ended well.
+fn cargo(arguments: &[&str]) -> Result<bool> {
+    let mut command = Command::new(crate::cargo());
+    command.args(arguments).current_dir(workspace_root());
+    Ok(proc::shown(&mut command, LIMIT)?.success())
+}
+
+fn clippy() -> Result<bool> {
+    let host = cargo(&["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"])?;
+    let kernel = build::kernel_clippy();
+    if let Err(error) = &kernel {
+        eprintln!("{error:#}");
+    }
+    Ok(host && kernel.is_ok())
+}
+
+/// Runs all tests, shows their output as it comes, and adds up the summary lines in it.
+fn cargo_test(options: &Options) -> Result<(Totals, bool)> {
+    let mut command = Command::new(crate::cargo());
+    command.args(["test", "--workspace", "--no-fail-fast", "--"]).args(&options.arguments);
+    for name in options.skip.iter().filter(|name| !PHASES.contains(&name.as_str())) {
+        command.args(["--skip", name]);
+    }
+    command.current_dir(workspace_root()).stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut child = proc::spawn(&mut command)?;
+    let stdout = child.stdout.take().context("cargo test has no stdout")?;
+    let reader = std::thread::spawn(move || {
+        let mut totals = Totals::default();
+        // Bytes, not lines of text: tests may print anything.
+        for line in BufReader::new(stdout).split(b'\n').map_while(Result::ok) {
+            totals.add(&String::from_utf8_lossy(&line));
+            let mut out = std::io::stdout().lock();
+            let _ = out.write_all(&line).and_then(|()| out.write_all(b"\n")).and_then(|()| out.flush());
+        }
+        totals
+    });
+    let status = proc::wait_within(&mut child, LIMIT)?;
+    let totals = reader.join().unwrap_or_default();
+    match status {
+        Some(status) => Ok((totals, status.success())),
+        None => {
+            proc::say(&format!("the tests had not ended after {} minutes and were stopped", LIMIT.as_secs() / 60));
+            Ok((totals, false))
+        }
+    }
+}
+
+/// Sums over cargo-test summary lines.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Totals {
+    passed: u64,
+    failed: u64,
+    ignored: u64,
+    filtered: u64,
+}
+
+impl Totals {
+    /// Adds a line like `test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 2 filtered out; finished in 0.1s`.
+    fn add(&mut self, line: &str) {
+        let Some(rest) = line.strip_prefix("test result: ") else { return };
+        // What stands before the first count is the verdict: `ok. ` or `FAILED. `
+        let counts = rest.split_once(". ").map_or(rest, |(_, counts)| counts);
+        for part in counts.split(';') {
+            let Some((number, word)) = part.trim().split_once(' ') else { continue };
+            let Ok(number) = number.parse::<u64>() else { continue };
+            match word {
+                "passed" => self.passed += number,
+                "failed" => self.failed += number,
+                "ignored" => self.ignored += number,
+                "filtered out" => self.filtered += number,
+                _ => {}
+            }
+        }
+    }
+
+    fn nothing_ran(&self) -> bool {
+        self.passed + self.failed == 0
+    }
+}
+
+fn last_line(totals: &Totals, skip: &[String], failed: &[&str]) -> String {
+    let Totals { passed, failed: failures, ignored, filtered } = totals;
+    let verdict = if failed.is_empty() { "ok".to_owned() } else { format!("FAILED in {}", failed.join(", ")) };
+    let mut text = format!("xtask test: {verdict}. {passed} passed, {failures} failed, {ignored} ignored");
+    if *filtered > 0 {
+        text.push_str(&format!(", {filtered} filtered out"));
+    }
+    match skip {
+        [] => text.push_str("; nothing skipped"),
+        names => text.push_str(&format!("; skipped as asked by --skip: {}", names.join(", "))),
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn summary_lines_are_summed_and_nothing_else() {
+        let mut totals = Totals::default();
+        for line in [
+            "running 4 tests",
+            "test a ... ok",
+            "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 2 filtered out; finished in 0.01s",
+            "test result: FAILED. 10 passed; 4 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.00s",
+            "  test result: ok. 99 passed; a test may print this",
+            "test result: nonsense; x passed",
+        ] {
+            totals.add(line);
+        }
+        assert_eq!(totals, Totals { passed: 13, failed: 4, ignored: 1, filtered: 2 });
+    }
+
+    #[test]
+    fn last_line_names_what_failed_and_what_was_skipped() {
+        let totals = Totals { passed: 13, failed: 0, ignored: 1, filtered: 0 };
+        assert_eq!(last_line(&totals, &[], &[]), "xtask test: ok. 13 passed, 0 failed, 1 ignored; nothing skipped");
+        let totals = Totals { failed: 1, filtered: 2, ..totals };
+        assert_eq!(
+            last_line(&totals, &["fmt".into(), "blackhole".into()], &["clippy", "tests"]),
+            "xtask test: FAILED in clippy, tests. 13 passed, 1 failed, 1 ignored, 2 filtered out; \
+             skipped as asked by --skip: fmt, blackhole"
+        );
+    }
+
+    #[test]
+    fn no_tests_is_no_success() {
+        assert!(Totals { ignored: 5, filtered: 3, ..Totals::default() }.nothing_ran());
+        assert!(!Totals { passed: 1, ..Totals::default() }.nothing_ran());
+    }
+
+    #[test]
+    fn elapsed_as_minutes_and_seconds() {
+        assert_eq!(clock(Duration::from_secs(754)), "12:34");
+    }
+}
