@@ -60,25 +60,39 @@ pub(crate) fn write_sysctl(sysctl: &Sysctl) -> Result<()> {
     fs::write(&path, sysctl.value).with_context(|| format!("writing `{}` to {}", sysctl.value, path.display()))
 }
 
-/// Make the IP-in-IP device, or say why there is none. Its name stands for the protocol's own fallback device in a
-/// namespace that has one (`net.core.fb_tunnels_only_for_init_net` 0).
+/// Make the IP-in-IP device, or say why there is none.
+///
+/// Where `net.core.fb_tunnels_only_for_init_net` is 0, the kernel has put a fallback device of that name into the
+/// namespace, before the NIC or (when the module is loaded by our request) after it. The order of devices decides
+/// which address a node's ICMP errors carry, so that one steps aside and ours is always the younger.
 fn make_tunnel(tunnel: &Tunnel) -> Result<Option<String>> {
     let Tunnel { name, address, local, mtu } = tunnel;
-    let there = run("ip", &["link", "show", "dev", name], "").is_ok();
-    if !there {
-        let local = local.to_string();
-        let made = run("ip", &["link", "add", name, "type", "ipip", "local", &local], "");
-        if let Err(error) = made {
-            let error = error.to_string();
-            return match error.contains("Unknown device type") || error.contains("not supported") {
-                true => Ok(Some(format!("no {name}: this kernel has no IP-in-IP device"))),
-                false => bail!(error),
-            };
-        }
+    step_aside(name)?;
+    let add = format!("link add {name} mtu {mtu} type ipip local {local}");
+    let add: Vec<&str> = add.split(' ').collect();
+    let made = run("ip", &add, "").or_else(|error| match step_aside(name)? {
+        true => run("ip", &add, ""),
+        false => Err(error),
+    });
+    if let Err(error) = made {
+        return match error.to_string().contains("Unknown device type") {
+            true => Ok(Some(format!("no {name}: this kernel has no IP-in-IP device"))),
+            false => Err(error),
+        };
     }
-    let batch = format!("link set {name} mtu {mtu}\naddr add {address}/32 dev {name}\nlink set {name} up\n");
+    let batch = format!("addr add {address}/32 dev {name}\nlink set {name} up\n");
     run("ip", &["-batch", "-"], &batch)?;
     Ok(None)
+}
+
+/// Rename the fallback device that has taken `name`; whether there was one.
+fn step_aside(name: &str) -> Result<bool> {
+    if run("ip", &["link", "show", "dev", name], "").is_err() {
+        return Ok(false);
+    }
+    let batch = format!("link set {name} down\nlink set {name} name {name}-fallback\n");
+    run("ip", &["-batch", "-"], &batch)?;
+    Ok(true)
 }
 
 /// Wait until no link that is up lacks its carrier: a link change reaches routes a moment after `ip` returns.

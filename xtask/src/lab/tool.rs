@@ -12,7 +12,7 @@ pub const PACKAGES: &[&str] = &["iproute2", "ipset", "iptables", "nftables", "co
 fn package(tool: &str) -> &str {
     match tool {
         "ip" => "iproute2",
-        "iptables-nft" | "iptables-nft-restore" => "iptables",
+        "iptables-nft" | "iptables-nft-restore" | "iptables-nft-save" => "iptables",
         "nft" => "nftables",
         "ping" => "iputils-ping",
         other => other,
