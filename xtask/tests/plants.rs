@@ -1,0 +1,204 @@
+//! Each planted fault does what it says, and nothing else; taken out, it is gone. Needs what `lab.rs` needs.
+
+use std::collections::BTreeSet;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use support::{Lab, address, exec, requests_seen, times};
+use xtask::lab::plant::{Direction, Echo, Plant, Way};
+use xtask::lab::{self, LabInfo, inside};
+
+mod support;
+
+const MS: Duration = Duration::from_millis(1);
+
+/// The median round trip of some pings from a pod.
+fn rtt(lab: &LabInfo, from: &str, to: &str) -> Duration {
+    median_rtt(&lab.pod(from).unwrap().namespace, to)
+}
+
+/// The same between two nodes' own addresses: what only the wire does.
+fn node_rtt(lab: &LabInfo, from: &str, to: &str) -> Duration {
+    let to = lab.node(to).unwrap().address.to_string();
+    median_rtt(&lab.node(from).unwrap().namespace, &to)
+}
+
+fn median_rtt(namespace: &str, to: &str) -> Duration {
+    let times = pings(namespace, to, "-c7 -i0.02");
+    times[times.len() / 2]
+}
+
+/// Round trips, sorted; all pings must be answered. The first goes alone: it resolves neighbours, and until conntrack
+/// has confirmed its flow, other packets of that flow (same id) are dropped.
+fn pings(namespace: &str, to: &str, arguments: &str) -> Vec<Duration> {
+    exec(namespace, &format!("ping -n -e77 -c1 -W2 {to}"));
+    let output = exec(namespace, &format!("ping -n -e77 -W2 {arguments} {to}"));
+    assert!(output.contains(" 0% packet loss"), "{output}");
+    let mut times = times(&output);
+    times.sort_unstable();
+    times
+}
+
+/// Within the planted delay and what a busy machine adds to it.
+fn assert_about(rtt: Duration, planted: Duration) {
+    assert!((planted..planted + 4 * MS).contains(&rtt), "{rtt:?}, planted {planted:?}");
+}
+
+/// Whether a single ping is answered.
+fn answered(lab: &LabInfo, from: &str, to: &str) -> bool {
+    let namespace = &lab.pod(from).unwrap().namespace;
+    let output = inside(namespace, || {
+        let arguments = ["-n", "-c1", "-W1", to];
+        Ok(Command::new("ping").args(arguments).output()?)
+    });
+    output.unwrap().status.success()
+}
+
+/// Every rule of every namespace of the lab, without counters.
+fn rules(lab: &LabInfo) -> String {
+    let of = |namespace: &String| {
+        let tables = ["raw", "mangle", "nat", "filter"];
+        let rules = tables.map(|table| exec(namespace, &format!("iptables-nft -t {table} -S")));
+        rules.concat() + &exec(namespace, "nft list tables bridge")
+    };
+    let bridge = exec(&lab.wire, "cat /proc/sys/net/bridge/bridge-nf-call-iptables");
+    lab.namespaces.iter().map(of).collect::<String>() + &bridge
+}
+
+#[test]
+fn a_node_delay_holds_what_the_node_forwards_and_nothing_on_the_wire() {
+    let lab = Lab::up("t-node-delay", "calico-bgp");
+    let (bb1, bb3) = (address(&lab, "bb1"), address(&lab, "bb3"));
+    let before = rules(&lab);
+    assert_about(rtt(&lab, "bb2", &bb1), Duration::ZERO);
+
+    let plant = Plant::NodeDelay { node: "node1".to_owned(), ms: 5, to: None };
+    let planted = plant.plant(&lab).unwrap();
+    assert_about(rtt(&lab, "bb2", &bb1), 10 * MS);
+    assert_about(rtt(&lab, "bb1", &bb3), 10 * MS);
+    assert_about(node_rtt(&lab, "node2", "node1"), Duration::ZERO);
+    planted.remove().unwrap();
+    assert_about(rtt(&lab, "bb2", &bb1), Duration::ZERO);
+    assert_eq!(rules(&lab), before);
+
+    let one_way = Plant::NodeDelay { node: "node1".to_owned(), ms: 5, to: bb1.parse().ok() };
+    let _planted = one_way.plant(&lab).unwrap();
+    assert_about(rtt(&lab, "bb2", &bb1), 5 * MS);
+}
+
+#[test]
+fn a_node_delay_holds_every_packet_equally_long() {
+    let lab = Lab::up("t-many", "calico-bgp");
+    let plant = Plant::NodeDelay { node: "node2".to_owned(), ms: 20, to: None };
+    let _planted = plant.plant(&lab).unwrap();
+    // Ten in flight at once: a delay that took them one after the other would add up.
+    let times = pings(&lab.pod("bb2").unwrap().namespace, &address(&lab, "bb1"), "-c40 -i0.004");
+    assert_eq!(times.len(), 40);
+    assert!(times[0] >= 40 * MS && times[20] < 44 * MS, "{times:?}");
+}
+
+#[test]
+fn a_wire_delay_is_outside_of_both_nodes() {
+    let lab = Lab::up("t-wire-delay", "calico-bgp");
+    let bb1 = address(&lab, "bb1");
+    let before = rules(&lab);
+    let between = ["node1", "ip-172-20-58-60.ec2.internal"].map(str::to_owned);
+    let plant = |direction| Plant::WireDelay { between: between.clone(), ms: 5, direction };
+
+    let both = plant(Direction::Both).plant(&lab).unwrap();
+    assert_about(rtt(&lab, "bb2", &bb1), 10 * MS);
+    assert_about(node_rtt(&lab, "node2", "node1"), 10 * MS);
+    assert_about(rtt(&lab, "bb1", &address(&lab, "bb3")), Duration::ZERO);
+    assert_about(node_rtt(&lab, "node3", "node1"), Duration::ZERO);
+
+    // A second one on the same wire outlives the first.
+    let there = plant(Direction::There).plant(&lab).unwrap();
+    drop(both);
+    assert_about(rtt(&lab, "bb2", &bb1), 5 * MS);
+    drop(there);
+    assert_about(rtt(&lab, "bb2", &bb1), Duration::ZERO);
+    assert_eq!(rules(&lab), before);
+}
+
+#[test]
+fn a_wire_drop_takes_one_way_only_and_leaves_the_link_up() {
+    let lab = Lab::up("t-wire-drop", "kind-calico");
+    let (bb1, bb2) = (address(&lab, "bb1"), address(&lab, "bb2"));
+    let before = rules(&lab);
+    let drop_to_worker = |way, icmp| Plant::WireDrop { node: "worker".to_owned(), way, icmp };
+    let bb1_sees = |work: &dyn Fn()| requests_seen(&lab.pod("bb1").unwrap().namespace, work);
+
+    let request_lost = drop_to_worker(Way::To, Echo::EchoRequest).plant(&lab).unwrap();
+    let seen = bb1_sees(&|| assert!(!answered(&lab, "bb2", &bb1)));
+    assert_eq!(seen, BTreeSet::new());
+    assert!(answered(&lab, "bb1", &bb2), "the other way must pass");
+    let nic = exec(&lab.node("worker").unwrap().namespace, "ip link show dev eth0");
+    assert!(nic.contains("LOWER_UP"), "{nic}");
+    drop(request_lost);
+    assert!(answered(&lab, "bb2", &bb1));
+
+    let reply_lost = drop_to_worker(Way::From, Echo::EchoReply).plant(&lab).unwrap();
+    let seen = bb1_sees(&|| assert!(!answered(&lab, "bb2", &bb1)));
+    assert_eq!(seen, BTreeSet::from([bb2.clone()]));
+    assert!(answered(&lab, "bb1", &bb2), "the other way must pass");
+    drop(reply_lost);
+    assert!(answered(&lab, "bb2", &bb1));
+    assert_eq!(rules(&lab), before);
+}
+
+#[test]
+fn a_policy_drops_at_its_pod_only() {
+    let lab = Lab::up("t-policy", "calico-bgp");
+    let bb1 = address(&lab, "bb1");
+    let before = rules(&lab);
+    let planted = Plant::PolicyDrop { pod: "bb1".to_owned() }.plant(&lab).unwrap();
+    assert!(!answered(&lab, "bb2", &bb1));
+    assert!(!answered(&lab, "bb3", &bb1));
+    assert!(answered(&lab, "bb2", &address(&lab, "bb3")));
+    assert!(answered(&lab, "bb1", &address(&lab, "bb2")), "replies are of an established connection");
+    drop(planted);
+    assert!(answered(&lab, "bb2", &bb1));
+    assert_eq!(rules(&lab), before);
+}
+
+#[test]
+fn a_packet_to_an_address_that_no_pod_has_gets_no_answer() {
+    let lab = Lab::up("t-blackhole", "calico-bgp");
+    assert!(!answered(&lab, "bb2", "100.115.37.99"));
+}
+
+#[test]
+fn a_plant_for_nobody_is_refused() {
+    let lab = Lab::up("t-nobody", "calico-bgp");
+    let error = Plant::PolicyDrop { pod: "bb9".to_owned() }.plant(&lab).unwrap_err();
+    let text = format!("{error:#}");
+    assert!(text.contains("no pod `bb9`; pods: bb1, web, bb3, bb2"), "{text}");
+}
+
+#[test]
+#[ignore = "no test: the process that the next one kills"]
+fn plant_and_wait() {
+    let labs = lab::status().unwrap();
+    let lab = labs.iter().find(|lab| lab.name == "t-killed").unwrap();
+    let plant = Plant::NodeDelay { node: "node1".to_owned(), ms: 50, to: None };
+    let _planted = plant.plant(lab).unwrap();
+    std::thread::sleep(Duration::from_secs(60));
+}
+
+#[test]
+fn a_killed_planters_delay_lets_packets_pass() {
+    let lab = Lab::up("t-killed", "calico-bgp");
+    let bb1 = address(&lab, "bb1");
+    let mut planter = Command::new(std::env::current_exe().unwrap())
+        .args(["--ignored", "--exact", "plant_and_wait"])
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let start = Instant::now();
+    while rtt(&lab, "bb2", &bb1) < 50 * MS {
+        assert!(start.elapsed() < Duration::from_secs(10), "the delay never came");
+    }
+    planter.kill().unwrap();
+    planter.wait().unwrap();
+    assert_about(rtt(&lab, "bb2", &bb1), Duration::ZERO);
+}
