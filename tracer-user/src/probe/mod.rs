@@ -106,7 +106,14 @@ pub struct Probe {
     programs: Ebpf,
     events: RingBuf<MapData>,
     reasons: symbols::DropReasons,
+    /// Frees wait here for their names: `/proc/kallsyms` takes the kernel tens of milliseconds to print, which must
+    /// not fall between the packets that are measured.
+    frees: Vec<Record>,
+    attached: bool,
 }
+
+/// So many frees wait at the most; then they are named even while the trace runs.
+const MAX_FREES_WAITING: usize = 10_000;
 
 /// How a probe is set up.
 #[derive(Clone, Debug)]
@@ -157,7 +164,7 @@ impl Probe {
         let ring = programs.take_map("EVENTS").ok_or(Error::NoObject)?;
         let events = RingBuf::try_from(ring).map_err(|source| Error::Map { map: "EVENTS", source })?;
         tracing::debug!(elapsed = ?begin.elapsed(), "kernel programs loaded");
-        Ok(Self { programs, events, reasons: symbols::DropReasons::read(&types) })
+        Ok(Self { programs, events, reasons: symbols::DropReasons::read(&types), frees: Vec::new(), attached: true })
     }
 
     /// Attaches one of [`TRACEPOINTS`].
@@ -173,13 +180,19 @@ impl Probe {
         scope.insert(inode, 1, 0).map_err(|source| Error::Map { map: "SCOPE", source })
     }
 
-    /// Takes all records out of the ring, in its order.
+    /// Takes all records out of the ring. Those of the free hooks come, with their names, only after [`Self::detach`].
     pub fn drain(&mut self) -> Result<Vec<Record>, Error> {
         let mut records = Vec::new();
         while let Some(bytes) = self.events.next() {
-            records.push(decode::record(&bytes)?);
+            match decode::record(&bytes)? {
+                Record::Sighting(free) if free.free.is_some() => self.frees.push(Record::Sighting(free)),
+                record => records.push(record),
+            }
         }
-        symbols::name_frees(&mut records, &self.reasons);
+        if !self.attached || self.frees.len() > MAX_FREES_WAITING {
+            symbols::name_frees(&mut self.frees, &self.reasons);
+            records.append(&mut self.frees);
+        }
         Ok(records)
     }
 
@@ -199,6 +212,7 @@ impl Probe {
 
     /// Detaches all programs. Records already in the ring can still be drained.
     pub fn detach(&mut self) -> Result<(), Error> {
+        self.attached = false;
         for name in TRACEPOINTS {
             let program = tracepoint(&mut self.programs, name)?;
             program.unload().map_err(|source| Error::Program { step: "unload", program: name.to_owned(), source })?;

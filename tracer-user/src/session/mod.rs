@@ -8,6 +8,8 @@ mod drive;
 mod error;
 mod inventory;
 mod link;
+#[cfg(target_os = "linux")]
+mod live;
 mod node;
 #[cfg(unix)]
 mod process;
@@ -18,6 +20,8 @@ mod wire;
 
 #[doc(hidden)]
 pub use self::link::decode_stream;
+#[cfg(target_os = "linux")]
+pub use self::live::LiveNode;
 #[cfg(unix)]
 pub use self::process::run_agent;
 pub use self::{

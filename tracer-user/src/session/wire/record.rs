@@ -34,18 +34,16 @@ struct Sighting {
     #[prost(uint32, tag = "6")]
     ifindex: u32,
     #[prost(uint32, tag = "7")]
-    len: u32,
-    #[prost(uint32, tag = "8")]
     mark: u32,
-    #[prost(bool, tag = "9")]
+    #[prost(bool, tag = "8")]
     tracked: bool,
-    #[prost(uint32, optional, tag = "10")]
+    #[prost(uint32, optional, tag = "9")]
     conntrack: Option<u32>,
-    #[prost(message, optional, tag = "11")]
+    #[prost(message, optional, tag = "10")]
     packet: Option<Packet>,
-    #[prost(message, optional, tag = "12")]
+    #[prost(message, optional, tag = "11")]
     outer: Option<Outer>,
-    #[prost(message, optional, tag = "13")]
+    #[prost(message, optional, tag = "12")]
     free: Option<Free>,
 }
 
@@ -236,21 +234,8 @@ fn direction(fields: Fields, value: u32) -> Result<CtDirection, Malformed> {
 
 impl From<&event::Sighting> for Sighting {
     fn from(sighting: &event::Sighting) -> Self {
-        let event::Sighting {
-            time_ns,
-            skb,
-            hook,
-            cpu,
-            netns,
-            ifindex,
-            len,
-            mark,
-            tracked,
-            conntrack,
-            packet,
-            outer,
-            free,
-        } = sighting;
+        let event::Sighting { time_ns, skb, hook, cpu, netns, ifindex, mark, tracked, conntrack, packet, outer, free } =
+            sighting;
         Self {
             time_ns: *time_ns,
             skb: *skb,
@@ -258,7 +243,6 @@ impl From<&event::Sighting> for Sighting {
             cpu: (*cpu).into(),
             netns: *netns,
             ifindex: *ifindex,
-            len: *len,
             mark: *mark,
             tracked: *tracked,
             conntrack: conntrack.map(direction_number),
@@ -281,7 +265,6 @@ impl TryFrom<Sighting> for event::Sighting {
             cpu: fields.narrow("cpu", sighting.cpu)?,
             netns: sighting.netns,
             ifindex: sighting.ifindex,
-            len: sighting.len,
             mark: sighting.mark,
             tracked: sighting.tracked,
             conntrack: sighting.conntrack.map(|value| direction(fields, value)).transpose()?,

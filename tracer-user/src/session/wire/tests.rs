@@ -75,16 +75,15 @@ fn free() -> impl Strategy<Value = Free> {
 fn sighting() -> impl Strategy<Value = Sighting> {
     let hook =
         prop_oneof![Just(Hook::Receive), Just(Hook::Queue), Just(Hook::Xmit), Just(Hook::Drop), Just(Hook::Consume)];
-    let plain = any::<(u64, u64, u16, u32, u32, u32, u32, bool)>();
+    let plain = any::<(u64, u64, u16, u32, u32, u32, bool)>();
     (plain, hook, option::of(direction()), packet(), option::of(outer()), option::of(free())).prop_map(
-        |((time_ns, skb, cpu, netns, ifindex, len, mark, tracked), hook, conntrack, packet, outer, free)| Sighting {
+        |((time_ns, skb, cpu, netns, ifindex, mark, tracked), hook, conntrack, packet, outer, free)| Sighting {
             time_ns,
             skb,
             hook,
             cpu,
             netns,
             ifindex,
-            len,
             mark,
             tracked,
             conntrack,
@@ -300,7 +299,6 @@ fn some_record(name: &str) -> Record {
         cpu: 0,
         netns: 4_026_531_840,
         ifindex: 2,
-        len: 98,
         mark: 0,
         tracked: false,
         conntrack: None,
