@@ -67,7 +67,7 @@ impl<'a> Chain<'a> {
             let touches = touch::touches(&first_copy);
             chain.fragments.extend(touch::fragments(node, touches, world.namespaces(node)));
         }
-        chain.fragments.sort_by_cached_key(|f| key(world, f));
+        sort(world, &mut chain.fragments);
         chain.doubt(world);
         chain
     }
@@ -134,19 +134,32 @@ fn standing(world: &World<'_>, f: &Fragment<'_>) -> u8 {
     }
 }
 
-type Stage = (Reverse<u8>, Reverse<u8>, u8, u8, Reverse<u8>);
+/// TTLs of the innermost packet first and last, where the node stands, how far along a tunnel (before, inside by the
+/// outer TTLs, after), and how the fragment passes its node.
+type Stage = (Reverse<u8>, Reverse<u8>, u8, u8, Reverse<u8>, Reverse<u8>, u8);
 
 fn stage(world: &World<'_>, f: &Fragment<'_>) -> Stage {
     let (first, last) = (f.first(), f.last());
+    let tunnel = match (first.wrapped(), first.way) {
+        (false, Way::Out) => 0,
+        (true, _) => 1,
+        (false, Way::In) => 2,
+    };
     let passage = match (first.way, last.way) {
         (Way::Out, Way::Out) => 0,
         (Way::In, Way::Out) => 1,
         (Way::In, Way::In) => 2,
         (Way::Out, Way::In) => 3,
     };
-    (Reverse(first.ttl()), Reverse(last.ttl()), standing(world, f), passage, Reverse(first.header().ttl))
+    let outer = (Reverse(first.header().ttl), Reverse(last.header().ttl));
+    (Reverse(first.ttl()), Reverse(last.ttl()), standing(world, f), tunnel, outer.0, outer.1, passage)
 }
 
-fn key(world: &World<'_>, f: &Fragment<'_>) -> (Stage, usize, u64) {
-    (stage(world, f), f.node, f.first().start())
+/// On one node its clock decides.
+fn sort(world: &World<'_>, fragments: &mut [Fragment<'_>]) {
+    if fragments.iter().all(|f| f.node == fragments[0].node) {
+        fragments.sort_by_key(|f| f.first().start());
+    } else {
+        fragments.sort_by_cached_key(|f| (stage(world, f), f.node, f.first().start()));
+    }
 }

@@ -83,7 +83,7 @@ impl<'a> Story<'a> {
             request_end = End::Left;
         }
         let reply_end = drops::end(world, &self.reply, self.confirmed());
-        let verdict = self.verdict(&request_end, &reply_end);
+        let verdict = self.verdict(world, &request_end, &reply_end);
         let rtt_ns = shares::rtt(world, &self.request, &self.reply);
         let answer = shares::answer_time(&self.request, &self.reply).map(|(.., ns)| ns);
 
@@ -113,7 +113,7 @@ impl<'a> Story<'a> {
         Told { exchange, routers: there.routers }
     }
 
-    fn verdict(&self, request: &End<'_>, reply: &End<'_>) -> Verdict {
+    fn verdict(&self, world: &World<'_>, request: &End<'_>, reply: &End<'_>) -> Verdict {
         let is = |outcome, failed| Verdict { outcome, failed, note: None };
         if !self.request.doubts.is_empty() || !self.reply.doubts.is_empty() {
             return is(Outcome::Incomplete, None);
@@ -139,21 +139,8 @@ impl<'a> Story<'a> {
         match request {
             End::Dropped { .. } => is(Outcome::Dropped, Some(Direction::Request)),
             End::Lost(_) => is(Outcome::Lost, Some(Direction::Request)),
-            End::Delivered => self.unanswered(),
-            End::Unseen => Verdict {
-                note: Some("no hook saw the request, and no reply came".to_owned()),
-                ..is(Outcome::Incomplete, None)
-            },
-            End::Left | End::Unknown(_) => is(Outcome::Incomplete, None),
-        }
-    }
-
-    /// The request arrived, and no reply was seen anywhere.
-    fn unanswered(&self) -> Verdict {
-        Verdict {
-            outcome: Outcome::Lost,
-            failed: Some(Direction::Reply),
-            note: Some("reply: the request arrived, but no reply to it was seen leaving".to_owned()),
+            End::Delivered => unanswered(world),
+            End::Left | End::Unknown(_) | End::Unseen => is(Outcome::Incomplete, None),
         }
     }
 
@@ -186,6 +173,16 @@ impl<'a> Story<'a> {
         }
         offsets
     }
+}
+
+/// The request arrived, and no reply was seen anywhere.
+fn unanswered(world: &World<'_>) -> Verdict {
+    let (outcome, failed, note) = if world.any_unreliable() {
+        (Outcome::Incomplete, None, "reply: none was seen, but records are missing")
+    } else {
+        (Outcome::Lost, Some(Direction::Reply), "reply: the request arrived, but no reply to it was seen leaving")
+    };
+    Verdict { outcome, failed, note: Some(note.to_owned()) }
 }
 
 fn dated(timed: Timed, start: u64, offsets: &[Option<Offset>]) -> super::model::Hop {

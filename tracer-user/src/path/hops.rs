@@ -280,6 +280,7 @@ impl<'a> Walk<'_, 'a> {
             }
             (End::Dropped { node, at, cause }, Some((_, last))) => self.dropped(node, at, cause, last),
             (End::Unknown(text), _) => self.note(text),
+            (End::Unseen, _) => self.note("no hook saw it".to_owned()),
             _ => {}
         }
     }
