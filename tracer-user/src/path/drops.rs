@@ -124,7 +124,7 @@ fn refused_at_destination(free: &Sighting, role: Role) -> bool {
     }
     match function.as_deref() {
         Some("icmp_rcv" | "icmpv6_rcv") => role == Role::Request,
-        Some(f) => function_in_words(f).is_some() && !reason_name.as_deref().is_some_and(|r| r == "NO_SOCKET"),
+        Some(f) => function_in_words(f).is_some() && reason_name.as_deref() != Some("NO_SOCKET"),
         None => false,
     }
 }

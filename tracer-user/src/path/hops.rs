@@ -154,8 +154,10 @@ impl<'a> Walk<'_, 'a> {
                 self.forwarded(node, before, touch);
             }
             let handed_over = touch.last.hook == Hook::Xmit || !is_last;
-            let hides_wrapping =
-                wrapped_next.is_none() && !is_last && self.world.namespaces(node).is_tunnel(touch.at());
+            // A tunnel device wraps what it is handed; if what came of it may be lost, the hop is unknown.
+            let hides_wrapping = wrapped_next.is_none()
+                && (!is_last || self.world.unreliable(node))
+                && self.world.namespaces(node).is_tunnel(touch.at());
             if wrapped_next.is_none() && handed_over && !hides_wrapping {
                 let detail =
                     Detail { queue_ns: touch.queue_ns(), mtu: self.mtu(node, touch.at()), ..Detail::default() };
