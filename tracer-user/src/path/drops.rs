@@ -135,7 +135,7 @@ pub(super) fn end<'a>(world: &World<'a>, chain: &Chain<'a>, answered: bool) -> E
         return chain.frees.first().map_or(End::Unseen, |(node, free)| only_freed(world, *node, free));
     };
     let namespaces = world.namespaces(node);
-    let final_place = last.way == Way::In && !last.wrapped() && namespaces.owns(last.at().netns, last.last.packet.dst);
+    let final_place = last.way == Way::In && is_final(world, chain, node, last);
     let leaves = last.way == Way::Out && namespaces.leads_out(last.at());
     if answered {
         return if final_place {
@@ -164,6 +164,16 @@ pub(super) fn end<'a>(world: &World<'a>, chain: &Chain<'a>, answered: bool) -> E
         Some(free) => died(world, chain, (node, last), free),
         None => End::Unknown(format!("what became of it after {} was not seen", world.place(node, last.at()))),
     }
+}
+
+/// The namespace is the one that the packet is for. A reply to a node's address may be for a pod that SNAT hides; then
+/// the address is not that of an end.
+fn is_final(world: &World<'_>, chain: &Chain<'_>, node: usize, last: &Touch<'_>) -> bool {
+    let (netns, dst) = (last.at().netns, last.last.packet.dst);
+    let in_pod = world.pod(node, netns).is_some();
+    let is_end = [world.ends.source.address, world.ends.destination.address].contains(&dst);
+    let may_be_hidden = chain.role == Role::Reply && !in_pod && !is_end;
+    !last.wrapped() && !may_be_hidden && world.namespaces(node).owns(netns, dst)
 }
 
 fn last_free<'a>(chain: &Chain<'a>, node: usize, last: &Touch<'a>) -> Option<&'a Sighting> {

@@ -142,3 +142,13 @@ fn a_missing_receive_is_noted_and_not_guessed() {
     assert!(!e.request.hops.iter().any(|h| h.node == "node1" && h.action == Action::Routed));
     assert_eq!(Some(e.shares.iter().map(|s| s.ns).sum()), e.rtt_ns);
 }
+
+#[test]
+fn a_reply_that_dies_before_its_snat_is_undone_is_not_delivered_to_the_node() {
+    let mut w = Walk::new(1, pod(0, 1), ip("8.8.8.8"));
+    let outside = (0, 0, ENS5);
+    w.request(1).sent((0, 1, ETH0)).received((0, 0, veth(1))).masqueraded(outside, host(0), 5);
+    w.reply().received(outside).freed(Hook::Drop, outside, "nf_hook_slow", None).ended(outside, "dropped");
+    let e = &w.check().exchanges[0];
+    assert_eq!((e.outcome, e.failed_direction), (Outcome::Dropped, Some(Direction::Reply)));
+}
