@@ -4,7 +4,26 @@ use std::net::IpAddr;
 
 use crate::{event::Record, node::facts::NodeFacts};
 
+mod chain;
+mod clock;
+mod drops;
+mod exchange;
+mod group;
+mod hops;
+mod join;
 pub mod model;
+mod nat;
+mod route;
+mod shares;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+mod touch;
+mod world;
+
+pub use join::join;
+pub use route::route_questions;
 
 /// Everything that is known about one run, as the sessions delivered it.
 #[derive(Clone, Debug, Default)]
@@ -51,4 +70,26 @@ pub trait Names {
     fn pod(&self, address: IpAddr) -> Option<String>;
     /// Name of the node that has this address as its own.
     fn node(&self, address: IpAddr) -> Option<String>;
+}
+
+/// Who asked and who was asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ends {
+    /// The end that sends the requests.
+    pub source: model::Endpoint,
+    /// The end that is asked.
+    pub destination: model::Endpoint,
+}
+
+/// What [`join`] makes of the evidence: the parts of a [`model::Trace`] that follow from packets and facts.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct Joined {
+    /// Probes in the order they were sent; in passive mode, in the order of the first packets.
+    pub exchanges: Vec<model::Exchange>,
+    /// What traceroute would list.
+    pub routers: Vec<IpAddr>,
+    /// One sentence each.
+    pub warnings: Vec<String>,
+    /// The smallest MTU of the interfaces that the packets passed, bytes.
+    pub smallest_mtu: Option<u32>,
 }

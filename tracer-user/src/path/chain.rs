@@ -1,0 +1,165 @@
+//! Fragments of one packet on all nodes -> one chain, in the order the packet took.
+//!
+//! No clock decides the order: every routing step lowers the TTL, so TTLs order what lies on different nodes, and
+//! between two routing steps what goes out of a node comes before what comes in to one.
+
+use std::{cmp::Reverse, collections::HashSet};
+
+use super::{
+    group::{Role, Sorted},
+    touch::{self, Fragment, Touch, Way},
+    world::World,
+};
+use crate::event::{Hook, Sighting, Translation};
+
+/// The way of one packet.
+pub(super) struct Chain<'a> {
+    pub(super) role: Role,
+    /// In order.
+    pub(super) fragments: Vec<Fragment<'a>>,
+    /// Sightings on the free hooks, with their node.
+    pub(super) frees: Vec<(usize, &'a Sighting)>,
+    /// The conntrack entries that were read from this packet, with their node.
+    pub(super) translations: Vec<(usize, &'a Translation)>,
+    /// Why the order is not certain, if it is not.
+    pub(super) doubts: Vec<String>,
+    /// What else the reader should know.
+    pub(super) notes: Vec<String>,
+}
+
+/// What lies between two fragments that follow each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Between {
+    /// Out of one node, in to another.
+    Wire,
+    /// Out of a node and back in to it: something that is not traced sent it back.
+    Outside,
+    /// Hops that must exist were not seen.
+    Gap,
+}
+
+pub(super) fn between(world: &World<'_>, a: &Fragment<'_>, b: &Fragment<'_>) -> Between {
+    let (out, into) = (a.last(), b.first());
+    let leaves = out.way == Way::Out && world.namespaces(a.node).leads_out(out.at());
+    let enters = into.way == Way::In && world.namespaces(b.node).leads_out(into.at());
+    match (leaves && enters && out.ttl() >= into.ttl(), a.node == b.node) {
+        (true, true) => Between::Outside,
+        (true, false) => Between::Wire,
+        (false, _) => Between::Gap,
+    }
+}
+
+impl<'a> Chain<'a> {
+    pub(super) fn new(world: &World<'a>, role: Role, by_node: &[Vec<&'a Sighting>], sorted: &[Sorted<'a>]) -> Self {
+        let mut chain = Self {
+            role,
+            fragments: Vec::new(),
+            frees: Vec::new(),
+            translations: Vec::new(),
+            doubts: Vec::new(),
+            notes: Vec::new(),
+        };
+        for (node, sightings) in by_node.iter().enumerate() {
+            let (frees, seen): (Vec<_>, Vec<_>) = sightings.iter().copied().partition(|s| touch::is_free(s));
+            chain.frees.extend(frees.into_iter().map(|s| (node, s)));
+            let first_copy = chain.first_copy(world, node, seen);
+            chain.translations.extend(sorted[node].translations_of(sightings).into_iter().map(|t| (node, t)));
+            let touches = touch::touches(&first_copy);
+            chain.fragments.extend(touch::fragments(node, touches, world.namespaces(node)));
+        }
+        sort(world, &mut chain.fragments);
+        chain.doubt(world);
+        chain
+    }
+
+    /// A network may duplicate a packet, and a driver may be handed one twice. The first pass of each place is shown.
+    fn first_copy(&mut self, world: &World<'_>, node: usize, seen: Vec<&'a Sighting>) -> Vec<&'a Sighting> {
+        let mut places = HashSet::new();
+        let mut kept: Vec<&'a Sighting> = Vec::new();
+        for s in seen {
+            let outer = s.outer.as_ref().map(|o| o.ttl);
+            if places.insert((touch::place(s), s.hook, s.packet.ttl, outer)) {
+                kept.push(s);
+            } else if s.hook != Hook::Xmit {
+                let text = format!("a second copy passed {}; the first is shown", world.place(node, touch::place(s)));
+                if !self.notes.contains(&text) {
+                    self.notes.push(text);
+                }
+            }
+        }
+        kept
+    }
+
+    /// What contradicts the order, or leaves it open.
+    fn doubt(&mut self, world: &World<'_>) {
+        for (i, a) in self.fragments.iter().enumerate() {
+            let later = &self.fragments[i + 1..];
+            if later.iter().any(|b| b.node == a.node && b.first().start() < a.last().end()) {
+                let text = format!("the order of the hops on {} contradicts their TTLs", world.node(a.node).name);
+                self.doubts.push(text);
+            }
+            let Some(b) = later.first() else { continue };
+            if b.first().ttl() > a.last().ttl() {
+                let [from, to] = [a, b].map(|f| world.node(f.node).name.as_str());
+                self.doubts.push(format!("the TTLs of the hops on {from} and {to} contradict each other"));
+            } else if a.node != b.node && stage(world, a) == stage(world, b) {
+                let [from, to] = [a, b].map(|f| world.node(f.node).name.as_str());
+                self.doubts.push(format!("whether {from} or {to} came first cannot be told"));
+            }
+        }
+    }
+
+    pub(super) fn first(&self) -> Option<(usize, &Touch<'a>)> {
+        self.fragments.first().map(|f| (f.node, f.first()))
+    }
+
+    pub(super) fn last(&self) -> Option<(usize, &Touch<'a>)> {
+        self.fragments.last().map(|f| (f.node, f.last()))
+    }
+
+    /// The last conntrack entry read from this packet while it was in this buffer on this node.
+    pub(super) fn translation(&self, node: usize, skb: u64) -> Option<&'a Translation> {
+        self.translations.iter().rev().find(|(n, t)| *n == node && t.skb == skb).map(|(_, t)| *t)
+    }
+}
+
+/// Where the fragment's node stands: at the source's end, in the middle, at the destination's end.
+fn standing(world: &World<'_>, f: &Fragment<'_>) -> u8 {
+    let packet = &f.first().first.packet;
+    let is = |address| world.owner(address).is_some_and(|(node, _)| node == f.node);
+    match (is(packet.src), is(packet.dst)) {
+        (true, false) => 0,
+        (false, true) => 2,
+        _ => 1,
+    }
+}
+
+/// TTLs of the innermost packet first and last, where the node stands, how far along a tunnel (before, inside by the
+/// outer TTLs, after), and how the fragment passes its node.
+type Stage = (Reverse<u8>, Reverse<u8>, u8, u8, Reverse<u8>, Reverse<u8>, u8);
+
+fn stage(world: &World<'_>, f: &Fragment<'_>) -> Stage {
+    let (first, last) = (f.first(), f.last());
+    let tunnel = match (first.wrapped(), first.way) {
+        (false, Way::Out) => 0,
+        (true, _) => 1,
+        (false, Way::In) => 2,
+    };
+    let passage = match (first.way, last.way) {
+        (Way::Out, Way::Out) => 0,
+        (Way::In, Way::Out) => 1,
+        (Way::In, Way::In) => 2,
+        (Way::Out, Way::In) => 3,
+    };
+    let outer = (Reverse(first.header().ttl), Reverse(last.header().ttl));
+    (Reverse(first.ttl()), Reverse(last.ttl()), standing(world, f), tunnel, outer.0, outer.1, passage)
+}
+
+/// On one node its clock decides.
+fn sort(world: &World<'_>, fragments: &mut [Fragment<'_>]) {
+    if fragments.iter().all(|f| f.node == fragments[0].node) {
+        fragments.sort_by_key(|f| f.first().start());
+    } else {
+        fragments.sort_by_cached_key(|f| (stage(world, f), f.node, f.first().start()));
+    }
+}

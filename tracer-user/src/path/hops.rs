@@ -1,0 +1,319 @@
+//! A chain of touches -> hops, each with what is known about it. What was not seen is not shown.
+
+use super::{
+    chain::{Between, Chain, between},
+    drops::{Cause, End},
+    group::Role,
+    model::{Action, Basis, Detail, DropDetail, Hop, Nat, Tunnel},
+    nat, route,
+    touch::{Header, Touch, Way},
+    world::World,
+};
+use crate::{
+    event::{Encapsulation, Hook, Packet, Sighting},
+    node::facts::{LinkRef, RouteAnswer},
+};
+
+/// A hop with the clock it was timed by.
+pub(super) struct Timed {
+    pub(super) hop: Hop,
+    pub(super) node: usize,
+    /// By that node's clock.
+    pub(super) time_ns: u64,
+}
+
+/// Where and when.
+#[derive(Clone, Copy)]
+struct Spot {
+    node: usize,
+    at: LinkRef,
+    time_ns: u64,
+}
+
+/// The hops of one packet, and the sentences about what is missing.
+pub(super) struct Walk<'w, 'a> {
+    world: &'w World<'a>,
+    chain: &'w Chain<'a>,
+    pub(super) hops: Vec<Timed>,
+    pub(super) notes: Vec<String>,
+    /// The sources of the ICMP errors of the routers passed; None: not known.
+    pub(super) routers: Vec<(usize, Option<std::net::IpAddr>)>,
+}
+
+pub(super) fn write<'w, 'a>(world: &'w World<'a>, chain: &'w Chain<'a>) -> Walk<'w, 'a> {
+    let mut walk = Walk { world, chain, hops: Vec::new(), notes: Vec::new(), routers: Vec::new() };
+    walk.start();
+    for (i, fragment) in chain.fragments.iter().enumerate() {
+        if i > 0 {
+            walk.gap(i);
+        }
+        for (j, touch) in fragment.touches.iter().enumerate() {
+            let before = j.checked_sub(1).map(|j| &fragment.touches[j]);
+            let next = fragment.touches.get(j + 1);
+            let is_last = i + 1 == chain.fragments.len() && next.is_none();
+            let node = fragment.node;
+            match touch.way {
+                Way::In => walk.came_in(node, before, touch),
+                Way::Out => walk.went_out(node, before, touch, next, is_last),
+            }
+        }
+    }
+    walk
+}
+
+impl<'a> Walk<'_, 'a> {
+    fn push(&mut self, spot: Spot, action: Action, header: Header, basis: Basis, detail: Detail) {
+        let link = self.world.namespaces(spot.node).link(spot.at);
+        let hop = Hop {
+            node: self.world.node(spot.node).name.clone(),
+            pod: self.world.pod(spot.node, spot.at.netns),
+            interface: link.map(|l| l.name.clone()),
+            ifindex: Some(spot.at.ifindex),
+            action,
+            src: header.src,
+            dst: header.dst,
+            ttl: Some(header.ttl),
+            at_ns: None,
+            error_ns: 0,
+            basis,
+            detail,
+        };
+        self.hops.push(Timed { hop, node: spot.node, time_ns: spot.time_ns });
+    }
+
+    fn mtu(&self, node: usize, at: LinkRef) -> Option<u32> {
+        self.world.namespaces(node).link(at).map(|l| l.mtu)
+    }
+
+    fn note(&mut self, text: String) {
+        let direction = if self.chain.role == Role::Request { "request" } else { "reply" };
+        self.notes.push(format!("{direction}: {text}"));
+    }
+
+    /// The beginning: is anything missing before it?
+    fn start(&mut self) {
+        let Some((node, first)) = self.chain.first() else { return };
+        let enters = first.way == Way::In && self.world.namespaces(node).leads_out(first.at());
+        let outside = enters && self.world.owner(first.last.packet.src).is_none();
+        if !outside && !self.is_sender(node, first) {
+            self.note(format!("hops before {} were not seen", self.world.place(node, first.at())));
+        }
+    }
+
+    fn gap(&mut self, i: usize) {
+        let (a, b) = (&self.chain.fragments[i - 1], &self.chain.fragments[i]);
+        if between(self.world, a, b) == Between::Gap {
+            let from = self.world.place(a.node, a.last().at());
+            let to = self.world.place(b.node, b.first().at());
+            self.note(format!("hops between {from} and {to} were not seen"));
+        }
+    }
+
+    /// The namespace made this packet itself. Its own address as source is not enough on a node: SNAT puts it there.
+    fn is_sender(&self, node: usize, touch: &Touch<'_>) -> bool {
+        if touch.way != Way::Out || touch.wrapped() {
+            return false;
+        }
+        let translation = self.chain.translation(node, touch.first.skb);
+        let sent = translation.and_then(|t| nat::as_sent(touch.first, t, self.chain.role));
+        let src = sent.map_or(touch.first.packet.src, |p| p.src);
+        let namespaces = self.world.namespaces(node);
+        let in_pod = self.world.pod(node, touch.at().netns).is_some();
+        let ends = self.world.ends;
+        let is_end = [ends.source.address, ends.destination.address].contains(&src);
+        namespaces.owns(touch.at().netns, src) && (in_pod || is_end || translation.is_some())
+    }
+
+    fn came_in(&mut self, node: usize, before: Option<&Touch<'a>>, touch: &Touch<'a>) {
+        let spot = Spot { node, at: touch.at(), time_ns: touch.start() };
+        let unwrapped = self.world.namespaces(node).is_tunnel(touch.at()) && !touch.wrapped();
+        let wrapped_before = before.filter(|b| b.wrapped() && !touch.wrapped());
+        if unwrapped || wrapped_before.is_some() {
+            let tunnel = wrapped_before.and_then(|b| tunnel(b.last));
+            let detail = Detail { tunnel, ..Detail::default() };
+            self.push(spot, Action::Decapsulated, touch.header(), Basis::Observed, detail);
+        } else {
+            self.push(spot, Action::Received, touch.header(), Basis::Observed, Detail::default());
+        }
+    }
+
+    fn went_out(
+        &mut self,
+        node: usize,
+        before: Option<&Touch<'a>>,
+        touch: &Touch<'a>,
+        next: Option<&Touch<'a>>,
+        is_last: bool,
+    ) {
+        let wrapped_next = next.filter(|n| n.way == Way::Out && n.wrapped() && !touch.wrapped());
+        let is_first = self.hops.is_empty();
+        if is_first && self.is_sender(node, touch) {
+            self.sent(node, touch);
+        } else {
+            if let Some(before) = before.filter(|b| b.way == Way::In) {
+                self.forwarded(node, before, touch);
+            }
+            let handed_over = touch.last.hook == Hook::Xmit || !is_last;
+            // A tunnel device wraps what it is handed; if what came of it may be lost, the hop is unknown.
+            let hides_wrapping = wrapped_next.is_none()
+                && (!is_last || self.world.unreliable(node))
+                && self.world.namespaces(node).is_tunnel(touch.at());
+            if wrapped_next.is_none() && handed_over && !hides_wrapping {
+                let detail =
+                    Detail { queue_ns: touch.queue_ns(), mtu: self.mtu(node, touch.at()), ..Detail::default() };
+                let spot = Spot { node, at: touch.at(), time_ns: touch.end() };
+                self.push(spot, Action::Transmitted, touch.header(), Basis::Observed, detail);
+            }
+        }
+        if let Some(next) = wrapped_next {
+            self.encapsulated(node, touch, next);
+        }
+        if !touch.whole() && !is_last {
+            let missing = if touch.queue_unseen() { "net_dev_queue" } else { "net_dev_start_xmit" };
+            let at = self.world.place(node, touch.at());
+            self.note(format!("{missing} of {at} was not seen"));
+        }
+    }
+
+    fn sent(&mut self, node: usize, touch: &Touch<'a>) {
+        let spot = Spot { node, at: touch.at(), time_ns: touch.start() };
+        let ttl = touch.ttl();
+        let translation = self.chain.translation(node, touch.first.skb);
+        let made = translation.and_then(|t| nat::as_sent(touch.first, t, self.chain.role));
+        let original = made.as_ref().unwrap_or(&touch.first.packet);
+        let detail = Detail { queue_ns: touch.queue_ns(), mtu: self.mtu(node, touch.at()), ..Detail::default() };
+        let header = Header { src: original.src, dst: original.dst, ttl };
+        self.push(spot, Action::Sent, header, Basis::Observed, detail);
+        if made.is_some() {
+            let direction = nat::direction(touch.first, translation, self.chain.role);
+            let rewrites = nat::rewrites(original, &touch.first.packet, direction);
+            for (action, nat) in [rewrites.before_routing, rewrites.after_routing].into_iter().flatten() {
+                self.rewritten(spot, action, nat, ttl);
+            }
+        }
+        if self.world.pod(node, touch.at().netns).is_none() {
+            let question = route::local(touch, translation);
+            if let Some(answer) = self.world.answer(node, &question) {
+                self.routed(spot, touch.header(), Some(answer));
+            }
+        }
+    }
+
+    fn rewritten(&mut self, spot: Spot, action: Action, nat: Nat, ttl: u8) {
+        let header = nat::header(&nat, ttl);
+        self.push(spot, action, header, Basis::Observed, nat::detail(nat));
+    }
+
+    fn routed(&mut self, spot: Spot, header: Header, answer: Option<&RouteAnswer>) {
+        let route = answer.and_then(|a| a.route.as_ref());
+        // An answer that names another interface is not about the way this packet took.
+        let route = route.filter(|r| r.out_ifindex.is_none_or(|i| i == spot.at.ifindex));
+        let basis = if route.is_some() { Basis::Configured } else { Basis::Inferred };
+        let detail = Detail { route: route.map(|r| r.text.clone()), ..Detail::default() };
+        self.push(spot, Action::Routed, header, basis, detail);
+    }
+
+    /// What happened between coming in by `p` and going out by `q`. No hook saw the moments; they are dated by `q`.
+    fn forwarded(&mut self, node: usize, p: &Touch<'a>, q: &Touch<'a>) {
+        let namespaces = self.world.namespaces(node);
+        let (before, after) = (p.header(), q.header());
+        let received = Spot { node, at: p.at(), time_ns: q.start() };
+        let leaving = Spot { node, at: q.at(), time_ns: q.start() };
+        let rewrites = self.rewrites(node, q.first, &p.last.packet, &q.first.packet, q.wrapped());
+        let mut header = before;
+        if let Some((action, nat)) = rewrites.before_routing {
+            header = nat::header(&nat, before.ttl);
+            self.rewritten(received, action, nat, before.ttl);
+        }
+        header.ttl = after.ttl;
+        match namespaces.bridge_of(q.at()).filter(|b| namespaces.bridge_of(p.at()) == Some(*b)) {
+            Some(bridge) if before.ttl == after.ttl => {
+                let spot = Spot { at: bridge, ..leaving };
+                self.push(spot, Action::Bridged, header, Basis::Inferred, Detail::default());
+            }
+            _ if before.ttl != after.ttl => {
+                let answer = self.world.answer(node, &route::forwarding(p, q));
+                self.routers.push((node, answer.and_then(|a| a.icmp_source)));
+                self.routed(leaving, header, answer);
+            }
+            _ => {}
+        }
+        if let Some((action, nat)) = rewrites.after_routing {
+            self.rewritten(leaving, action, nat, after.ttl);
+        }
+    }
+
+    fn rewrites(&self, node: usize, s: &Sighting, from: &Packet, to: &Packet, wrapped: bool) -> nat::Rewrites {
+        // What is inside a tunnel is not this node's to rewrite.
+        if wrapped {
+            return nat::Rewrites::default();
+        }
+        let direction = nat::direction(s, self.chain.translation(node, s.skb), self.chain.role);
+        nat::rewrites(from, to, direction)
+    }
+
+    fn encapsulated(&mut self, node: usize, touch: &Touch<'a>, next: &Touch<'a>) {
+        let answer = self.world.answer(node, &route::local(next, None));
+        let detail = Detail {
+            tunnel: tunnel(next.first),
+            route: answer.and_then(|a| Some(a.route.as_ref()?.text.clone())),
+            queue_ns: touch.queue_ns(),
+            mtu: self.mtu(node, touch.at()),
+            ..Detail::default()
+        };
+        let spot = Spot { node, at: touch.at(), time_ns: touch.end() };
+        self.push(spot, Action::Encapsulated, Header::of(next.first), Basis::Observed, detail);
+    }
+
+    /// The last hop, by how the way ended. `answered_after_ns` is set if an answer was seen.
+    pub(super) fn finish(&mut self, end: End<'a>, answered: bool, answered_after_ns: Option<u64>) {
+        let last = self.chain.last();
+        match (end, last) {
+            (End::Delivered, Some((node, last))) => {
+                let spot = Spot { node, at: last.at(), time_ns: last.end() };
+                let basis = if answered { Basis::Observed } else { Basis::Inferred };
+                let detail = Detail { answered_after_ns, ..Detail::default() };
+                self.push(spot, Action::Delivered, last.header(), basis, detail);
+            }
+            (End::Lost(text), Some((node, last))) => {
+                let spot = Spot { node, at: last.at(), time_ns: last.end() };
+                let detail = Detail { text: Some(text), ..Detail::default() };
+                self.push(spot, Action::Lost, last.header(), Basis::Inferred, detail);
+            }
+            (End::Dropped { node, at, cause }, Some((_, last))) => self.dropped(node, at, cause, last),
+            (End::Unknown(text), _) => self.note(text),
+            (End::Unseen, _) => self.note("no hook saw it".to_owned()),
+            _ => {}
+        }
+    }
+
+    fn dropped(&mut self, node: usize, free: &'a Sighting, cause: Cause, last: &Touch<'a>) {
+        let spot = Spot { node, at: last.at(), time_ns: free.time_ns };
+        let header = if free.outer.is_some() == last.wrapped() { Header::of(free) } else { last.header() };
+        if last.way == Way::In && !last.wrapped() && free.outer.is_none() {
+            let rewrites = self.rewrites(node, free, &last.last.packet, &free.packet, false);
+            if let Some((action, nat)) = rewrites.before_routing {
+                self.rewritten(spot, action, nat, last.ttl());
+            }
+        }
+        let Cause { detail: DropDetail { why, reason, function }, route, basis } = cause;
+        let detail = Detail { route, drop: Some(DropDetail { why, reason, function }), ..Detail::default() };
+        self.push(spot, Action::Dropped, header, basis, detail);
+    }
+}
+
+fn tunnel(s: &Sighting) -> Option<Tunnel> {
+    let outer = s.outer.as_ref()?;
+    let kind = match outer.encapsulation {
+        Encapsulation::Ipip => "ipip",
+        Encapsulation::Vxlan => "vxlan",
+    };
+    Some(Tunnel { kind: kind.to_owned(), src: outer.src, dst: outer.dst })
+}
+
+impl Touch<'_> {
+    /// `net_dev_start_xmit` was seen, `net_dev_queue` was not.
+    pub(super) fn queue_unseen(&self) -> bool {
+        self.way == Way::Out && self.first.hook == Hook::Xmit
+    }
+}

@@ -1,0 +1,128 @@
+//! Which route look-ups the packets of a node caused.
+
+use std::collections::{HashMap, HashSet};
+
+use super::{
+    group::{self, Role, Sorted},
+    nat,
+    touch::{self, Header, Touch, Way},
+    world::Namespaces,
+};
+use crate::{
+    event::{CtDirection, L4, Record, Sighting, Translation},
+    node::facts::{self, RouteQuestion},
+};
+
+/// The look-up between coming in by `p` and going out by `q`: after DNAT, before SNAT.
+pub(super) fn forwarding(p: &Touch<'_>, q: &Touch<'_>) -> RouteQuestion {
+    let (before, after) = (p.header(), q.header());
+    RouteQuestion {
+        netns: p.at().netns,
+        src: before.src,
+        dst: after.dst,
+        in_ifindex: Some(p.at().ifindex),
+        mark: q.first.mark,
+    }
+}
+
+/// The look-up for a packet that came in by `p` and died in the namespace.
+pub(super) fn dying(p: &Touch<'_>, free: Option<&Sighting>, translation: Option<&Translation>) -> RouteQuestion {
+    let before = p.header();
+    let freed = free.filter(|f| f.outer.is_some() == p.wrapped()).map(|f| (Header::of(f).dst, f.mark));
+    let role = group::echo(p.last).map_or(Role::Request, |e| e.role);
+    let by_conntrack = translation.filter(|_| !p.wrapped()).map(|t| {
+        let s = free.unwrap_or(p.last);
+        nat::routed_to(t, nat::direction(s, Some(t), role))
+    });
+    let dst = match freed {
+        Some((dst, _)) if dst != before.dst => dst,
+        _ => by_conntrack.unwrap_or(before.dst),
+    };
+    let mark = freed.map_or(p.last.mark, |(_, mark)| mark);
+    RouteQuestion { netns: p.at().netns, src: before.src, dst, in_ifindex: Some(p.at().ifindex), mark }
+}
+
+/// The look-up for a packet that its namespace made itself (also a tunnel's outer packet).
+pub(super) fn local(q: &Touch<'_>, translation: Option<&Translation>) -> RouteQuestion {
+    let mut src = q.header().src;
+    if let Some(t) = translation.filter(|_| !q.wrapped()) {
+        src = match q.first.conntrack.unwrap_or(t.direction) {
+            CtDirection::Original => t.original.src,
+            CtDirection::Reply => t.reply.src,
+        };
+    }
+    RouteQuestion { netns: q.at().netns, src, dst: q.header().dst, in_ifindex: None, mark: q.first.mark }
+}
+
+/// What stays equal in a packet on one node, whatever is rewritten or wrapped. Several packets may share it, which
+/// costs a useless question at worst.
+fn content(s: &Sighting) -> (u64, u32, u16, u16) {
+    let (a, b) = match s.packet.l4 {
+        L4::Icmp { kind, code, seq, nonce, .. } => {
+            (nonce, u32::from(kind) << 24 | u32::from(code) << 16 | u32::from(seq))
+        }
+        L4::Tcp { seq, ack, flags, .. } => (u64::from(seq) << 32 | u64::from(ack), 0x0600_0000 | u32::from(flags)),
+        // NAT changes UDP's checksum and ports; the buffer is what stays.
+        L4::Udp { .. } => (s.skb, 0x1100_0000),
+        L4::Other { protocol } => (s.skb, u32::from(protocol)),
+    };
+    (a, b, s.packet.ip_id, s.packet.ip_len)
+}
+
+/// The distinct route look-ups that this node's packets caused, in the order of the packets: for a packet that came in
+/// to a namespace and left it again or died in it, and for one that the node itself sent. Not asked: what a pod sends,
+/// and what reached the address it was for.
+pub fn route_questions(records: &[Record], namespaces: &[facts::Namespace]) -> Vec<RouteQuestion> {
+    let namespaces = Namespaces(namespaces);
+    let sorted = Sorted::new(records);
+    let mut packets: HashMap<_, Vec<&Sighting>> = HashMap::new();
+    let mut order = Vec::new();
+    for &s in &sorted.sightings {
+        let packet = packets.entry(content(s)).or_default();
+        if packet.is_empty() {
+            order.push(content(s));
+        }
+        packet.push(s);
+    }
+    let mut seen = HashSet::new();
+    let mut questions = Vec::new();
+    for key in order {
+        for question in of_packet(&packets[&key], &sorted, namespaces) {
+            if seen.insert(question.clone()) {
+                questions.push(question);
+            }
+        }
+    }
+    questions
+}
+
+fn of_packet<'a>(sightings: &[&'a Sighting], sorted: &Sorted<'a>, namespaces: Namespaces<'_>) -> Vec<RouteQuestion> {
+    let translations = sorted.translations_of(sightings);
+    let translation = |t: &Touch<'_>| translations.iter().rev().find(|x| x.skb == t.first.skb).copied();
+    let mut questions = Vec::new();
+    let fragments = touch::fragments(0, touch::touches(sightings), namespaces);
+    for fragment in &fragments {
+        for pair in fragment.touches.windows(2) {
+            let [p, q] = pair else { continue };
+            match (p.way, q.way) {
+                (Way::In, Way::Out) if namespaces.bridge_of(p.at()).is_none() => questions.push(forwarding(p, q)),
+                (Way::Out, Way::Out) if q.wrapped() && !p.wrapped() => questions.push(local(q, None)),
+                _ => {}
+            }
+        }
+        let (first, last) = (fragment.first(), fragment.last());
+        let is_node = namespaces.get(first.at().netns).is_some_and(|n| n.role == facts::Role::Node);
+        let own = local(first, translation(first));
+        if first.way == Way::Out && is_node && namespaces.owns(own.netns, own.src) {
+            questions.push(own);
+        }
+        if last.way == Way::In {
+            let free = sightings.iter().rfind(|s| touch::is_free(s) && s.time_ns >= last.end()).copied();
+            let question = dying(last, free, translation(last));
+            if !namespaces.owns(question.netns, question.dst) {
+                questions.push(question);
+            }
+        }
+    }
+    questions
+}

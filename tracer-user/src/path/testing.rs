@@ -1,0 +1,405 @@
+//! A tiny network to walk packets through: each step writes the records that the kernel side would, and the hops that
+//! must come out.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use super::{
+    Ends, Evidence, Joined, Names, NodeEvidence, Probe, join,
+    model::{Endpoint, Path},
+    route_questions,
+};
+use crate::{
+    event::{CtDirection, Encapsulation, Free, Hook, L4, Outer, Packet, Record, Sighting, Translation, Tuple},
+    node::facts::{Link, LinkRef, Namespace, Role, Route, RouteAnswer, RouteKind},
+};
+
+/// Node, namespace (0: the node's own, 1..: its pods), interface.
+pub(super) type At = (usize, u32, u32);
+
+pub(super) const ENS5: u32 = 2;
+pub(super) const ENS6: u32 = 3;
+pub(super) const ETH0: u32 = 4;
+pub(super) const TUNL0: u32 = 6;
+pub(super) const CNI0: u32 = 8;
+
+pub(super) fn ip(text: &str) -> IpAddr {
+    text.parse().expect("a test's address")
+}
+
+/// Pods 1 and 2 are routed, 3 and 4 ports of `cni0`.
+pub(super) fn pod(node: usize, pod: u32) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::new(100, 64, u8::try_from(node).expect("few nodes"), 10 + u8::try_from(pod).expect("few")))
+}
+
+pub(super) fn host(node: usize) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::new(172, 20, 0, 1 + u8::try_from(node).expect("few nodes")))
+}
+
+/// The node's end of a pod's veth.
+pub(super) fn veth(pod: u32) -> u32 {
+    10 + pod
+}
+
+fn inode(node: usize, netns: u32) -> u32 {
+    u32::try_from(node).expect("few nodes") * 100 + 1000 + netns
+}
+
+fn link(ifindex: u32, name: &str, kind: Option<&str>, address: Option<IpAddr>) -> Link {
+    Link {
+        ifindex,
+        name: name.to_owned(),
+        kind: kind.map(str::to_owned),
+        mtu: if kind == Some("ipip") { 8981 } else { 9001 },
+        up: true,
+        addresses: address.into_iter().map(Into::into).collect(),
+        ..Link::default()
+    }
+}
+
+fn namespaces(node: usize) -> Vec<Namespace> {
+    let mut links = vec![
+        link(1, "lo", None, Some(ip("127.0.0.1"))),
+        link(ENS5, "ens5", None, Some(host(node))),
+        link(ENS6, "ens6", None, None),
+        link(TUNL0, "tunl0", Some("ipip"), None),
+        link(CNI0, "cni0", Some("bridge"), None),
+    ];
+    let mut pods = Vec::new();
+    for p in 1..=4 {
+        let peer = Some(LinkRef { netns: inode(node, p), ifindex: ETH0 });
+        let master = (p > 2).then_some(CNI0);
+        links.push(Link { peer, master, ..link(veth(p), &format!("cali{p}"), Some("veth"), None) });
+        let peer = Some(LinkRef { netns: inode(node, 0), ifindex: veth(p) });
+        let eth0 = Link { peer, ..link(ETH0, "eth0", Some("veth"), Some(pod(node, p))) };
+        let names = Vec::new();
+        pods.push(Namespace { inode: inode(node, p), role: Role::Pod, names, links: vec![eth0] });
+    }
+    let own = Namespace { inode: inode(node, 0), role: Role::Node, names: Vec::new(), links };
+    std::iter::once(own).chain(pods).collect()
+}
+
+/// Walks packets, writes records and expectations.
+pub(super) struct Walk {
+    pub(super) evidence: Evidence,
+    /// True time, ns.
+    pub(super) now: u64,
+    /// Time between two sightings, ns.
+    pub(super) step: u64,
+    /// How far each node's clock is ahead of true time, ns.
+    pub(super) clocks: Vec<u64>,
+    pub(super) packet: Packet,
+    pub(super) outer: Option<Outer>,
+    pub(super) skb: u64,
+    pub(super) conntrack: Option<CtDirection>,
+    /// Hops that must come out: of requests, of replies.
+    pub(super) expected: [Vec<String>; 2],
+    /// Once an injector's exchange begins: its start.
+    began: u64,
+    pub(super) ends: Ends,
+}
+
+impl Walk {
+    pub(super) fn new(nodes: usize, source: IpAddr, destination: IpAddr) -> Self {
+        let end = |address| Endpoint { name: None, address, node: None };
+        let node = |n| NodeEvidence {
+            name: format!("node{n}"),
+            complete: true,
+            facts: crate::node::facts::NodeFacts { namespaces: namespaces(n), ..Default::default() },
+            ..NodeEvidence::default()
+        };
+        let l4 = L4::Icmp { kind: 8, code: 0, id: 77, seq: 0, nonce: 0 };
+        Self {
+            evidence: Evidence { nodes: (0..nodes).map(node).collect(), probes: Vec::new() },
+            now: 1_000_000,
+            step: 1_000,
+            clocks: vec![0; nodes],
+            packet: Packet { src: source, dst: destination, ttl: 64, ip_id: 1, ip_len: 84, l4 },
+            outer: None,
+            skb: 0xffff_8880_0000_0000,
+            conntrack: None,
+            expected: [Vec::new(), Vec::new()],
+            began: 0,
+            ends: Ends { source: end(source), destination: end(destination) },
+        }
+    }
+
+    pub(super) fn source(&self) -> IpAddr {
+        self.ends.source.address
+    }
+
+    /// A new request; its nonce is made from `seq`.
+    pub(super) fn request(&mut self, seq: u16) -> &mut Self {
+        self.now += 1_000_000;
+        self.began = self.now;
+        self.skb += 0x100;
+        let nonce = 0xabcd_0000 + u64::from(seq);
+        let l4 = L4::Icmp { kind: 8, code: 0, id: 77, seq, nonce };
+        let (src, dst) = (self.ends.source.address, self.ends.destination.address);
+        self.packet = Packet { src, dst, ttl: 64, ip_id: 0x100 + seq, ip_len: 84, l4 };
+        self.conntrack = None;
+        let probe = Probe { seq, id: 77, ip_id: 0x100 + seq, nonce, rtt_ns: None };
+        self.evidence.probes.push(probe);
+        self
+    }
+
+    /// The answer to what just arrived.
+    pub(super) fn reply(&mut self) -> &mut Self {
+        self.skb += 0x100;
+        self.reply_in_same_memory()
+    }
+
+    pub(super) fn reply_in_same_memory(&mut self) -> &mut Self {
+        let L4::Icmp { kind, .. } = &mut self.packet.l4 else { unreachable!("only echoes walk") };
+        *kind = 0;
+        std::mem::swap(&mut self.packet.src, &mut self.packet.dst);
+        (self.packet.ttl, self.packet.ip_id) = (64, self.packet.ip_id ^ 0x5000);
+        self.conntrack = None;
+        self
+    }
+
+    /// The injector got the reply.
+    pub(super) fn confirm(&mut self) -> &mut Self {
+        let rtt = self.now - self.began + 700;
+        self.evidence.probes.last_mut().expect("a request").rtt_ns = Some(rtt);
+        self
+    }
+
+    fn expect(&mut self, at: At, action: &str) {
+        let L4::Icmp { kind, .. } = self.packet.l4 else { unreachable!("only echoes walk") };
+        let text = format!("{} {action}", self.name(at));
+        self.expected[usize::from(kind == 0)].push(text);
+    }
+
+    fn name(&self, (node, netns, ifindex): At) -> String {
+        let namespaces = &self.evidence.nodes[node].facts.namespaces;
+        let links = &namespaces[netns as usize].links;
+        let interface = &links.iter().find(|l| l.ifindex == ifindex).expect("a link of the test").name;
+        let pod = if netns == 0 { String::new() } else { format!("/{}", pod(node, netns)) };
+        format!("node{node}{pod} {interface}")
+    }
+
+    fn sighting(&mut self, hook: Hook, (node, netns, ifindex): At, free: Option<Free>) {
+        self.now += self.step;
+        let s = Sighting {
+            time_ns: self.now + self.clocks[node],
+            skb: self.skb,
+            hook,
+            cpu: 0,
+            netns: inode(node, netns),
+            ifindex,
+            len: 84,
+            mark: 0,
+            tracked: true,
+            conntrack: self.conntrack,
+            packet: self.packet.clone(),
+            outer: self.outer.clone(),
+            free,
+        };
+        self.evidence.nodes[node].records.push(Record::Sighting(s));
+    }
+
+    pub(super) fn wait(&mut self, ns: u64) -> &mut Self {
+        self.now += ns;
+        self
+    }
+
+    pub(super) fn queue(&mut self, at: At) -> &mut Self {
+        self.sighting(Hook::Queue, at, None);
+        self
+    }
+
+    pub(super) fn xmit(&mut self, at: At) -> &mut Self {
+        self.sighting(Hook::Xmit, at, None);
+        self
+    }
+
+    fn out(&mut self, at: At) {
+        self.queue(at).xmit(at);
+    }
+
+    pub(super) fn sent(&mut self, at: At) -> &mut Self {
+        self.expect(at, "sent");
+        self.out(at);
+        self
+    }
+
+    pub(super) fn transmitted(&mut self, at: At) -> &mut Self {
+        self.expect(at, "transmitted");
+        self.out(at);
+        self
+    }
+
+    pub(super) fn received(&mut self, at: At) -> &mut Self {
+        self.expect(at, "received");
+        self.sighting(Hook::Receive, at, None);
+        self
+    }
+
+    pub(super) fn delivered(&mut self, at: At) -> &mut Self {
+        self.received(at).expect(at, "delivered");
+        self
+    }
+
+    pub(super) fn routed(&mut self, at: At) -> &mut Self {
+        self.decrement();
+        self.expect(at, "routed");
+        self.transmitted(at)
+    }
+
+    /// Lowers the TTL that the network sees.
+    pub(super) fn decrement(&mut self) -> &mut Self {
+        match &mut self.outer {
+            Some(outer) => outer.ttl -= 1,
+            None => self.packet.ttl -= 1,
+        }
+        self
+    }
+
+    pub(super) fn bridged(&mut self, bridge: At, port: At) -> &mut Self {
+        self.expect(bridge, "bridged");
+        self.transmitted(port)
+    }
+
+    /// Routed into a tunnel device, wrapped, and out by `ens5`.
+    pub(super) fn wrapped(&mut self, tunnel: At, kind: Encapsulation, to: IpAddr, wire: At) -> &mut Self {
+        self.decrement();
+        self.expect(tunnel, "routed");
+        self.expect(tunnel, "encapsulated");
+        self.out(tunnel);
+        let extra = if kind == Encapsulation::Ipip { 20 } else { 50 };
+        let src = host(tunnel.0);
+        let ip_len = self.packet.ip_len + extra;
+        self.outer = Some(Outer { src, dst: to, ttl: 60, ip_id: 9, ip_len, encapsulation: kind });
+        self.transmitted(wire)
+    }
+
+    pub(super) fn unwrapped(&mut self, tunnel: At) -> &mut Self {
+        self.outer = None;
+        self.expect(tunnel, "decapsulated");
+        self.sighting(Hook::Receive, tunnel, None);
+        self
+    }
+
+    /// One step of a node that masquerades: in by `from`, out by `to` with another source and id.
+    pub(super) fn masqueraded(&mut self, to: At, new: IpAddr, id: u16) -> &mut Self {
+        self.decrement();
+        self.expect(to, "routed");
+        self.expect(to, "snat");
+        self.conntrack = Some(CtDirection::Original);
+        let old = self.packet.src;
+        self.set_id(id);
+        self.packet.src = new;
+        self.translation(to, old, new, id);
+        self.transmitted(to)
+    }
+
+    /// The reply's way back through it.
+    pub(super) fn unmasqueraded(&mut self, from: At, to: At, old: IpAddr) -> &mut Self {
+        let L4::Icmp { id, .. } = self.packet.l4 else { unreachable!("only echoes walk") };
+        let new = self.packet.dst;
+        self.expect(from, "unsnat");
+        self.conntrack = Some(CtDirection::Reply);
+        self.packet.dst = old;
+        self.set_id(77);
+        self.translation(to, old, new, id);
+        self.routed(to)
+    }
+
+    fn set_id(&mut self, new: u16) {
+        let L4::Icmp { id, .. } = &mut self.packet.l4 else { unreachable!("only echoes walk") };
+        *id = new;
+    }
+
+    fn translation(&mut self, (node, netns, _): At, old: IpAddr, new: IpAddr, id: u16) {
+        let remote = self.ends.destination.address;
+        let t = Translation {
+            time_ns: self.now + self.step / 2 + self.clocks[node],
+            skb: self.skb,
+            netns: inode(node, netns),
+            original: Tuple { src: old, dst: remote, l4_src: 77, l4_dst: 8 << 8 },
+            reply: Tuple { src: remote, dst: new, l4_src: id, l4_dst: id },
+            status: 1 << 4,
+            protocol: 1,
+            direction: self.conntrack.expect("set by the caller"),
+        };
+        self.evidence.nodes[node].records.push(Record::Translation(t));
+    }
+
+    pub(super) fn freed(&mut self, hook: Hook, at: At, function: &str, reason: Option<&str>) -> &mut Self {
+        let free = Free {
+            location: 1,
+            function: Some(function.to_owned()),
+            reason: reason.map(|_| 5),
+            reason_name: reason.map(str::to_owned),
+        };
+        self.sighting(hook, at, Some(free));
+        self
+    }
+
+    pub(super) fn ended(&mut self, at: At, action: &str) -> &mut Self {
+        self.expect(at, action);
+        self
+    }
+
+    /// Answers every question that the nodes' packets raise, as their routes would.
+    pub(super) fn answer(&mut self, kind: RouteKind, gateway: Option<IpAddr>) -> &mut Self {
+        for (n, node) in self.evidence.nodes.iter_mut().enumerate() {
+            let questions = route_questions(&node.records, &node.facts.namespaces);
+            let answer = |question: crate::node::facts::RouteQuestion| RouteAnswer {
+                route: Some(Route {
+                    kind,
+                    destination: question.dst.into(),
+                    gateway,
+                    out_ifindex: None,
+                    table: 254,
+                    text: format!("route to {}", question.dst),
+                }),
+                question,
+                icmp_source: Some(host(n)),
+            };
+            node.facts.routes = questions.into_iter().map(answer).collect();
+        }
+        self
+    }
+
+    pub(super) fn join(&self) -> Joined {
+        join(&self.evidence, &self.ends, &NoNames)
+    }
+
+    /// Joins, and compares the hops of all exchanges with what was walked.
+    pub(super) fn check(&self) -> Joined {
+        let joined = self.join();
+        let of = |way: fn(&super::model::Exchange) -> &Path| -> Vec<String> {
+            joined.exchanges.iter().flat_map(|e| shape(way(e))).collect()
+        };
+        assert_eq!(of(|e| &e.request), self.expected[0], "requests");
+        assert_eq!(of(|e| &e.reply), self.expected[1], "replies");
+        for exchange in &joined.exchanges {
+            if let Some(rtt) = exchange.rtt_ns {
+                assert_eq!(exchange.shares.iter().map(|s| s.ns).sum::<u64>(), rtt, "shares add up");
+            }
+        }
+        joined
+    }
+}
+
+pub(super) fn shape(path: &Path) -> Vec<String> {
+    let hop = |h: &super::model::Hop| {
+        let pod = h.pod.as_ref().map_or(String::new(), |p| format!("/{p}"));
+        let action = serde_json::to_value(h.action).expect("an action is text");
+        format!("{}{pod} {} {}", h.node, h.interface.as_deref().unwrap_or("?"), action.as_str().expect("text"))
+    };
+    path.hops.iter().map(hop).collect()
+}
+
+pub(super) struct NoNames;
+
+impl Names for NoNames {
+    fn pod(&self, _: IpAddr) -> Option<String> {
+        None
+    }
+
+    fn node(&self, _: IpAddr) -> Option<String> {
+        None
+    }
+}

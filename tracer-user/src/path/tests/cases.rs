@@ -1,0 +1,260 @@
+//! Ways that end well, one test each.
+
+use crate::{
+    event::{Encapsulation, Hook, L4, Record},
+    node::facts::RouteKind,
+    path::{
+        model::{Action, Basis, Outcome, ShareOf},
+        route_questions,
+        testing::{CNI0, ENS5, ENS6, ETH0, TUNL0, Walk, host, ip, pod, veth},
+    },
+};
+
+/// Pod 1 of node 0 asks pod 1 of node 1, routed.
+pub(super) fn cross_node(w: &mut Walk, seq: u16) {
+    w.request(seq);
+    w.sent((0, 1, ETH0)).received((0, 0, veth(1))).routed((0, 0, ENS5)).wait(40_000);
+    w.received((1, 0, ENS5)).routed((1, 0, veth(1))).delivered((1, 1, ETH0));
+    w.reply().sent((1, 1, ETH0)).received((1, 0, veth(1))).routed((1, 0, ENS5)).wait(40_000);
+    w.received((0, 0, ENS5)).routed((0, 0, veth(1))).delivered((0, 1, ETH0));
+    w.freed(Hook::Drop, (0, 1, ETH0), "ping_rcv", Some("NO_SOCKET")).confirm();
+}
+
+pub(super) fn two_nodes() -> Walk {
+    Walk::new(2, pod(0, 1), pod(1, 1))
+}
+
+fn share(exchange: &crate::path::model::Exchange, pick: impl Fn(&ShareOf) -> bool) -> u64 {
+    exchange.shares.iter().filter(|s| pick(&s.of)).map(|s| s.ns).sum()
+}
+
+fn is_node(name: &str) -> impl Fn(&ShareOf) -> bool {
+    move |of| matches!(of, ShareOf::Node { node, .. } if node == name)
+}
+
+#[test]
+fn routed_across_two_nodes() {
+    let mut w = two_nodes();
+    cross_node(&mut w, 1);
+    cross_node(&mut w, 2);
+    w.answer(RouteKind::Unicast, None);
+    let joined = w.check();
+    let e = &joined.exchanges[0];
+    assert_eq!((e.outcome, e.failed_direction, e.notes.len()), (Outcome::Delivered, None, 0), "{:?}", e.notes);
+    assert_eq!(joined.routers, [host(0), host(1), pod(1, 1)]);
+    assert_eq!(joined.smallest_mtu, Some(9001));
+    assert!(joined.warnings.is_empty(), "{:?}", joined.warnings);
+    assert_eq!(e.reply.hops.last().expect("hops").ttl, Some(62));
+    let routed: Vec<_> = e.request.hops.iter().filter(|h| h.action == Action::Routed).collect();
+    assert!(routed.iter().all(|h| h.basis == Basis::Configured && h.detail.route.is_some()), "{routed:?}");
+    assert_eq!(e.shares.len(), 3, "{:?}", e.shares);
+}
+
+#[test]
+fn same_node_is_one_router_and_no_wire() {
+    let mut w = Walk::new(1, pod(0, 1), pod(0, 2));
+    w.request(1).sent((0, 1, ETH0)).received((0, 0, veth(1))).routed((0, 0, veth(2))).delivered((0, 2, ETH0));
+    w.reply().sent((0, 2, ETH0)).received((0, 0, veth(2))).routed((0, 0, veth(1))).delivered((0, 1, ETH0)).confirm();
+    w.answer(RouteKind::Unicast, None);
+    let joined = w.check();
+    assert_eq!(joined.routers, [host(0), pod(0, 2)]);
+    assert_eq!(joined.exchanges[0].shares.len(), 1);
+}
+
+#[test]
+fn bridged_on_one_node_is_no_router() {
+    let mut w = Walk::new(1, pod(0, 3), pod(0, 4));
+    let (a, b, bridge) = ((0, 0, veth(3)), (0, 0, veth(4)), (0, 0, CNI0));
+    w.request(1).sent((0, 3, ETH0)).received(a).bridged(bridge, b).delivered((0, 4, ETH0));
+    w.reply().sent((0, 4, ETH0)).received(b).bridged(bridge, a).delivered((0, 3, ETH0)).confirm();
+    w.answer(RouteKind::Unicast, None);
+    let joined = w.check();
+    assert_eq!(joined.routers, [pod(0, 4)]);
+    assert_eq!(joined.exchanges[0].request.hops.last().expect("hops").ttl, Some(64));
+    assert!(w.evidence.nodes[0].facts.routes.is_empty(), "a bridge asks no route");
+}
+
+#[test]
+fn bridge_then_route() {
+    let mut w = Walk::new(2, pod(0, 3), pod(1, 3));
+    w.request(1).sent((0, 3, ETH0)).received((0, 0, veth(3))).received((0, 0, CNI0)).routed((0, 0, ENS5));
+    w.received((1, 0, ENS5)).routed((1, 0, CNI0)).transmitted((1, 0, veth(3))).delivered((1, 3, ETH0));
+    w.reply().sent((1, 3, ETH0)).received((1, 0, veth(3))).received((1, 0, CNI0)).routed((1, 0, ENS5));
+    w.received((0, 0, ENS5)).routed((0, 0, CNI0)).transmitted((0, 0, veth(3))).delivered((0, 3, ETH0)).confirm();
+    w.answer(RouteKind::Unicast, None);
+    let joined = w.check();
+    assert_eq!(joined.routers, [host(0), host(1), pod(1, 3)]);
+    assert_eq!(joined.exchanges[0].notes, [""; 0]);
+}
+
+#[test]
+fn tunnels() {
+    for kind in [Encapsulation::Ipip, Encapsulation::Vxlan] {
+        let mut w = two_nodes();
+        w.request(1).sent((0, 1, ETH0)).received((0, 0, veth(1)));
+        w.wrapped((0, 0, TUNL0), kind, host(1), (0, 0, ENS5));
+        w.received((1, 0, ENS5)).unwrapped((1, 0, TUNL0)).routed((1, 0, veth(1))).delivered((1, 1, ETH0));
+        w.reply().sent((1, 1, ETH0)).received((1, 0, veth(1)));
+        w.wrapped((1, 0, TUNL0), kind, host(0), (1, 0, ENS5));
+        w.received((0, 0, ENS5)).unwrapped((0, 0, TUNL0)).routed((0, 0, veth(1))).delivered((0, 1, ETH0)).confirm();
+        w.answer(RouteKind::Unicast, None);
+        let joined = w.check();
+        let e = &joined.exchanges[0];
+        assert_eq!(e.notes, [""; 0]);
+        let wrapped: Vec<_> = e.request.hops.iter().filter(|h| h.dst == host(1)).map(|h| h.action).collect();
+        assert_eq!(wrapped, [Action::Encapsulated, Action::Transmitted, Action::Received]);
+        assert_eq!(joined.smallest_mtu, Some(8981));
+        assert_eq!(joined.routers, [host(0), host(1), pod(1, 1)]);
+    }
+}
+
+/// Pod 1 of node 0 asks the Internet.
+pub(super) fn out_and_back(w: &mut Walk, seq: u16) {
+    let (inside, outside) = ((0, 0, veth(1)), (0, 0, ENS5));
+    w.request(seq).sent((0, 1, ETH0)).received(inside).masqueraded(outside, host(0), 4711).wait(9_000_000);
+    w.reply().decrement().received(outside).unmasqueraded(outside, inside, pod(0, 1)).delivered((0, 1, ETH0)).confirm();
+}
+
+#[test]
+fn masqueraded_out_and_back_with_another_id() {
+    let mut w = Walk::new(1, pod(0, 1), ip("8.8.8.8"));
+    out_and_back(&mut w, 1);
+    w.answer(RouteKind::Unicast, None);
+    let joined = w.check();
+    let e = &joined.exchanges[0];
+    assert_eq!((e.outcome, &e.notes[..]), (Outcome::Delivered, &[][..]));
+    let nat = |hops: &[crate::path::model::Hop], action| {
+        let hop = hops.iter().find(|h| h.action == action).expect("a rewrite");
+        assert_eq!(hop.basis, Basis::Observed);
+        let nat = hop.detail.nat.clone().expect("both sides");
+        (nat.before.src, nat.before.dst, nat.before.src_port, nat.after.src, nat.after.dst, nat.after.src_port)
+    };
+    let (me, node, there) = (pod(0, 1), host(0), ip("8.8.8.8"));
+    let snat = nat(&e.request.hops, Action::Snat);
+    assert_eq!(snat, (me, there, Some(77), node, there, Some(4711)));
+    let unsnat = nat(&e.reply.hops, Action::Unsnat);
+    assert_eq!(unsnat, (there, node, Some(4711), there, me, Some(77)));
+    assert!(share(e, |of| matches!(of, ShareOf::Beyond { .. })) >= 9_000_000);
+    let questions = route_questions(&w.evidence.nodes[0].records, &w.evidence.nodes[0].facts.namespaces);
+    let asked: Vec<_> = questions.iter().map(|q| (q.src, q.dst, q.in_ifindex)).collect();
+    assert_eq!(asked, [(me, there, Some(veth(1))), (there, me, Some(ENS5))]);
+}
+
+#[test]
+fn passive_finds_the_same_without_probes_even_where_the_id_changes() {
+    let mut w = Walk::new(1, pod(0, 1), ip("8.8.8.8"));
+    out_and_back(&mut w, 1);
+    out_and_back(&mut w, 2);
+    w.evidence.probes.clear();
+    let joined = w.check();
+    assert_eq!(joined.exchanges.len(), 2);
+    assert!(joined.exchanges.iter().all(|e| e.outcome == Outcome::Delivered));
+    // Without the conntrack records too.
+    w.evidence.nodes[0].records.retain(|r| matches!(r, Record::Sighting(_)));
+    assert_eq!(w.join().exchanges.len(), 2);
+}
+
+#[test]
+fn passive_does_not_merge_equal_packets_far_apart() {
+    let mut w = two_nodes();
+    for _ in 0..2 {
+        cross_node(&mut w, 1);
+        w.wait(10_000_000_000);
+    }
+    w.evidence.probes.clear();
+    for node in &mut w.evidence.nodes {
+        for record in &mut node.records {
+            let Record::Sighting(s) = record else { continue };
+            let L4::Icmp { nonce, .. } = &mut s.packet.l4 else { continue };
+            *nonce = 0;
+        }
+    }
+    assert_eq!(w.check().exchanges.len(), 2);
+}
+
+#[test]
+fn host_network_source() {
+    let mut w = Walk::new(2, host(0), pod(1, 1));
+    w.request(1).sent((0, 0, ENS5)).received((1, 0, ENS5)).routed((1, 0, veth(1))).delivered((1, 1, ETH0));
+    w.reply().sent((1, 1, ETH0)).received((1, 0, veth(1))).routed((1, 0, ENS5)).delivered((0, 0, ENS5)).confirm();
+    let joined = w.check();
+    assert_eq!((joined.exchanges[0].outcome, joined.exchanges[0].notes.len()), (Outcome::Delivered, 0));
+    assert_eq!(joined.exchanges[0].request.hops[0].pod, None);
+}
+
+#[test]
+fn reply_in_the_requests_memory_and_late_free_of_the_request() {
+    let mut w = two_nodes();
+    w.request(1).sent((0, 1, ETH0)).received((0, 0, veth(1))).routed((0, 0, ENS5));
+    w.received((1, 0, ENS5)).routed((1, 0, veth(1))).delivered((1, 1, ETH0));
+    let (request, skb) = (w.packet.clone(), w.skb);
+    w.reply_in_same_memory().sent((1, 1, ETH0)).received((1, 0, veth(1)));
+    let reply = std::mem::replace(&mut w.packet, request);
+    w.freed(Hook::Consume, (1, 1, ETH0), "icmp_rcv", None);
+    (w.packet, w.skb) = (reply, skb);
+    w.routed((1, 0, ENS5)).received((0, 0, ENS5)).routed((0, 0, veth(1))).delivered((0, 1, ETH0)).confirm();
+    let e = &w.check().exchanges[0];
+    assert_eq!((e.outcome, e.notes.len()), (Outcome::Delivered, 0));
+}
+
+#[test]
+fn three_nodes_in_a_row_with_clocks_hours_apart() {
+    let mut w = Walk::new(3, pod(0, 1), pod(2, 1));
+    w.clocks = vec![7_200_000_000_000, 0, 3_600_000_000_000];
+    w.request(1).sent((0, 1, ETH0)).received((0, 0, veth(1))).routed((0, 0, ENS5)).wait(5_000);
+    w.received((1, 0, ENS5)).routed((1, 0, ENS6)).wait(9_000);
+    w.received((2, 0, ENS5)).routed((2, 0, veth(1))).delivered((2, 1, ETH0));
+    w.reply().sent((2, 1, ETH0)).received((2, 0, veth(1))).routed((2, 0, ENS5)).wait(9_000);
+    w.received((1, 0, ENS6)).routed((1, 0, ENS5)).wait(5_000);
+    w.received((0, 0, ENS5)).routed((0, 0, veth(1))).delivered((0, 1, ETH0)).confirm();
+    let e = &w.check().exchanges[0];
+    assert_eq!(e.notes, [""; 0]);
+    let times: Vec<_> = e.request.hops.iter().chain(&e.reply.hops).map(|h| h.at_ns.expect("related")).collect();
+    assert!(times.is_sorted(), "{times:?}");
+    let last = &e.request.hops[e.request.hops.len() - 1];
+    assert!(last.error_ns >= 14_000 && last.error_ns < 20_000, "{}", last.error_ns);
+}
+
+#[test]
+fn hairpin_through_a_router_that_is_not_traced() {
+    let mut w = Walk::new(1, pod(0, 1), pod(0, 2));
+    w.request(1).sent((0, 1, ETH0)).received((0, 0, veth(1))).routed((0, 0, ENS5)).decrement().wait(3_000);
+    w.received((0, 0, ENS5)).routed((0, 0, veth(2))).delivered((0, 2, ETH0));
+    w.reply().sent((0, 2, ETH0)).received((0, 0, veth(2))).routed((0, 0, veth(1))).delivered((0, 1, ETH0)).confirm();
+    let e = &w.check().exchanges[0];
+    assert_eq!(e.notes, [""; 0]);
+    assert_eq!(share(e, |of| matches!(of, ShareOf::Beyond { .. })), 4_000);
+}
+
+#[test]
+fn a_delay_shows_where_it_is() {
+    let run = |in_node: u64, on_wire: u64| {
+        let mut w = two_nodes();
+        w.clocks = vec![0, 5_000_000_000];
+        w.request(1).sent((0, 1, ETH0)).received((0, 0, veth(1))).wait(in_node).routed((0, 0, ENS5)).wait(on_wire);
+        w.received((1, 0, ENS5)).routed((1, 0, veth(1))).delivered((1, 1, ETH0));
+        w.reply().sent((1, 1, ETH0)).received((1, 0, veth(1))).routed((1, 0, ENS5));
+        w.received((0, 0, ENS5)).routed((0, 0, veth(1))).delivered((0, 1, ETH0)).confirm();
+        let joined = w.check();
+        let e = &joined.exchanges[0];
+        let wire = share(e, |of| matches!(of, ShareOf::Wire { .. }));
+        (share(e, is_node("node0")), wire, share(e, is_node("node1")))
+    };
+    let (a, wire, b) = run(0, 0);
+    assert_eq!(run(5_000_000, 0), (a + 5_000_000, wire, b));
+    assert_eq!(run(0, 5_000_000), (a, wire + 5_000_000, b));
+}
+
+/// Both sessions on one kernel: one pointer all the way, and the first node sees the free that happens on the second.
+#[test]
+fn shared_kernel() {
+    let mut w = two_nodes();
+    w.request(1).sent((0, 1, ETH0)).received((0, 0, veth(1))).routed((0, 0, ENS5));
+    w.received((1, 0, ENS5)).routed((1, 0, veth(1))).delivered((1, 1, ETH0));
+    w.freed(Hook::Consume, (1, 1, ETH0), "icmp_rcv", None).freed(Hook::Consume, (0, 0, ENS5), "icmp_rcv", None);
+    w.reply_in_same_memory().sent((1, 1, ETH0)).received((1, 0, veth(1))).routed((1, 0, ENS5));
+    w.received((0, 0, ENS5)).routed((0, 0, veth(1))).delivered((0, 1, ETH0));
+    w.freed(Hook::Drop, (0, 1, ETH0), "icmp_rcv", None).freed(Hook::Drop, (1, 0, ENS5), "icmp_rcv", None).confirm();
+    assert_eq!(w.check().exchanges[0].notes, [""; 0]);
+    assert_eq!(w.source(), pod(0, 1));
+}

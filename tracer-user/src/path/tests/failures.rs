@@ -1,0 +1,154 @@
+//! Ways that end badly, one test each.
+
+use super::cases::{cross_node, two_nodes};
+use crate::{
+    event::{Hook, L4, Record},
+    node::facts::RouteKind,
+    path::{
+        model::{Action, Basis, Direction, Hop, Outcome},
+        testing::{ENS5, ETH0, Walk, host, ip, pod, veth},
+    },
+};
+
+fn last(hops: &[Hop]) -> &Hop {
+    hops.last().expect("hops")
+}
+
+fn to_the_wire(w: &mut Walk) -> &mut Walk {
+    w.request(1).sent((0, 1, ETH0)).received((0, 0, veth(1))).routed((0, 0, ENS5))
+}
+
+#[test]
+fn blackhole() {
+    let mut w = two_nodes();
+    w.ends.destination.address = ip("100.64.1.99");
+    to_the_wire(&mut w).received((1, 0, ENS5));
+    w.freed(Hook::Drop, (1, 0, ENS5), "ip_error", Some("IP_INNOROUTES")).ended((1, 0, ENS5), "dropped");
+    // The session of the first node, on the same kernel, sees that free too.
+    w.freed(Hook::Drop, (0, 0, ENS5), "ip_error", Some("IP_INNOROUTES"));
+    w.answer(RouteKind::Blackhole, None);
+    let joined = w.check();
+    let e = &joined.exchanges[0];
+    assert_eq!((e.outcome, e.failed_direction), (Outcome::Dropped, Some(Direction::Request)));
+    let hop = last(&e.request.hops);
+    let drop = hop.detail.drop.clone().expect("a drop");
+    assert_eq!((hop.node.as_str(), drop.why.as_str(), hop.basis), ("node1", "no route", Basis::Observed));
+    assert_eq!(hop.detail.route.as_deref(), Some("route to 100.64.1.99"));
+    assert_eq!(joined.routers, [host(0)]);
+}
+
+#[test]
+fn netfilter_without_reasons_is_inferred_from_the_function() {
+    let mut w = two_nodes();
+    to_the_wire(&mut w).received((1, 0, ENS5));
+    w.freed(Hook::Drop, (1, 0, ENS5), "nf_hook_slow", None).ended((1, 0, ENS5), "dropped");
+    let e = &w.check().exchanges[0];
+    let hop = last(&e.request.hops);
+    let drop = hop.detail.drop.clone().expect("a drop");
+    assert_eq!((drop.why.as_str(), hop.basis, drop.reason), ("netfilter rule", Basis::Inferred, None));
+}
+
+#[test]
+fn dropped_at_the_destination_by_a_rule() {
+    let mut w = two_nodes();
+    to_the_wire(&mut w).received((1, 0, ENS5)).routed((1, 0, veth(1))).received((1, 1, ETH0));
+    w.freed(Hook::Drop, (1, 1, ETH0), "nf_hook_slow", Some("NETFILTER_DROP")).ended((1, 1, ETH0), "dropped");
+    assert_eq!(w.check().exchanges[0].outcome, Outcome::Dropped);
+}
+
+#[test]
+fn request_lost_on_the_wire() {
+    let mut w = two_nodes();
+    to_the_wire(&mut w).ended((0, 0, ENS5), "lost");
+    // What the kernel shared with the wire did with it.
+    w.freed(Hook::Drop, (0, 0, ENS5), "ip_rcv_core", Some("OTHERHOST")).answer(RouteKind::Unicast, Some(host(1)));
+    let e = &w.check().exchanges[0];
+    assert_eq!((e.outcome, e.failed_direction), (Outcome::Lost, Some(Direction::Request)));
+    let hop = last(&e.request.hops);
+    assert_eq!(hop.basis, Basis::Inferred);
+    assert_eq!(hop.detail.text.as_deref(), Some("left node0 ens5, never arrived at node1 ens5"));
+    w.evidence.nodes[1].lost = 1;
+    assert_eq!(w.join().exchanges[0].outcome, Outcome::Incomplete, "it may have arrived");
+}
+
+#[test]
+fn reply_lost_on_the_wire_is_dated_by_the_other_exchange() {
+    let mut w = two_nodes();
+    w.clocks = vec![0, 3_600_000_000_000];
+    cross_node(&mut w, 1);
+    w.request(2).sent((0, 1, ETH0)).received((0, 0, veth(1))).routed((0, 0, ENS5));
+    w.received((1, 0, ENS5)).routed((1, 0, veth(1))).delivered((1, 1, ETH0));
+    w.reply().sent((1, 1, ETH0)).received((1, 0, veth(1))).routed((1, 0, ENS5)).ended((1, 0, ENS5), "lost");
+    let e = &w.check().exchanges[1];
+    assert_eq!((e.outcome, e.failed_direction), (Outcome::Lost, Some(Direction::Reply)));
+    let delivered = last(&e.request.hops);
+    assert_eq!((delivered.action, delivered.basis), (Action::Delivered, Basis::Observed));
+    assert!(e.reply.hops.iter().all(|h| h.at_ns.is_some()));
+    assert_eq!((e.rtt_ns, e.shares.len()), (None, 0));
+}
+
+#[test]
+fn lost_beyond_the_traced_nodes() {
+    let mut w = Walk::new(1, pod(0, 1), ip("8.8.8.8"));
+    w.request(1).sent((0, 1, ETH0)).received((0, 0, veth(1))).masqueraded((0, 0, ENS5), host(0), 5);
+    w.ended((0, 0, ENS5), "lost");
+    let e = &w.check().exchanges[0];
+    let text = last(&e.request.hops).detail.text.clone();
+    assert_eq!(text.as_deref(), Some("left node0 ens5; beyond is not traced, no reply came back"));
+}
+
+#[test]
+fn never_answered() {
+    let mut w = two_nodes();
+    to_the_wire(&mut w).received((1, 0, ENS5)).routed((1, 0, veth(1))).delivered((1, 1, ETH0));
+    let e = &w.check().exchanges[0];
+    assert_eq!((e.outcome, e.failed_direction), (Outcome::Lost, Some(Direction::Reply)));
+    assert_eq!(last(&e.request.hops).basis, Basis::Inferred);
+    assert!(last(&e.request.hops).at_ns.is_none(), "no reply: the clocks cannot be related");
+}
+
+#[test]
+fn rejected_by_an_icmp_error() {
+    let mut w = two_nodes();
+    to_the_wire(&mut w);
+    let (len, id) = (w.packet.ip_len.to_be_bytes(), w.packet.ip_id.to_be_bytes());
+    let nonce = u64::from_be_bytes([0x45, 0, len[0], len[1], id[0], id[1], 0x40, 0]);
+    w.packet.l4 = L4::Icmp { kind: 3, code: 1, id: 0, seq: 0, nonce };
+    (w.packet.src, w.packet.dst) = (ip("172.20.0.99"), pod(0, 1));
+    w.queue((0, 0, veth(1)));
+    let e = &w.check().exchanges[0];
+    assert_eq!((e.outcome, e.failed_direction), (Outcome::Rejected, Some(Direction::Request)));
+    assert!(e.notes[0].contains("172.20.0.99") && e.notes[0].contains("unreachable"), "{:?}", e.notes);
+}
+
+#[test]
+fn a_probe_without_sightings_is_an_exchange() {
+    let mut w = two_nodes();
+    w.request(1);
+    let e = &w.check().exchanges[0];
+    assert_eq!((e.outcome, e.notes.len()), (Outcome::Incomplete, 1));
+}
+
+#[test]
+fn a_missing_receive_is_noted_and_not_guessed() {
+    let mut w = two_nodes();
+    cross_node(&mut w, 1);
+    w.evidence.nodes[1].lost = 1;
+    let receive = |r: &Record| matches!(r, Record::Sighting(s) if s.hook == Hook::Receive && s.ifindex == ENS5);
+    w.evidence.nodes[1].records.retain(|r| !receive(r));
+    let e = &w.join().exchanges[0];
+    assert_eq!(e.outcome, Outcome::Delivered, "the injector says so");
+    assert!(e.notes.iter().any(|n| n.contains("node0 ens5 and node1 cali1 were not seen")), "{:?}", e.notes);
+    assert!(!e.request.hops.iter().any(|h| h.node == "node1" && h.action == Action::Routed));
+    assert_eq!(Some(e.shares.iter().map(|s| s.ns).sum()), e.rtt_ns);
+}
+
+#[test]
+fn a_reply_that_dies_before_its_snat_is_undone_is_not_delivered_to_the_node() {
+    let mut w = Walk::new(1, pod(0, 1), ip("8.8.8.8"));
+    let outside = (0, 0, ENS5);
+    w.request(1).sent((0, 1, ETH0)).received((0, 0, veth(1))).masqueraded(outside, host(0), 5);
+    w.reply().received(outside).freed(Hook::Drop, outside, "nf_hook_slow", None).ended(outside, "dropped");
+    let e = &w.check().exchanges[0];
+    assert_eq!((e.outcome, e.failed_direction), (Outcome::Dropped, Some(Direction::Reply)));
+}

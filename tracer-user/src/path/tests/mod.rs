@@ -1,0 +1,6 @@
+//! Tests of the reducer as a whole.
+
+mod cases;
+mod failures;
+mod properties;
+mod snapshot;

@@ -1,0 +1,172 @@
+//! Sightings of one packet on one node -> touches (one device passed in one way) -> fragments (touches that follow
+//! each other without a gap).
+
+use std::{cmp::Reverse, net::IpAddr};
+
+use super::world::Namespaces;
+use crate::{
+    event::{Hook, Sighting},
+    node::facts::LinkRef,
+};
+
+/// In by a device, or out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    In,
+    Out,
+}
+
+/// One packet passing one device: a `Receive`, or a `Queue` with its `Xmit`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Touch<'a> {
+    pub(super) way: Way,
+    /// `Receive` or `Queue`; `Xmit` where the `Queue` was not seen.
+    pub(super) first: &'a Sighting,
+    /// `Receive` or `Xmit`; `Queue` where the `Xmit` was not seen.
+    pub(super) last: &'a Sighting,
+}
+
+/// The header that the network sees: the outer one while encapsulated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Header {
+    pub(super) src: IpAddr,
+    pub(super) dst: IpAddr,
+    pub(super) ttl: u8,
+}
+
+impl Header {
+    pub(super) fn of(sighting: &Sighting) -> Self {
+        match &sighting.outer {
+            Some(outer) => Self { src: outer.src, dst: outer.dst, ttl: outer.ttl },
+            None => Self { src: sighting.packet.src, dst: sighting.packet.dst, ttl: sighting.packet.ttl },
+        }
+    }
+}
+
+pub(super) fn place(sighting: &Sighting) -> LinkRef {
+    LinkRef { netns: sighting.netns, ifindex: sighting.ifindex }
+}
+
+pub(super) fn is_free(sighting: &Sighting) -> bool {
+    matches!(sighting.hook, Hook::Drop | Hook::Consume)
+}
+
+impl Touch<'_> {
+    pub(super) fn at(&self) -> LinkRef {
+        place(self.first)
+    }
+
+    pub(super) fn start(&self) -> u64 {
+        self.first.time_ns
+    }
+
+    pub(super) fn end(&self) -> u64 {
+        self.last.time_ns
+    }
+
+    pub(super) fn header(&self) -> Header {
+        Header::of(self.last)
+    }
+
+    /// TTL of the innermost packet.
+    pub(super) fn ttl(&self) -> u8 {
+        self.last.packet.ttl
+    }
+
+    pub(super) fn wrapped(&self) -> bool {
+        self.last.outer.is_some()
+    }
+
+    /// Both ends of the touch were seen.
+    pub(super) fn whole(&self) -> bool {
+        self.way == Way::In || (self.first.hook == Hook::Queue && self.last.hook == Hook::Xmit)
+    }
+
+    pub(super) fn queue_ns(&self) -> Option<u64> {
+        (self.way == Way::Out && self.whole()).then(|| self.end() - self.start())
+    }
+}
+
+/// Order of the sightings of one packet on one node. Times hardly ever tie; if they do, the result must not depend on
+/// the order of the input.
+pub(super) fn order(s: &Sighting) -> (u64, Reverse<u8>, u8, u32, u32, u64) {
+    let rank = match s.hook {
+        Hook::Queue => 0,
+        Hook::Xmit => 1,
+        Hook::Receive => 2,
+        Hook::Drop => 3,
+        Hook::Consume => 4,
+    };
+    (s.time_ns, Reverse(s.packet.ttl), rank, s.netns, s.ifindex, s.skb)
+}
+
+/// `sightings` are those of one packet on one node, in order.
+pub(super) fn touches<'a>(sightings: &[&'a Sighting]) -> Vec<Touch<'a>> {
+    let mut touches: Vec<Touch<'a>> = Vec::new();
+    for &s in sightings {
+        match s.hook {
+            Hook::Receive => touches.push(Touch { way: Way::In, first: s, last: s }),
+            Hook::Queue => touches.push(Touch { way: Way::Out, first: s, last: s }),
+            Hook::Xmit => match touches.last_mut() {
+                Some(t) if t.way == Way::Out && t.at() == place(s) && t.last.hook == Hook::Queue => t.last = s,
+                _ => touches.push(Touch { way: Way::Out, first: s, last: s }),
+            },
+            Hook::Drop | Hook::Consume => {}
+        }
+    }
+    touches
+}
+
+/// Touches on one node without a gap.
+#[derive(Clone, Debug)]
+pub(super) struct Fragment<'a> {
+    pub(super) node: usize,
+    /// Never empty.
+    pub(super) touches: Vec<Touch<'a>>,
+}
+
+impl<'a> Fragment<'a> {
+    pub(super) fn first(&self) -> &Touch<'a> {
+        &self.touches[0]
+    }
+
+    pub(super) fn last(&self) -> &Touch<'a> {
+        &self.touches[self.touches.len() - 1]
+    }
+}
+
+/// `q` is the next place after `p`: nothing is missing in between.
+pub(super) fn continues(p: &Touch<'_>, q: &Touch<'_>, namespaces: Namespaces<'_>) -> bool {
+    let Some(fall) = p.ttl().checked_sub(q.ttl()) else { return false };
+    let same_namespace = p.at().netns == q.at().netns;
+    match (p.way, q.way) {
+        (Way::Out, Way::In) => {
+            fall == 0 && p.wrapped() == q.wrapped() && namespaces.joined(p.at(), q.at(), p.last.skb == q.first.skb)
+        }
+        (Way::In, Way::Out) => same_namespace && p.wrapped() == q.wrapped() && forwards(p, q, fall, namespaces),
+        (Way::In, Way::In) => same_namespace && p.at() != q.at() && fall == 0 && (p.wrapped() || !q.wrapped()),
+        (Way::Out, Way::Out) => same_namespace && p.at() != q.at() && fall == 0 && (q.wrapped() || !p.wrapped()),
+    }
+}
+
+/// A packet is forwarded by a bridge between its ports, or routed between interfaces that are no ports. A port on one
+/// side of a routed step means that the sighting at the bridge is missing.
+fn forwards(p: &Touch<'_>, q: &Touch<'_>, fall: u8, namespaces: Namespaces<'_>) -> bool {
+    let (from, to) = (namespaces.bridge_of(p.at()), namespaces.bridge_of(q.at()));
+    let routed = fall == 1 || (p.wrapped() && p.header().ttl == q.header().ttl.saturating_add(1));
+    match (from, to) {
+        (None, None) => fall <= 1,
+        _ => !routed && from == to,
+    }
+}
+
+pub(super) fn fragments<'a>(node: usize, touches: Vec<Touch<'a>>, namespaces: Namespaces<'_>) -> Vec<Fragment<'a>> {
+    let mut fragments: Vec<Fragment<'a>> = Vec::new();
+    for touch in touches {
+        match fragments.last_mut() {
+            Some(f) if continues(f.last(), &touch, namespaces) => f.touches.push(touch),
+            _ => fragments.push(Fragment { node, touches: vec![touch] }),
+        }
+    }
+    fragments
+}

@@ -1,0 +1,148 @@
+//! Look-ups in what is known about the nodes.
+
+use std::net::IpAddr;
+
+use super::{Ends, Evidence, Names, NodeEvidence};
+use crate::node::facts::{Link, LinkRef, Namespace, Role, RouteAnswer, RouteQuestion};
+
+/// Kinds of links that hand a packet on to another link of the same node.
+const STACKED: [&str; 13] =
+    ["bridge", "bond", "team", "vlan", "vrf", "ipip", "sit", "ip6tnl", "gre", "gretap", "geneve", "vxlan", "wireguard"];
+/// Those of them that wrap a packet.
+const TUNNELS: [&str; 8] = ["ipip", "sit", "ip6tnl", "gre", "gretap", "geneve", "vxlan", "wireguard"];
+
+/// The namespaces of one node.
+#[derive(Clone, Copy)]
+pub(super) struct Namespaces<'a>(pub(super) &'a [Namespace]);
+
+impl<'a> Namespaces<'a> {
+    pub(super) fn get(self, inode: u32) -> Option<&'a Namespace> {
+        self.0.iter().find(|n| n.inode == inode)
+    }
+
+    pub(super) fn link(self, at: LinkRef) -> Option<&'a Link> {
+        self.get(at.netns)?.links.iter().find(|l| l.ifindex == at.ifindex)
+    }
+
+    /// The address belongs to this namespace.
+    pub(super) fn owns(self, netns: u32, address: IpAddr) -> bool {
+        self.get(netns).is_some_and(|n| n.links.iter().any(|l| l.addresses.iter().any(|a| a.addr() == address)))
+    }
+
+    /// The bridge that the link is a port of.
+    pub(super) fn bridge_of(self, at: LinkRef) -> Option<LinkRef> {
+        let master = LinkRef { netns: at.netns, ifindex: self.link(at)?.master? };
+        (self.link(master)?.kind.as_deref() == Some("bridge")).then_some(master)
+    }
+
+    pub(super) fn is_tunnel(self, at: LinkRef) -> bool {
+        self.link(at).and_then(|l| l.kind.as_deref()).is_some_and(|k| TUNNELS.contains(&k))
+    }
+
+    fn is_loopback(self, at: LinkRef) -> bool {
+        self.link(at).is_some_and(|l| l.name == "lo")
+    }
+
+    /// What leaves by this link leaves the node.
+    pub(super) fn leads_out(self, at: LinkRef) -> bool {
+        let (Some(namespace), Some(link)) = (self.get(at.netns), self.link(at)) else { return false };
+        namespace.role == Role::Node
+            && link.peer.is_none()
+            && link.name != "lo"
+            && !link.kind.as_deref().is_some_and(|k| STACKED.contains(&k))
+    }
+
+    /// What leaves by `out` comes in by `into`, without a wire in between. Facts of a namespace can be missing or
+    /// lack the peer; then a step over a namespace's border by the same `sk_buff` is taken for a veth's.
+    pub(super) fn joined(self, out: LinkRef, into: LinkRef, same_skb: bool) -> bool {
+        if out == into {
+            return self.is_loopback(out);
+        }
+        let peer = |at| self.link(at).and_then(|l: &Link| l.peer);
+        match (peer(out), peer(into)) {
+            (Some(p), _) => p == into,
+            (None, Some(p)) => p == out,
+            (None, None) => same_skb && out.netns != into.netns && !self.leads_out(out) && !self.leads_out(into),
+        }
+    }
+}
+
+/// The evidence, with its look-ups.
+#[derive(Clone, Copy)]
+pub(super) struct World<'a> {
+    pub(super) evidence: &'a Evidence,
+    pub(super) ends: &'a Ends,
+    pub(super) names: &'a dyn Names,
+}
+
+impl<'a> World<'a> {
+    pub(super) fn node(&self, node: usize) -> &'a NodeEvidence {
+        &self.evidence.nodes[node]
+    }
+
+    pub(super) fn namespaces(&self, node: usize) -> Namespaces<'a> {
+        Namespaces(&self.node(node).facts.namespaces)
+    }
+
+    /// Records of this node may be missing.
+    pub(super) fn unreliable(&self, node: usize) -> bool {
+        self.node(node).lost > 0 || !self.node(node).complete
+    }
+
+    /// Records of some node may be missing.
+    pub(super) fn any_unreliable(&self) -> bool {
+        (0..self.evidence.nodes.len()).any(|n| self.unreliable(n))
+    }
+
+    /// The traced node that has this address, and the link that carries it.
+    pub(super) fn owner(&self, address: IpAddr) -> Option<(usize, LinkRef)> {
+        self.evidence.nodes.iter().enumerate().find_map(|(node, n)| {
+            n.facts.namespaces.iter().find_map(|ns| {
+                let link = ns.links.iter().find(|l| l.addresses.iter().any(|a| a.addr() == address))?;
+                (!address.is_loopback()).then_some((node, LinkRef { netns: ns.inode, ifindex: link.ifindex }))
+            })
+        })
+    }
+
+    /// Whose namespace it is, as [`super::model::Hop::pod`] wants it.
+    pub(super) fn pod(&self, node: usize, netns: u32) -> Option<String> {
+        let Some(namespace) = self.namespaces(node).get(netns) else {
+            return Some(format!("unknown namespace {netns}"));
+        };
+        if namespace.role == Role::Node {
+            return None;
+        }
+        let mut addresses = namespace
+            .links
+            .iter()
+            .flat_map(|l| l.addresses.iter().map(|a| a.addr()))
+            .filter(|a| !a.is_loopback() && !matches!(a, IpAddr::V6(v6) if v6.is_unicast_link_local()));
+        let first = addresses.clone().next();
+        let name = addresses.find_map(|a| self.names.pod(a));
+        name.or_else(|| first.map(|a| a.to_string())).or_else(|| Some(format!("unknown namespace {netns}")))
+    }
+
+    pub(super) fn interface(&self, node: usize, at: LinkRef) -> Option<&'a str> {
+        self.namespaces(node).link(at).map(|l| l.name.as_str())
+    }
+
+    /// A place in words: `ip-172-20-58-60 ens5`, `pod default/bb2 eth0`.
+    pub(super) fn place(&self, node: usize, at: LinkRef) -> String {
+        let interface = self.interface(node, at).map_or_else(|| format!("interface {}", at.ifindex), str::to_owned);
+        match self.pod(node, at.netns) {
+            Some(pod) => format!("pod {pod} {interface}"),
+            None => format!("{} {interface}", self.node(node).name),
+        }
+    }
+
+    /// The answer to a question; without an exact one, that to the same question with another mark, if there is just
+    /// one: `skb->mark` can change between the hooks and the look-up.
+    pub(super) fn answer(&self, node: usize, question: &RouteQuestion) -> Option<&'a RouteAnswer> {
+        let routes = &self.node(node).facts.routes;
+        let exact = routes.iter().find(|a| a.question == *question);
+        exact.or_else(|| {
+            let mut like = routes.iter().filter(|a| RouteQuestion { mark: question.mark, ..a.question } == *question);
+            like.next().filter(|_| like.next().is_none())
+        })
+    }
+}
