@@ -187,7 +187,6 @@ impl Walk {
             cpu: 0,
             netns: inode(node, netns),
             ifindex,
-            len: 84,
             mark: 0,
             tracked: true,
             conntrack: self.conntrack,
