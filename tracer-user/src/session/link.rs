@@ -150,10 +150,9 @@ impl Outbox {
         });
     }
 
-    /// Forgets what waits, and ends with this message.
+    /// Forgets the records that wait, and ends with this message.
     pub(super) fn abandon(&self, last_words: Message) {
         self.with(|queues| {
-            queues.urgent.clear();
             queues.records.clear();
             queues.last = VecDeque::from([last_words]);
             queues.closed = true;
