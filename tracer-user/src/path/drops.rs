@@ -136,7 +136,7 @@ pub(super) fn end<'a>(world: &World<'a>, chain: &Chain<'a>, answered: bool) -> E
     };
     let namespaces = world.namespaces(node);
     let final_place = last.way == Way::In && is_final(world, chain, node, last);
-    let leaves = last.way == Way::Out && namespaces.leads_out(last.at());
+    let leaves = last.last.hook == Hook::Xmit && namespaces.leads_out(last.at());
     if answered {
         return if final_place {
             End::Delivered
@@ -153,7 +153,7 @@ pub(super) fn end<'a>(world: &World<'a>, chain: &Chain<'a>, answered: bool) -> E
             None => End::Delivered,
         };
     }
-    if leaves && last.last.hook == Hook::Xmit {
+    if leaves {
         if chain.role == Role::Reply && world.owner(last.last.packet.dst).is_none() {
             return End::Left;
         }
