@@ -8,7 +8,6 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr},
     os::fd::BorrowedFd,
-    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -35,7 +34,7 @@ pub const SMALLEST: u16 = 8;
 /// What fits into an IPv4 packet beside 20 bytes of IP and 8 of ICMP header, bytes.
 pub const LARGEST: u16 = u16::MAX - 28;
 
-/// How long a raised stop flag may go unnoticed.
+/// How often to ask whether the run is to stop.
 const STOP_CHECK: Duration = Duration::from_millis(50);
 
 /// Why probes could not be sent.
@@ -126,7 +125,8 @@ fn send_way_out(cause: &Errno) -> &'static str {
 /// Sends the probes of `ping` from the namespace `netns` and waits for their fates; blocks until all are known.
 ///
 /// `on_probe` is called once for each probe that was sent, as soon as its fate is known, so not always in the order of
-/// `seq`. Once `stop` is raised nothing more is sent, and what is under way counts as unanswered.
+/// `seq`. Once `stopped` says so (it is asked every 50 ms) nothing more is
+/// sent, and what is under way counts as unanswered.
 ///
 /// All of it happens on a thread that is made for this call and ends with it: the caller's thread keeps its
 /// namespace, and no other work ever runs in the pod's.
@@ -136,7 +136,7 @@ fn send_way_out(cause: &Errno) -> &'static str {
 pub fn run(
     ping: &Ping,
     netns: BorrowedFd<'_>,
-    stop: &AtomicBool,
+    stopped: impl Fn() -> bool + Send,
     on_probe: impl FnMut(Probe) + Send,
 ) -> Result<(), Error> {
     let header = check(ping)?;
@@ -146,7 +146,7 @@ pub fn run(
             .spawn_scoped(scope, move || {
                 // A thread of its own: setns moves this thread only, and it ends with the closure.
                 setns(netns, CloneFlags::CLONE_NEWNET).map_err(|cause| Error::Setns { src: header.src, cause })?;
-                inject(ping, header, stop, on_probe)
+                inject(ping, header, stopped, on_probe)
             })
             .map_err(Error::Thread)?;
         injector.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -169,7 +169,7 @@ fn check(ping: &Ping) -> Result<Header, Error> {
 }
 
 /// The whole run, already in the namespace.
-fn inject(ping: &Ping, header: Header, stop: &AtomicBool, mut on_probe: impl FnMut(Probe)) -> Result<(), Error> {
+fn inject(ping: &Ping, header: Header, stopped: impl Fn() -> bool, mut on_probe: impl FnMut(Probe)) -> Result<(), Error> {
     let mut socket = EchoSocket::open(header.src, header.id)?;
     let ttl = socket.default_ttl()?;
     let mut pending = Pending::new(ping.timeout);
@@ -177,7 +177,7 @@ fn inject(ping: &Ping, header: Header, stop: &AtomicBool, mut on_probe: impl FnM
     let mut sent = 0;
     let mut next_send = Instant::now();
     while sent < ping.count || !pending.is_empty() {
-        if stop.load(Ordering::Relaxed) {
+        if stopped() {
             break;
         }
         let now = Instant::now();

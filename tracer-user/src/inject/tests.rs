@@ -5,7 +5,7 @@ use std::{
     net::Ipv4Addr,
     os::fd::{AsFd, AsRawFd, OwnedFd},
     process::Command,
-    sync::atomic::AtomicU32,
+    sync::atomic::{AtomicBool, AtomicU32, Ordering},
 };
 
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, setsockopt, socket, sockopt};
@@ -120,7 +120,7 @@ fn ping(count: u16) -> Ping {
 
 fn collect(ping: &Ping, netns: &File) -> Result<Vec<Probe>, Error> {
     let mut probes = Vec::new();
-    run(ping, netns.as_fd(), &AtomicBool::new(false), |probe| probes.push(probe))?;
+    run(ping, netns.as_fd(), || false, |probe| probes.push(probe))?;
     probes.sort_by_key(|probe| probe.seq);
     Ok(probes)
 }
@@ -166,12 +166,17 @@ fn rtt_is_the_networks_time_and_not_our_threads() {
     ip(&format!("netns exec {} tc qdisc add dev eth0 root tbf rate 80kbit burst 1100 limit 100000", pair.b));
     let asked = Ping { size: 1000, timeout: Duration::from_secs(2), ..ping(3) };
     let mut rtts = Vec::new();
-    run(&asked, Pair::netns(&pair.a).as_fd(), &AtomicBool::new(false), |probe| {
-        rtts.push(probe.rtt_ns.expect("answered"));
-        if probe.seq == 2 {
-            thread::sleep(Duration::from_millis(300));
-        }
-    })
+    run(
+        &asked,
+        Pair::netns(&pair.a).as_fd(),
+        || false,
+        |probe| {
+            rtts.push(probe.rtt_ns.expect("answered"));
+            if probe.seq == 2 {
+                thread::sleep(Duration::from_millis(300));
+            }
+        },
+    )
     .expect("runs");
     let [first, second, third] = rtts[..] else { panic!("three answers in order: {rtts:?}") };
     assert!(first < 15_000_000, "{first}");
@@ -251,7 +256,7 @@ fn stopping_ends_the_run_early_and_reports_what_was_sent() {
             thread::sleep(Duration::from_millis(150));
             stop.store(true, Ordering::Relaxed);
         });
-        run(&endless, netns.as_fd(), &stop, |probe| probes.push(probe)).expect("runs");
+        run(&endless, netns.as_fd(), || stop.load(Ordering::Relaxed), |probe| probes.push(probe)).expect("runs");
     });
     assert!(begun.elapsed() < Duration::from_secs(5));
     assert!((2..100).contains(&probes.len()), "{}", probes.len());

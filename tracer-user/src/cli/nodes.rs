@@ -1,0 +1,119 @@
+//! Which nodes to trace on: a running lab's, an inventory file's, or this machine.
+
+use std::path::{Path, PathBuf};
+
+use super::{
+    args::TraceArgs,
+    error::Error,
+    stubs::{
+        identity::Directory,
+        session::{Connection, Inventory},
+    },
+};
+
+/// Where to trace, and who is who there.
+#[derive(Debug)]
+pub struct Cluster {
+    /// Its name.
+    pub context: Option<String>,
+    /// Names of its nodes, in the order of `connections`.
+    pub nodes: Vec<String>,
+    /// How to reach them.
+    pub connections: Vec<Connection>,
+    /// Who is who.
+    pub directory: Directory,
+}
+
+/// Finds it as the arguments say.
+///
+/// # Errors
+/// No nodes known, or a file that cannot be used.
+pub fn find(args: &TraceArgs) -> Result<Cluster, Error> {
+    if args.local {
+        let node = this_machine();
+        return Ok(Cluster {
+            context: None,
+            nodes: vec![node.clone()],
+            connections: vec![Connection::Local { node }],
+            directory: Directory::empty(),
+        });
+    }
+    let path = match &args.inventory {
+        Some(path) => path.clone(),
+        None => choose(Inventory::running_labs(), args.lab.as_deref())?,
+    };
+    load(&path)
+}
+
+fn load(path: &Path) -> Result<Cluster, Error> {
+    let Inventory { context, identity, nodes } = Inventory::load(path)?;
+    if nodes.is_empty() {
+        return Err(Error::NoNodes(path.to_owned()));
+    }
+    let directory = match &identity {
+        // Relative to the inventory, wherever the command is started.
+        Some(file) => Directory::load(&path.parent().unwrap_or(Path::new("")).join(file))?,
+        None => Directory::empty(),
+    };
+    let directory = match &context {
+        Some(context) => directory.with_context(context),
+        None => directory,
+    };
+    Ok(Cluster {
+        context,
+        nodes: nodes.iter().map(|node| node.name.clone()).collect(),
+        connections: nodes.into_iter().map(Connection::Command).collect(),
+        directory,
+    })
+}
+
+/// One lab of those that run. Each path is `.../NAME/inventory.toml`.
+fn choose(mut labs: Vec<PathBuf>, wanted: Option<&str>) -> Result<PathBuf, Error> {
+    labs.sort();
+    let name = |path: &Path| {
+        path.parent().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+    };
+    let names = || labs.iter().map(|path| name(path)).collect();
+    if let Some(wanted) = wanted {
+        let found = labs.iter().find(|path| name(path) == wanted);
+        return found.cloned().ok_or_else(|| Error::NoSuchLab { wanted: wanted.to_owned(), running: names() });
+    }
+    match labs.as_slice() {
+        [] => Err(Error::NoLab),
+        [only] => Ok(only.clone()),
+        _ => Err(Error::SeveralLabs(names())),
+    }
+}
+
+fn this_machine() -> String {
+    #[cfg(target_os = "linux")]
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
+    #[cfg(not(target_os = "linux"))]
+    let name: Option<String> = None;
+    name.map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()).unwrap_or_else(|| "this machine".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lab(name: &str) -> PathBuf {
+        PathBuf::from(format!("/run/podpath/lab/{name}/inventory.toml"))
+    }
+
+    #[test]
+    fn the_only_lab_is_used() {
+        assert_eq!(choose(vec![lab("a")], None).expect("one"), lab("a"));
+        assert_eq!(choose(vec![lab("b"), lab("a")], Some("b")).expect("named"), lab("b"));
+    }
+
+    #[test]
+    fn otherwise_the_user_is_asked() {
+        assert!(matches!(choose(Vec::new(), None), Err(Error::NoLab)));
+        let several = choose(vec![lab("b"), lab("a")], None);
+        assert!(matches!(&several, Err(Error::SeveralLabs(names)) if names == &["a", "b"]), "{several:?}");
+        let wrong = choose(vec![lab("b"), lab("a")], Some("c"));
+        assert!(matches!(&wrong, Err(Error::NoSuchLab { running, .. }) if running == &["a", "b"]), "{wrong:?}");
+        assert!(matches!(choose(Vec::new(), Some("c")), Err(Error::NoSuchLab { .. })));
+    }
+}
