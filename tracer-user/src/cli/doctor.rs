@@ -10,7 +10,7 @@ use crate::doctor;
 ///
 /// # Errors
 /// The result could not be written.
-pub fn run() -> Result<u8, Error> {
+pub(super) fn run() -> Result<u8, Error> {
     let checks = doctor::checks();
     let look = Surroundings::of_stdout().look();
     write_stdout(doctor::text(&checks, look.color, look.width).as_bytes()).map_err(Error::Output)?;

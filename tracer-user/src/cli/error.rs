@@ -1,13 +1,13 @@
 //! What a command can fail with, and how that is printed.
 
-use std::{io, net::IpAddr, path::PathBuf};
+use std::{io, net::IpAddr};
 
 use super::stubs::{identity, session};
 
 /// Why a command could not do its work. Messages have the form `thing: cause; way out`, as all of the library's.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum Error {
+pub(super) enum Error {
     /// No lab runs, and nothing else was named.
     #[error(
         "nodes: none known, no lab is running; start one with `cargo xtask lab up calico-bgp`, name the nodes with --inventory FILE, or trace on this machine only with --local"
@@ -24,9 +24,6 @@ pub enum Error {
         /// Those that run.
         running: Vec<String>,
     },
-    /// The inventory has no nodes.
-    #[error("{}: it names no node; add one: [[node]] with name and command", .0.display())]
-    NoNodes(PathBuf),
     /// The inventory could not be used.
     #[error(transparent)]
     Inventory(#[from] session::InventoryError),
@@ -82,7 +79,7 @@ pub enum Error {
     },
     /// A session failed.
     #[error(transparent)]
-    Session(#[from] session::Error),
+    Session(#[from] session::DriveError),
     /// No threads or descriptors for the work.
     #[error("podpath could not start its threads: {0}; check the limits on threads and open files (ulimit -a)")]
     Runtime(#[source] io::Error),
@@ -97,7 +94,7 @@ fn choices(labs: &[String]) -> String {
 
 fn running_labs(labs: &[String]) -> String {
     if labs.is_empty() {
-        "none is; start one: cargo xtask lab up".to_owned()
+        "start one with `cargo xtask lab up`".to_owned()
     } else {
         format!("running: {}", labs.join(", "))
     }
@@ -111,7 +108,7 @@ fn whereabouts(node: Option<&str>) -> String {
 }
 
 /// As it is printed: `podpath: thing: cause`, and the way out on a line of its own.
-pub fn lines(error: &Error) -> String {
+pub(super) fn lines(error: &Error) -> String {
     let text = error.to_string();
     // Some causes (of files that do not parse) have more than one line already.
     match text.rsplit_once("; ") {
@@ -132,7 +129,6 @@ mod tests {
             Error::SeveralLabs(names(&["calico-bgp", "kind-calico"])),
             Error::NoSuchLab { wanted: "x".into(), running: names(&["calico-bgp"]) },
             Error::NoSuchLab { wanted: "x".into(), running: Vec::new() },
-            Error::NoNodes("inventory.toml".into()),
             Error::HostName {
                 unknown: "www.example.com: no such pod or node in lab calico-bgp".into(),
                 name: "www.example.com".into(),

@@ -12,6 +12,7 @@ mod nodes;
 mod stubs;
 mod terminal;
 mod trace;
+mod watch;
 
 use args::{Cli, Command};
 

@@ -7,52 +7,64 @@ use super::{
     error::Error,
     stubs::{
         identity::Directory,
-        session::{Connection, Inventory},
+        session::{Connection, DriveError, Inventory, InventoryNode, local_connection},
     },
 };
 
 /// Where to trace, and who is who there.
 #[derive(Debug)]
-pub struct Cluster {
+pub(super) struct Cluster {
     /// Its name.
-    pub context: Option<String>,
-    /// Names of its nodes, in the order of `connections`.
-    pub nodes: Vec<String>,
-    /// How to reach them.
-    pub connections: Vec<Connection>,
+    pub(super) context: Option<String>,
+    /// Its nodes.
+    pub(super) nodes: Vec<Node>,
     /// Who is who.
-    pub directory: Directory,
+    pub(super) directory: Directory,
+}
+
+/// A node to trace on.
+#[derive(Clone, Debug)]
+pub(super) struct Node {
+    /// Its name.
+    pub(super) name: String,
+    /// The command that starts a session there; None: this process.
+    pub(super) command: Option<InventoryNode>,
+}
+
+impl Node {
+    /// Starts a session there.
+    ///
+    /// # Errors
+    /// The command cannot be started.
+    pub(super) fn connect(&self) -> Result<Connection, Error> {
+        let Some(command) = &self.command else { return Ok(local_connection(&self.name)) };
+        Connection::spawn(self.name.as_str(), &command.words()).map_err(|source| {
+            let (node, command) = (self.name.clone(), command.command.join(" "));
+            DriveError::Start { node, command, source }.into()
+        })
+    }
 }
 
 /// Finds it as the arguments say.
 ///
 /// # Errors
 /// No nodes known, or a file that cannot be used.
-pub fn find(args: &TraceArgs) -> Result<Cluster, Error> {
+pub(super) fn find(args: &TraceArgs) -> Result<Cluster, Error> {
     if args.local {
-        let node = this_machine();
-        return Ok(Cluster {
-            context: None,
-            nodes: vec![node.clone()],
-            connections: vec![Connection::Local { node }],
-            directory: Directory::empty(),
-        });
+        let nodes = vec![Node { name: this_machine(), command: None }];
+        return Ok(Cluster { context: None, nodes, directory: Directory::empty() });
     }
     let path = match &args.inventory {
         Some(path) => path.clone(),
-        None => choose(Inventory::running_labs(), args.lab.as_deref())?,
+        None => choose(Inventory::running_labs()?, args.lab.as_deref())?,
     };
     load(&path)
 }
 
 fn load(path: &Path) -> Result<Cluster, Error> {
     let Inventory { context, identity, nodes } = Inventory::load(path)?;
-    if nodes.is_empty() {
-        return Err(Error::NoNodes(path.to_owned()));
-    }
     let directory = match &identity {
-        // Relative to the inventory, wherever the command is started.
-        Some(file) => Directory::load(&path.parent().unwrap_or(Path::new("")).join(file))?,
+        Some(file) => Directory::load(file)?,
         None => Directory::empty(),
     };
     let directory = match &context {
@@ -61,8 +73,7 @@ fn load(path: &Path) -> Result<Cluster, Error> {
     };
     Ok(Cluster {
         context,
-        nodes: nodes.iter().map(|node| node.name.clone()).collect(),
-        connections: nodes.into_iter().map(Connection::Command).collect(),
+        nodes: nodes.into_iter().map(|node| Node { name: node.name.clone(), command: Some(node) }).collect(),
         directory,
     })
 }

@@ -1,6 +1,6 @@
 //! TEMPORARY: stands in for parts that are built at the same time, so that the CLI compiles and its own part is tested.
 //! Deleted at integration; every use of it is a `use super::stubs::...` line.
-#![allow(missing_docs, reason = "temporary stand-ins")]
+#![allow(missing_docs, unreachable_pub, dead_code, clippy::unused_async, reason = "temporary stand-ins")]
 
 pub mod identity {
     use std::{io, net::IpAddr, path::Path};
@@ -67,30 +67,44 @@ pub mod identity {
 
 pub mod session {
     use std::{
+        ffi::OsString,
         future::Future,
+        io,
         path::{Path, PathBuf},
+        time::Duration,
     };
 
     use crate::{
-        path::Evidence,
+        event::Record,
+        path::{Evidence, Probe},
         session::{Counters, Request},
     };
 
     #[derive(Debug, thiserror::Error)]
-    #[error("{path}: {cause}")]
+    #[error("inventory {path}: {cause}; the real message comes with the real part")]
     pub struct InventoryError {
         path: String,
         cause: String,
     }
 
     #[derive(Debug, thiserror::Error)]
-    #[error("session: a stub; integrate the real one")]
-    pub struct Error;
+    pub enum DriveError {
+        #[error("node {node}: start `{command}`: {source}")]
+        Start { node: String, command: String, source: io::Error },
+        #[error("session: a stub; integrate the real one")]
+        Stub,
+    }
 
     #[derive(Clone, Debug, PartialEq, Eq, serde::Deserialize)]
     pub struct InventoryNode {
         pub name: String,
         pub command: Vec<String>,
+    }
+
+    impl InventoryNode {
+        pub fn words(&self) -> Vec<OsString> {
+            self.command.iter().map(OsString::from).collect()
+        }
     }
 
     #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Deserialize)]
@@ -108,58 +122,77 @@ pub mod session {
             toml::from_str(&text).map_err(|error| failed(error.to_string()))
         }
 
-        pub fn running_labs() -> Vec<PathBuf> {
-            let entries = std::fs::read_dir("/run/podpath/lab").into_iter().flatten().flatten();
-            entries.map(|entry| entry.path().join("inventory.toml")).filter(|path| path.exists()).collect()
+        pub fn running_labs() -> Result<Vec<PathBuf>, InventoryError> {
+            Ok(Vec::new())
         }
     }
 
-    /// Where a session runs: a command, or this process.
-    #[derive(Clone, Debug, PartialEq, Eq)]
-    pub enum Connection {
-        Command(InventoryNode),
-        Local { node: String },
+    #[derive(Debug)]
+    pub struct Connection;
+
+    impl Connection {
+        pub fn spawn(_name: impl Into<String>, _words: &[OsString]) -> io::Result<Self> {
+            Ok(Self)
+        }
     }
 
-    /// What to do, by connection.
-    #[derive(Clone, Debug, PartialEq, Eq)]
-    pub struct Plan {
-        /// One per connection.
-        pub requests: Vec<Request>,
-        /// Done when this many exchanges were seen.
-        pub count: u16,
+    /// The real one is `Connection::local(name, backend)`; the backend is the agent's.
+    pub fn local_connection(_name: &str) -> Connection {
+        Connection
     }
 
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub enum Progress {
-        Armed { nodes: usize },
-        Answered { seen: u16 },
-        ReadingBack,
+    pub struct Plan {
+        pub armed_within: Duration,
+        pub record_for: Option<Duration>,
     }
 
-    #[derive(Clone, Debug, Default)]
+    /// As in the real one, but that `Records` carries `new`, without which nobody can count a passive trace's exchanges.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    pub enum Progress<'a> {
+        Connecting { node: &'a str },
+        Hello { node: &'a str, hello: &'a Hello },
+        Armed { node: &'a str, took: Duration },
+        Probe(Probe),
+        Records { node: &'a str, total: usize, new: &'a [Record] },
+        Draining,
+        Ended { node: &'a str },
+    }
+
+    #[derive(Clone, Debug, Default, PartialEq, Eq)]
     pub struct Hello {
-        pub node: String,
+        pub about: About,
+    }
+
+    #[derive(Clone, Debug, Default, PartialEq, Eq)]
+    pub struct About {
         pub kernel: String,
     }
 
     #[derive(Clone, Debug, Default)]
     pub struct Driven {
         pub evidence: Evidence,
-        /// By connection.
-        pub hellos: Vec<Hello>,
-        /// By connection.
-        pub counters: Vec<Counters>,
+        pub nodes: Vec<DrivenNode>,
         pub warnings: Vec<String>,
+        pub interrupted: bool,
+    }
+
+    #[derive(Clone, Debug, Default, PartialEq, Eq)]
+    pub struct DrivenNode {
+        pub name: String,
+        pub hello: Option<Hello>,
+        pub counters: Option<Counters>,
+        pub discarded: u64,
+        pub unknown: u64,
     }
 
     pub async fn drive(
-        _connections: Vec<Connection>,
+        _nodes: Vec<(Connection, Request)>,
         _plan: Plan,
         _stop: impl Future<Output = ()>,
-        _progress: impl FnMut(Progress),
-    ) -> Result<Driven, Error> {
-        Err(Error)
+        _progress: impl FnMut(Progress<'_>),
+    ) -> Result<Driven, DriveError> {
+        Err(DriveError::Stub)
     }
 }
 

@@ -17,35 +17,35 @@ const NARROWEST: usize = 40;
 
 /// How output looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Look {
+pub(super) struct Look {
     /// With colour.
-    pub color: bool,
+    pub(super) color: bool,
     /// Columns.
-    pub width: usize,
+    pub(super) width: usize,
 }
 
 /// What decides the look.
 #[derive(Clone, Debug, Default)]
-pub struct Surroundings {
+pub(super) struct Surroundings {
     /// Standard output is a terminal.
-    pub terminal: bool,
+    pub(super) terminal: bool,
     /// Columns it says it has.
-    pub columns: Option<u16>,
+    pub(super) columns: Option<u16>,
     /// Variable `COLUMNS`.
-    pub columns_variable: Option<String>,
+    pub(super) columns_variable: Option<String>,
     /// Variable `NO_COLOR` (no-color.org): set and not empty means no.
-    pub no_color: Option<String>,
+    pub(super) no_color: Option<String>,
     /// Variable `CLICOLOR`: 0 means no.
-    pub clicolor: Option<String>,
+    pub(super) clicolor: Option<String>,
     /// Variable `CLICOLOR_FORCE`: set and not 0 means yes, in a pipe too.
-    pub clicolor_force: Option<String>,
+    pub(super) clicolor_force: Option<String>,
     /// Variable `TERM`: `dumb` means no.
-    pub term: Option<String>,
+    pub(super) term: Option<String>,
 }
 
 impl Surroundings {
     /// Those of this process.
-    pub fn of_stdout() -> Self {
+    pub(super) fn of_stdout() -> Self {
         let variable = |name| env::var(name).ok();
         Self {
             terminal: io::stdout().is_terminal(),
@@ -59,7 +59,7 @@ impl Surroundings {
     }
 
     /// How output looks there.
-    pub fn look(&self) -> Look {
+    pub(super) fn look(&self) -> Look {
         let set = |value: &Option<String>| value.as_deref().is_some_and(|value| !value.is_empty());
         let color = if set(&self.no_color) {
             false
@@ -76,11 +76,11 @@ impl Surroundings {
 
 /// Tells a person at a terminal what is being done; silent everywhere else.
 #[derive(Debug)]
-pub struct Progress(ProgressBar);
+pub(super) struct Progress(ProgressBar);
 
 impl Progress {
     /// Starts with `text`.
-    pub fn start(text: String) -> Self {
+    pub(super) fn start(text: String) -> Self {
         if !io::stderr().is_terminal() {
             return Self(ProgressBar::hidden());
         }
@@ -91,7 +91,7 @@ impl Progress {
     }
 
     /// From now on it is this.
-    pub fn now(&self, text: String) {
+    pub(super) fn now(&self, text: String) {
         self.0.set_message(text);
     }
 }
@@ -106,7 +106,7 @@ impl Drop for Progress {
 ///
 /// # Errors
 /// Any other failure, such as a full disk.
-pub fn write_stdout(bytes: &[u8]) -> io::Result<()> {
+pub(super) fn write_stdout(bytes: &[u8]) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -115,7 +115,7 @@ pub fn write_stdout(bytes: &[u8]) -> io::Result<()> {
 }
 
 /// Writes to standard error; there is nowhere to complain if that fails.
-pub fn write_stderr(text: &str) {
+pub(super) fn write_stderr(text: &str) {
     let _ = io::stderr().lock().write_all(text.as_bytes());
 }
 

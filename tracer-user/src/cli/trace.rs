@@ -2,17 +2,20 @@
 
 use std::time::{Duration, SystemTime};
 
+use tokio::sync::Notify;
+
 use super::{
     args::{Format, TraceArgs},
     ends::{self, Resolved},
     error::Error,
-    nodes::{self, Cluster},
+    nodes::{self, Cluster, Node},
     stubs::{
         path::{Joined, join},
         render,
-        session::{self, Driven, Plan},
+        session::{self, Driven, DrivenNode, Plan},
     },
     terminal::{Progress, Surroundings, write_stdout},
+    watch::Watch,
 };
 use crate::{
     path::model::{Trace, TracedNode},
@@ -22,6 +25,10 @@ use crate::{
 const ICMP: u8 = 1;
 /// IPv4 and ICMP header, bytes.
 const HEADERS: u32 = 28;
+/// All nodes must record within this time.
+const ARMED_WITHIN: Duration = Duration::from_secs(30);
+/// After the last request that a passive trace waits for: its reply.
+const LAST_REPLY: Duration = Duration::from_secs(1);
 /// What a session may take beside the probes: arming, reading back.
 const MARGIN: Duration = Duration::from_secs(60);
 
@@ -29,16 +36,25 @@ const MARGIN: Duration = Duration::from_secs(60);
 ///
 /// # Errors
 /// It could not trace.
-pub async fn run(args: &TraceArgs) -> Result<u8, Error> {
+pub(super) async fn run(args: &TraceArgs) -> Result<u8, Error> {
     let cluster = nodes::find(args)?;
     let resolved = ends::resolve(args, &cluster).await?;
-    let plan = plan(args, &cluster, &resolved);
+    let requests = requests(args, &cluster, &resolved);
     let started = rfc3339(SystemTime::now());
 
     let progress = Progress::start(format!("arming {}", plural(cluster.nodes.len(), "node")));
-    let wait = args.passive.then_some(args.wait);
-    let driven = session::drive(cluster.connections.clone(), plan, stopped(wait), |step| {
-        progress.now(describe(step, args));
+    let connections = cluster.nodes.iter().map(Node::connect).collect::<Result<Vec<_>, _>>()?;
+    let record_for = args.passive.then_some(args.wait);
+    let plan = Plan { armed_within: ARMED_WITHIN, record_for };
+    let enough = Notify::new();
+    let mut report = Report::new(args, &resolved);
+    let driven = session::drive(connections.into_iter().zip(requests).collect(), plan, stopped(&enough), |step| {
+        if let Some(text) = report.step(&step) {
+            progress.now(text);
+        }
+        if report.enough() {
+            enough.notify_one();
+        }
     })
     .await?;
     progress.now("putting the path together".to_owned());
@@ -58,17 +74,11 @@ pub async fn run(args: &TraceArgs) -> Result<u8, Error> {
     Ok(render::exit_code(&trace))
 }
 
-/// Ctrl-C, or the end of a passive trace's time. A second Ctrl-C does not wait for anything: sessions end with their
-/// input, and leave nothing behind.
-async fn stopped(wait: Option<Duration>) {
-    let time_is_up = async {
-        match wait {
-            Some(wait) => tokio::time::sleep(wait).await,
-            None => std::future::pending().await,
-        }
-    };
+/// Ctrl-C, or a passive trace has seen enough. A second Ctrl-C does not wait for anything: sessions end with their input,
+/// and leave nothing behind.
+async fn stopped(enough: &Notify) {
     tokio::select! {
-        () = time_is_up => {}
+        () = enough.notified() => tokio::time::sleep(LAST_REPLY).await,
         interrupt = tokio::signal::ctrl_c() => {
             if interrupt.is_err() {
                 // No handler, so Ctrl-C ends the process: nothing to wait for.
@@ -83,8 +93,58 @@ async fn stopped(wait: Option<Duration>) {
     }
 }
 
+/// What happened so far, for a person who waits.
+struct Report {
+    count: usize,
+    passive: bool,
+    watch: Watch,
+    armed: usize,
+    done: usize,
+    answered: usize,
+}
+
+impl Report {
+    fn new(args: &TraceArgs, resolved: &Resolved) -> Self {
+        let watch = Watch::new(resolved.ends.source.address);
+        Self { count: args.count.into(), passive: args.passive, watch, armed: 0, done: 0, answered: 0 }
+    }
+
+    /// A passive trace has seen the exchanges it was to wait for.
+    fn enough(&self) -> bool {
+        self.passive && self.done >= self.count
+    }
+
+    /// What to say now; None: the same as before.
+    fn step(&mut self, step: &session::Progress<'_>) -> Option<String> {
+        let Self { count, passive, watch, armed, done, answered } = self;
+        match step {
+            session::Progress::Armed { .. } => {
+                *armed += 1;
+                let waiting = if *passive { ", waiting for pings; Ctrl-C ends" } else { "" };
+                Some(format!("{} armed{waiting}", plural(*armed, "node")))
+            }
+            session::Progress::Probe(probe) => {
+                *done += 1;
+                *answered += usize::from(probe.rtt_ns.is_some());
+                let silent = *done - *answered;
+                let unanswered = if silent > 0 { format!(", {silent} unanswered") } else { String::new() };
+                Some(format!("{answered}/{count} answered{unanswered}"))
+            }
+            session::Progress::Records { new, .. } if *passive => {
+                *done = watch.add(new);
+                Some(format!("{done}/{count} seen; Ctrl-C ends"))
+            }
+            session::Progress::Draining => Some("reading back".to_owned()),
+            session::Progress::Connecting { .. }
+            | session::Progress::Hello { .. }
+            | session::Progress::Records { .. }
+            | session::Progress::Ended { .. } => None,
+        }
+    }
+}
+
 /// What each node is asked: all record, the source's node sends.
-fn plan(args: &TraceArgs, cluster: &Cluster, resolved: &Resolved) -> Plan {
+fn requests(args: &TraceArgs, cluster: &Cluster, resolved: &Resolved) -> Vec<Request> {
     let ends = &resolved.ends;
     // 0 would mean "any" in the kernel's map of flows.
     let id = rand::random_range(1..=u16::MAX);
@@ -111,19 +171,7 @@ fn plan(args: &TraceArgs, cluster: &Cluster, resolved: &Resolved) -> Plan {
         time_limit: busy + MARGIN,
         ping: (resolved.sender == Some(index)).then(|| ping.clone()),
     };
-    Plan { requests: (0..cluster.nodes.len()).map(request).collect(), count: args.count }
-}
-
-fn describe(step: session::Progress, args: &TraceArgs) -> String {
-    let count = args.count;
-    match step {
-        session::Progress::Armed { nodes } if args.passive => {
-            format!("{} armed, waiting for pings; Ctrl-C ends", plural(nodes, "node"))
-        }
-        session::Progress::Armed { nodes } => format!("{} armed, sending", plural(nodes, "node")),
-        session::Progress::Answered { seen } => format!("{seen}/{count} answered"),
-        session::Progress::ReadingBack => "reading back".to_owned(),
-    }
+    (0..cluster.nodes.len()).map(request).collect()
 }
 
 fn plural(count: usize, what: &str) -> String {
@@ -138,13 +186,14 @@ fn assemble(
     started: String,
     (driven, joined): (Driven, Joined),
 ) -> Trace {
-    let Driven { evidence, hellos, counters, warnings } = driven;
+    let Driven { evidence, nodes, warnings, interrupted: _ } = driven;
     let Joined { exchanges, routers, warnings: doubts, smallest_mtu } = joined;
-    let nodes = evidence.nodes.iter().zip(hellos).map(|(node, hello)| TracedNode {
-        name: node.name.clone(),
-        kernel: hello.kernel,
-        complete: node.complete,
+    let lost_events = nodes.iter().map(lost).sum();
+    let nodes = nodes.into_iter().map(|node| TracedNode {
+        kernel: node.hello.map(|hello| hello.about.kernel).unwrap_or_default(),
+        complete: evidence.nodes.iter().any(|seen| seen.name == node.name && seen.complete),
         address: ends::node_address(&cluster.directory, &node.name),
+        name: node.name,
     });
     let Resolved { ends, sender: _, notes } = resolved;
     Trace {
@@ -153,7 +202,7 @@ fn assemble(
         destination: ends.destination,
         exchanges,
         routers,
-        lost_events: counters.iter().map(crate::session::Counters::lost).sum(),
+        lost_events,
         warnings: [notes, warnings, doubts].concat(),
         context: cluster.context.clone(),
         started,
@@ -165,6 +214,12 @@ fn assemble(
             format!("icmp echo {} B", u32::from(args.size) + HEADERS)
         },
     }
+}
+
+/// Everything that a node saw and we did not get or understand.
+fn lost(node: &DrivenNode) -> u64 {
+    let DrivenNode { name: _, hello: _, counters, discarded, unknown } = node;
+    counters.map_or(0, |counters| counters.lost()) + discarded + unknown
 }
 
 /// UTC with seconds. Days to a date as in Hinnant's "chrono-compatible low-level date algorithms": years that begin in
