@@ -1,6 +1,84 @@
 //! One trace on one node, and the protocol between the CLI and the nodes' sessions.
 
-use std::{net::IpAddr, time::Duration};
+use std::{fmt, net::IpAddr, time::Duration};
+
+mod backend;
+mod connection;
+mod drive;
+mod error;
+mod inventory;
+mod link;
+mod node;
+#[cfg(unix)]
+mod process;
+mod serve;
+#[cfg(test)]
+mod tests;
+mod wire;
+
+#[doc(hidden)]
+pub use self::link::decode_stream;
+#[cfg(unix)]
+pub use self::process::run_agent;
+pub use self::{
+    backend::{Backend, Ended, InjectorJob, ProbeSender},
+    connection::Connection,
+    drive::{Death, DriveError, Driven, DrivenNode, Plan, Progress, drive},
+    error::{Error, Failure},
+    inventory::{Inventory, InventoryError, InventoryNode},
+    link::{KEEPALIVE, SILENCE},
+    serve::{MAX_TIME_LIMIT, serve},
+    wire::Malformed,
+};
+
+/// The protocol this program speaks; `docs/PROTOCOL.md` says when which number grows.
+pub const PROTOCOL: Version = Version { major: 1, minor: 0 };
+
+/// A protocol version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Version {
+    /// Peers of another major version cannot talk.
+    pub major: u32,
+    /// Peers of another minor version can: what one does not know it ignores.
+    pub minor: u32,
+}
+
+impl Version {
+    /// Whether peers of these versions understand each other.
+    pub fn talks_to(self, other: Self) -> bool {
+        self.major == other.major
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "version {}.{}", self.major, self.minor)
+    }
+}
+
+/// The first thing a session says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hello {
+    /// What it speaks.
+    pub protocol: Version,
+    /// Name and version of the program: `podpath-agent 0.1.0`.
+    pub program: String,
+    /// The node it runs on.
+    pub about: About,
+}
+
+/// Who a node is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct About {
+    /// Its host name.
+    pub node: String,
+    /// Kernel release, as `uname -r` prints it.
+    pub kernel: String,
+    /// What this kernel and user can do, by name.
+    pub capabilities: Vec<String>,
+    /// CLOCK_REALTIME - CLOCK_MONOTONIC, ns: to print dates, never to join.
+    pub realtime_offset_ns: i64,
+}
 
 /// What a session is asked to do.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,0 +1,157 @@
+//! The CLI's end of one session: two streams, and what holds the other end.
+
+use std::{
+    collections::VecDeque,
+    ffi::OsString,
+    fmt, io,
+    process::{ExitStatus, Stdio},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite},
+    process::{Child, ChildStderr, Command},
+    task::JoinHandle,
+    time::timeout,
+};
+
+use super::{Backend, Error, serve};
+
+/// Of a command's stderr this much is kept, bytes: the end says why it died.
+const STDERR_KEPT: usize = 4096;
+
+/// After its input ended, the other side has this long to end by itself. Longer than a session takes to clean up.
+const GRACE: Duration = Duration::from_secs(7);
+
+/// A session that can be driven.
+pub struct Connection {
+    pub(super) name: String,
+    pub(super) reader: Box<dyn AsyncRead + Send + Unpin>,
+    pub(super) writer: Box<dyn AsyncWrite + Send + Unpin>,
+    pub(super) host: Host,
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection").field("name", &self.name).field("host", &self.host).finish_non_exhaustive()
+    }
+}
+
+impl Connection {
+    /// Over streams that someone else made, e.g. an exec through the Kubernetes API.
+    pub fn over(
+        name: impl Into<String>,
+        reader: impl AsyncRead + Send + Unpin + 'static,
+        writer: impl AsyncWrite + Send + Unpin + 'static,
+    ) -> Self {
+        Self { name: name.into(), reader: Box::new(reader), writer: Box::new(writer), host: Host::Elsewhere }
+    }
+
+    /// In this process.
+    pub fn local(name: impl Into<String>, backend: impl Backend) -> Self {
+        let (ours, theirs) = tokio::io::duplex(256 * 1024);
+        let (reader, writer) = tokio::io::split(theirs);
+        let task = tokio::spawn(async move { serve(reader, writer, backend, std::future::pending()).await });
+        let (reader, writer) = tokio::io::split(ours);
+        Self { host: Host::Task(task), ..Self::over(name, reader, writer) }
+    }
+
+    /// Over a command's stdin and stdout. Its process group is its own, so that Ctrl-C in the terminal reaches only the CLI, which then
+    /// stops all sessions in order. It is killed when dropped.
+    ///
+    /// # Errors
+    /// The command cannot be started.
+    pub fn spawn(name: impl Into<String>, words: &[OsString]) -> io::Result<Self> {
+        let (program, arguments) = words.split_first().ok_or(io::ErrorKind::InvalidInput)?;
+        let mut command = Command::new(program);
+        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        #[cfg(unix)]
+        command.process_group(0);
+        let mut child = command.spawn()?;
+        let (Some(writer), Some(reader), Some(stderr)) = (child.stdin.take(), child.stdout.take(), child.stderr.take())
+        else {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        };
+        let command = words.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
+        let process = Process { child, stderr: tokio::spawn(tail(stderr)), command };
+        Ok(Self { host: Host::Process(Box::new(process)), ..Self::over(name, reader, writer) })
+    }
+}
+
+/// What holds the other end.
+#[derive(Debug)]
+pub(super) enum Host {
+    Process(Box<Process>),
+    Task(JoinHandle<Result<(), Error>>),
+    Elsewhere,
+}
+
+#[derive(Debug)]
+pub(super) struct Process {
+    child: Child,
+    stderr: JoinHandle<String>,
+    command: String,
+}
+
+/// What is left of a command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Remains {
+    pub(super) command: String,
+    /// `exit status: 1`, `signal: 9 (SIGKILL)`; None: it did not end by itself.
+    pub(super) status: Option<String>,
+    /// The last lines of its stderr.
+    pub(super) stderr: String,
+}
+
+impl Host {
+    /// Waits for the other end, whose streams are closed; kills a command that does not end. Nothing of it runs afterwards.
+    pub(super) async fn close(self) -> Option<Remains> {
+        match self {
+            Self::Elsewhere => None,
+            Self::Task(task) => {
+                // Its error went over the streams; past the grace a call of the backend hangs and nothing can end it.
+                let _ended = timeout(GRACE, task).await;
+                None
+            }
+            Self::Process(process) => Some(process.close().await),
+        }
+    }
+}
+
+impl Process {
+    async fn close(mut self) -> Remains {
+        let status = match timeout(GRACE, self.child.wait()).await {
+            Ok(status) => status.ok().as_ref().map(ExitStatus::to_string),
+            Err(_) => {
+                // Fails only if it has just ended; kill_on_drop covers the rest.
+                let _ended = self.child.kill().await;
+                None
+            }
+        };
+        // A grandchild may hold stderr open.
+        let stderr = timeout(Duration::from_secs(1), &mut self.stderr).await.ok().and_then(Result::ok);
+        self.stderr.abort();
+        Remains { command: self.command, status, stderr: stderr.unwrap_or_default() }
+    }
+}
+
+/// The end of what a command says, until it closes stderr.
+async fn tail(mut stderr: ChildStderr) -> String {
+    let (mut kept, mut chunk) = (VecDeque::new(), [0; 1024]);
+    while let Ok(length @ 1..) = stderr.read(&mut chunk).await {
+        kept.extend(&chunk[..length]);
+        kept.drain(..kept.len().saturating_sub(STDERR_KEPT));
+    }
+    last_lines(&Vec::from(kept))
+}
+
+/// The last lines in one, without what could steer a terminal.
+fn last_lines(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    let lines: Vec<String> = text
+        .lines()
+        .map(|line| line.chars().filter(|c| !c.is_control()).collect::<String>().trim().to_owned())
+        .filter(|line| !line.is_empty())
+        .collect();
+    lines[lines.len().saturating_sub(3)..].join(" / ")
+}

@@ -1,0 +1,370 @@
+//! The CLI's side: sessions on all nodes of one trace, together.
+
+use std::{
+    fmt, io,
+    pin::{Pin, pin},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures::{FutureExt, future::FusedFuture};
+use tokio::{
+    sync::mpsc,
+    task::JoinSet,
+    time::{Instant, sleep_until},
+};
+
+use super::{
+    Connection, Counters, Error, Hello, PROTOCOL, Request,
+    connection::Remains,
+    node::{Event, Node, talk},
+    wire::Message,
+};
+use crate::path::{Evidence, Probe};
+
+/// All nodes have this long to drain and end, once told to stop.
+const DRAINED_WITHIN: Duration = Duration::from_secs(15);
+
+/// Frees and a reply's last hops are recorded after the injector has its reply.
+const LEAST_LINGER: Duration = Duration::from_millis(20);
+
+/// How a trace runs. The requests say what is recorded and injected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// All nodes must be armed within this time.
+    pub armed_within: Duration,
+    /// Without a ping in any request: record for this long; None: until stopped.
+    pub record_for: Option<Duration>,
+}
+
+/// What happens, while it happens.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Progress<'a> {
+    /// A session is being reached.
+    Connecting {
+        /// Name of the node.
+        node: &'a str,
+    },
+    /// A session answered.
+    Hello {
+        /// Name of the node.
+        node: &'a str,
+        /// What it says.
+        hello: &'a Hello,
+    },
+    /// A node records.
+    Armed {
+        /// Name of the node.
+        node: &'a str,
+        /// How long attaching took there.
+        took: Duration,
+    },
+    /// A probe completed.
+    Probe(Probe),
+    /// A node delivered more records.
+    Records {
+        /// Name of the node.
+        node: &'a str,
+        /// Its records so far.
+        total: usize,
+    },
+    /// All nodes were told to stop.
+    Draining,
+    /// A node's session is over, in order or not.
+    Ended {
+        /// Name of the node.
+        node: &'a str,
+    },
+}
+
+/// What the sessions delivered.
+#[derive(Clone, Debug, Default)]
+pub struct Driven {
+    /// For the joiner.
+    pub evidence: Evidence,
+    /// One per connection, in order.
+    pub nodes: Vec<DrivenNode>,
+    /// What a reader must know, in sentences.
+    pub warnings: Vec<String>,
+    /// `stop` ended it.
+    pub interrupted: bool,
+}
+
+/// What one session told about itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DrivenNode {
+    /// Name of the node, as its connection has it.
+    pub name: String,
+    /// None if the trace was interrupted before.
+    pub hello: Option<Hello>,
+    /// The kernel side's; None if the session died.
+    pub counters: Option<Counters>,
+    /// Records that its session discarded because the CLI, or the way to it, was too slow.
+    pub discarded: u64,
+    /// Records that this program does not understand.
+    pub unknown: u64,
+}
+
+/// Why nothing was traced.
+#[derive(Debug, thiserror::Error)]
+pub enum DriveError {
+    /// A node's session did not get as far as being armed.
+    #[error("node {node}: {when}: {death}")]
+    Node {
+        /// Its name.
+        node: String,
+        /// How far it got: `session ended before hello`.
+        when: &'static str,
+        /// Why.
+        death: Death,
+    },
+    /// Some nodes took too long.
+    #[error(
+        "nodes not ready within {} s: {}; check that they are reachable and not overloaded, or give them more time",
+        .after.as_secs(), .nodes.join(", ")
+    )]
+    NotReady {
+        /// Their names, each with what it did not say.
+        nodes: Vec<String>,
+        /// The limit.
+        after: Duration,
+    },
+    /// A command of the inventory cannot be started.
+    #[error("node {node}: start `{command}`: {source}; correct the command in the inventory or install it")]
+    Start {
+        /// Its name.
+        node: String,
+        /// The command.
+        command: String,
+        /// The operating system's word.
+        source: io::Error,
+    },
+    /// Nothing to drive, or more than one source.
+    #[error(
+        "trace: {count} nodes with a ping among {nodes} nodes; a trace has at least one node and at most one source"
+    )]
+    Sources {
+        /// Requests with a ping.
+        count: usize,
+        /// Connections.
+        nodes: usize,
+    },
+}
+
+/// How a session died.
+#[derive(Debug)]
+pub struct Death {
+    pub(super) cause: Error,
+    pub(super) remains: Option<Remains>,
+}
+
+impl fmt::Display for Death {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { cause, remains } = self;
+        let Some(Remains { command, status, stderr }) = remains else { return cause.fmt(f) };
+        match cause {
+            // It said itself why.
+            Error::Peer(_) | Error::Backend(_) | Error::Version { .. } => cause.fmt(f),
+            Error::EndOfInput => {
+                let status = status.as_deref().unwrap_or("did not exit, killed");
+                let said = if stderr.is_empty() { "it said nothing" } else { stderr };
+                write!(f, "its command ended ({status}): {said}; run it by hand to see more: {command}")
+            }
+            _ if stderr.is_empty() => cause.fmt(f),
+            _ => write!(f, "{cause} (its command said: {stderr})"),
+        }
+    }
+}
+
+/// Runs one trace: arms all nodes, and only when all are armed fires on the one whose request has a ping; collects; stops all.
+///
+/// `stop` ends it early and in order (Ctrl-C, or the CLI has seen enough). When this future is dropped, the connections are, with
+/// their commands killed; the sessions then end by themselves.
+///
+/// # Errors
+/// Until something is fired, any session that dies or does not get armed. Later that is a warning, and that node's evidence is
+/// marked incomplete.
+pub async fn drive(
+    nodes: Vec<(Connection, Request)>,
+    plan: Plan,
+    stop: impl Future<Output = ()>,
+    progress: impl FnMut(Progress<'_>),
+) -> Result<Driven, DriveError> {
+    let count = nodes.iter().filter(|(_, request)| request.ping.is_some()).count();
+    if nodes.is_empty() || count > 1 {
+        return Err(DriveError::Sources { count, nodes: nodes.len() });
+    }
+    let mut stop = pin!(stop.fuse());
+    let mut driver = Driver::start(nodes, progress);
+    let result = driver.run(plan, stop.as_mut()).await;
+    driver.stop().await;
+    let interrupted = result?;
+    Ok(driver.into_driven(interrupted))
+}
+
+/// Why [`Driver::pump`] returned.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pumped {
+    Done,
+    TimedOut,
+    Stopped,
+}
+
+struct Driver<P> {
+    nodes: Vec<Node>,
+    events: mpsc::UnboundedReceiver<(usize, Event)>,
+    /// Their drop ends the connections.
+    tasks: JoinSet<()>,
+    progress: P,
+    probes: Vec<Probe>,
+}
+
+impl<P: FnMut(Progress<'_>)> Driver<P> {
+    fn start(connections: Vec<(Connection, Request)>, mut progress: P) -> Self {
+        let (sender, events) = mpsc::unbounded_channel();
+        let (mut nodes, mut tasks) = (Vec::new(), JoinSet::new());
+        for (index, (connection, request)) in connections.into_iter().enumerate() {
+            progress(Progress::Connecting { node: &connection.name });
+            let node = Node::new(connection.name.clone(), request);
+            tasks.spawn(talk(index, connection, Arc::clone(&node.outbox), sender.clone()));
+            nodes.push(node);
+        }
+        Self { nodes, events, tasks, progress, probes: Vec::new() }
+    }
+
+    /// Until there is nothing more to see. Returns whether `stop` ended it.
+    async fn run(&mut self, plan: Plan, mut stop: Pin<&mut impl FusedFuture<Output = ()>>) -> Result<bool, DriveError> {
+        let deadline = Instant::now() + plan.armed_within;
+        if self.all(deadline, plan, stop.as_mut(), |node| node.hello.is_some()).await? {
+            return Ok(true);
+        }
+        for node in &mut self.nodes {
+            node.requested = true;
+            node.outbox.send(Message::Request(PROTOCOL, node.request.clone()));
+        }
+        if self.all(deadline, plan, stop.as_mut(), |node| node.armed).await? {
+            return Ok(true);
+        }
+        let source = self.nodes.iter().position(|node| node.request.ping.is_some());
+        let Some(source) = source else {
+            let deadline = plan.record_for.map(|time| Instant::now() + time);
+            return Ok(self.pump(all_ended, deadline, stop).await == Pumped::Stopped);
+        };
+        self.nodes[source].outbox.send(Message::Fire);
+        let fired = |nodes: &[Node]| nodes[source].fired || nodes[source].ended.is_some();
+        if self.pump(fired, None, stop.as_mut()).await == Pumped::Stopped {
+            return Ok(true);
+        }
+        let deadline = Instant::now() + self.linger(source);
+        Ok(self.pump(all_ended, Some(deadline), stop).await == Pumped::Stopped)
+    }
+
+    /// Waits until all nodes are `ready`. Returns whether `stop` came first.
+    async fn all(
+        &mut self,
+        deadline: Instant,
+        plan: Plan,
+        stop: Pin<&mut impl FusedFuture<Output = ()>>,
+        ready: impl Fn(&Node) -> bool,
+    ) -> Result<bool, DriveError> {
+        let settled = |nodes: &[Node]| nodes.iter().any(|node| node.ended.is_some()) || nodes.iter().all(&ready);
+        let pumped = self.pump(settled, Some(deadline), stop).await;
+        if let Some(dead) = self.nodes.iter_mut().find(|node| node.ended.is_some()) {
+            let when =
+                if dead.hello.is_none() { "session ended before hello" } else { "session ended before it was armed" };
+            let cause = Error::EndOfInput;
+            let death = dead.ended.replace(Ok(())).and_then(Result::err).unwrap_or(Death { cause, remains: None });
+            return Err(DriveError::Node { node: dead.name.clone(), when, death });
+        }
+        if pumped == Pumped::TimedOut {
+            let late = self.nodes.iter().filter(|node| !ready(node));
+            let nodes = late.map(|node| format!("{} ({})", node.name, node.waits_for())).collect();
+            return Err(DriveError::NotReady { nodes, after: plan.armed_within });
+        }
+        Ok(pumped == Pumped::Stopped)
+    }
+
+    /// How long after the last probe records may still come that belong to it.
+    fn linger(&self, source: usize) -> Duration {
+        let longest = self.probes.iter().filter_map(|probe| probe.rtt_ns).max().unwrap_or(0);
+        let timeout = self.nodes[source].request.ping.as_ref().map_or(LEAST_LINGER, |ping| ping.timeout);
+        Duration::from_nanos(longest.saturating_mul(2)).min(timeout).max(LEAST_LINGER)
+    }
+
+    /// Tells all sessions to stop, and waits until all connections are closed.
+    async fn stop(&mut self) {
+        (self.progress)(Progress::Draining);
+        for node in &self.nodes {
+            if node.requested {
+                node.outbox.send(Message::Stop);
+            } else {
+                // Without a request there is nothing to drain: the end of input ends it.
+                node.outbox.conclude([]);
+            }
+        }
+        let never = pin!(futures::future::Fuse::<std::future::Pending<()>>::terminated());
+        self.pump(all_ended, Some(Instant::now() + DRAINED_WITHIN), never).await;
+        for node in &mut self.nodes {
+            node.give_up(DRAINED_WITHIN);
+        }
+        // Each waits for its command, with a limit of its own.
+        while self.tasks.join_next().await.is_some() {}
+    }
+
+    /// Takes in what the sessions say until `done`.
+    async fn pump(
+        &mut self,
+        done: impl Fn(&[Node]) -> bool,
+        deadline: Option<Instant>,
+        mut stop: Pin<&mut impl FusedFuture<Output = ()>>,
+    ) -> Pumped {
+        loop {
+            if done(&self.nodes) {
+                return Pumped::Done;
+            }
+            let late = async {
+                match deadline {
+                    Some(deadline) => sleep_until(deadline).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                // What has arrived counts, also when it is late.
+                biased;
+                Some((index, event)) = self.events.recv() => self.take(index, event),
+                () = &mut stop, if !stop.is_terminated() => return Pumped::Stopped,
+                () = late => return Pumped::TimedOut,
+            }
+        }
+    }
+
+    fn take(&mut self, index: usize, event: Event) {
+        let Some(node) = self.nodes.get_mut(index) else { return };
+        match event {
+            Event::Message(Message::Probe(probe)) if node.fires() => {
+                self.probes.push(probe);
+                (self.progress)(Progress::Probe(probe));
+            }
+            Event::Message(message) => node.hear(message, &mut self.progress),
+            Event::Ended(ended) => {
+                if node.ended.is_none() {
+                    node.ended = Some(ended);
+                }
+                (self.progress)(Progress::Ended { node: &node.name });
+            }
+        }
+    }
+
+    fn into_driven(self, interrupted: bool) -> Driven {
+        let mut driven = Driven { interrupted, ..Driven::default() };
+        driven.evidence.probes = self.probes;
+        for node in self.nodes {
+            node.conclude(&mut driven);
+        }
+        driven
+    }
+}
+
+fn all_ended(nodes: &[Node]) -> bool {
+    nodes.iter().all(|node| node.ended.is_some())
+}

@@ -1,0 +1,203 @@
+//! One node's session, as the CLI sees it.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::mpsc;
+
+use super::{
+    Connection, Counters, Error, Hello, PROTOCOL, Request,
+    drive::{Death, Driven, DrivenNode, Progress},
+    link::{Incoming, Outbox},
+    wire::{Collected, Message},
+};
+use crate::{event::Record, path::NodeEvidence};
+
+/// What comes from a connection.
+#[derive(Debug)]
+pub(super) enum Event {
+    Message(Message),
+    /// The last one.
+    Ended(Result<(), Death>),
+}
+
+/// Talks to one session until it ends, and then waits for what held it.
+pub(super) async fn talk(
+    index: usize,
+    connection: Connection,
+    outbox: Arc<Outbox>,
+    events: mpsc::UnboundedSender<(usize, Event)>,
+) {
+    let Connection { name: _, reader, writer, host } = connection;
+    let ended = listen(Incoming::new(reader), &outbox, writer, |message| {
+        // The driver is gone: so is this task, soon.
+        let _gone = events.send((index, Event::Message(message)));
+    })
+    .await;
+    let remains = host.close().await;
+    let _gone = events.send((index, Event::Ended(ended.map_err(|cause| Death { cause, remains }))));
+}
+
+async fn listen(
+    mut incoming: Incoming<Box<dyn tokio::io::AsyncRead + Send + Unpin>>,
+    outbox: &Outbox,
+    writer: Box<dyn tokio::io::AsyncWrite + Send + Unpin>,
+    mut heard: impl FnMut(Message),
+) -> Result<(), Error> {
+    let mut write = std::pin::pin!(outbox.write_to(writer));
+    let mut writing = true;
+    loop {
+        tokio::select! {
+            next = incoming.next() => match next? {
+                Some(Message::End) => return Ok(()),
+                Some(Message::Error(failure)) => return Err(Error::Peer(failure)),
+                Some(message) => heard(message),
+                None => return Err(Error::EndOfInput),
+            },
+            // A broken pipe alone says little: the other direction may still hold the reason, or at least its end.
+            _broken = &mut write, if writing => writing = false,
+        }
+    }
+}
+
+/// What a session has said so far.
+pub(super) struct Node {
+    pub(super) name: String,
+    pub(super) request: Request,
+    pub(super) outbox: Arc<Outbox>,
+    pub(super) requested: bool,
+    pub(super) hello: Option<Hello>,
+    pub(super) armed: bool,
+    pub(super) fired: bool,
+    pub(super) ended: Option<Result<(), Death>>,
+    records: Vec<Record>,
+    unknown: u64,
+    collected: Collected,
+    counters: Option<(Counters, u64)>,
+    drained: bool,
+}
+
+impl Node {
+    pub(super) fn new(name: String, request: Request) -> Self {
+        Self {
+            name,
+            request,
+            // The CLI sends no records.
+            outbox: Arc::new(Outbox::new(0)),
+            requested: false,
+            hello: None,
+            armed: false,
+            fired: false,
+            ended: None,
+            records: Vec::new(),
+            unknown: 0,
+            collected: Collected::default(),
+            counters: None,
+            drained: false,
+        }
+    }
+
+    /// Whether probes can come from it.
+    pub(super) fn fires(&self) -> bool {
+        self.armed && self.request.ping.is_some()
+    }
+
+    /// What is missing until it is armed.
+    pub(super) fn waits_for(&self) -> &'static str {
+        if self.hello.is_none() { "no hello" } else { "not armed" }
+    }
+
+    /// Takes in one message; one that makes no sense ends the session.
+    pub(super) fn hear(&mut self, message: Message, progress: &mut impl FnMut(Progress<'_>)) {
+        if self.ended.is_some() {
+            return;
+        }
+        if let Err(cause) = self.understand(message, progress) {
+            self.outbox.abandon(Message::Error(cause.to_failure()));
+            self.ended = Some(Err(Death { cause, remains: None }));
+        }
+    }
+
+    fn understand(&mut self, message: Message, progress: &mut impl FnMut(Progress<'_>)) -> Result<(), Error> {
+        let node = &*self.name;
+        match message {
+            Message::Hello(hello) if self.hello.is_none() => {
+                let theirs = hello.protocol;
+                if !PROTOCOL.talks_to(theirs) {
+                    let (our_name, their_name) = ("podpath", "podpath-agent");
+                    return Err(Error::Version { ours: PROTOCOL, theirs, our_name, their_name });
+                }
+                progress(Progress::Hello { node, hello: self.hello.insert(hello) });
+            }
+            Message::Armed(took) if self.requested && !self.armed => {
+                self.armed = true;
+                progress(Progress::Armed { node, took: Duration::from_nanos(took) });
+            }
+            Message::Fired if self.fires() => self.fired = true,
+            Message::Records(records, unknown) if self.armed => {
+                self.records.extend(records);
+                self.unknown += unknown;
+                progress(Progress::Records { node, total: self.records.len() });
+            }
+            Message::Facts(facts) if self.armed => {
+                for fact in facts {
+                    self.collected.add(fact)?;
+                }
+            }
+            Message::Counters(counters, discarded) if self.armed => self.counters = Some((counters, discarded)),
+            Message::Drained if self.armed => self.drained = true,
+            other => return Err(Error::Unexpected { message: other.name(), when: self.state() }),
+        }
+        Ok(())
+    }
+
+    fn state(&self) -> &'static str {
+        match (&self.hello, self.armed) {
+            (None, _) => "before hello",
+            (_, false) => "before armed",
+            _ => "after armed",
+        }
+    }
+
+    /// Ends a session that did not end in time.
+    pub(super) fn give_up(&mut self, after: Duration) {
+        if self.ended.is_none() {
+            let cause = Error::Silent { after };
+            self.outbox.abandon(Message::Error(cause.to_failure()));
+            self.ended = Some(Err(Death { cause, remains: None }));
+        }
+    }
+
+    /// Adds what it said to the whole.
+    pub(super) fn conclude(self, driven: &mut Driven) {
+        let Self { name, hello, records, unknown, collected, counters, drained, ended, requested, .. } = self;
+        let (counters, discarded) = counters.map_or((None, 0), |(counters, discarded)| (Some(counters), discarded));
+        match ended {
+            Some(Err(death)) => {
+                driven.warnings.push(format!("node {name}: its session ended half-way, hops are missing: {death}"))
+            }
+            _ if requested && !drained => {
+                driven.warnings.push(format!("node {name}: its session ended without having drained"))
+            }
+            _ => {}
+        }
+        if discarded > 0 {
+            driven.warnings.push(format!(
+                "node {name}: {discarded} records were discarded because this side read too slowly; trace fewer probes at a time"
+            ));
+        }
+        if unknown + collected.unknown > 0 {
+            driven.warnings.push(format!(
+                "node {name}: {unknown} records and {} facts are of a kind that this podpath does not know; upgrade podpath",
+                collected.unknown
+            ));
+        }
+        driven.evidence.nodes.push(NodeEvidence {
+            name: name.clone(),
+            records,
+            facts: collected.facts,
+            lost: counters.map_or(0, |counters| counters.lost()) + discarded + unknown,
+            complete: drained && discarded == 0 && unknown == 0,
+        });
+        driven.nodes.push(DrivenNode { name, hello, counters, discarded, unknown });
+    }
+}

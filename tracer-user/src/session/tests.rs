@@ -1,0 +1,5 @@
+//! Both sides against stand-ins for what they talk to, in paused time.
+
+mod driving;
+mod serving;
+mod stand_in;

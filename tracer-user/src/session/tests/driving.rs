@@ -1,0 +1,185 @@
+//! The CLI's side.
+
+use std::{ffi::OsString, future::pending, sync::Arc, time::Duration};
+
+use tokio::time::{Instant, timeout};
+
+use super::stand_in::{FakeNode, Peer, facts, ping_request, record, request};
+use crate::session::{
+    Connection, DriveError, Driven, PROTOCOL, Plan, Progress, Request, Version, drive, wire::Message,
+};
+
+const PLAN: Plan = Plan { armed_within: Duration::from_secs(30), record_for: Some(Duration::from_secs(3)) };
+
+async fn driven(nodes: Vec<(Connection, Request)>) -> Result<Driven, DriveError> {
+    drive(nodes, PLAN, pending(), |_| {}).await
+}
+
+fn words(script: &str) -> Vec<OsString> {
+    ["sh", "-c", script].map(OsString::from).to_vec()
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_nodes_from_hello_to_evidence() {
+    let (a, b) = (FakeNode { per_drain: 1, ..FakeNode::default() }, FakeNode::default());
+    let logs = [Arc::clone(&a.calls.0), Arc::clone(&b.calls.0)];
+    let nodes = vec![(Connection::local("a", a), ping_request(60)), (Connection::local("b", b), request(60))];
+    let mut seen = Vec::new();
+    let driven = drive(nodes, PLAN, pending(), |progress| {
+        seen.push(match progress {
+            Progress::Connecting { .. } => "connecting",
+            Progress::Hello { .. } => "hello",
+            Progress::Armed { .. } => "armed",
+            Progress::Probe(_) => "probe",
+            Progress::Records { .. } => return,
+            Progress::Draining => "draining",
+            Progress::Ended { .. } => "ended",
+        });
+    })
+    .await
+    .unwrap();
+    let expected =
+        ["connecting", "connecting", "hello", "hello", "armed", "armed", "probe", "probe", "probe", "draining"];
+    assert_eq!(seen[..10], expected);
+    assert_eq!(driven.warnings, Vec::<String>::new());
+    assert_eq!(driven.evidence.probes.iter().map(|probe| probe.seq).collect::<Vec<_>>(), [1, 2, 3]);
+    let [a, b] = &driven.evidence.nodes[..] else { panic!("two nodes") };
+    assert!(a.complete && b.complete && !a.records.is_empty() && b.records.is_empty());
+    assert_eq!((&a.facts, a.lost, &*a.name), (&facts(), 2, "a"));
+    assert_eq!(driven.nodes[1].hello.as_ref().unwrap().about.kernel, "6.18.0");
+    // Whoever drives has the last word: both sessions are gone when it returns.
+    for log in logs {
+        assert_eq!(log.lock().unwrap().last(), Some(&"dropped"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_fired_before_all_are_armed() {
+    let ((a, mut source), (b, mut other)) = (Peer::connected("a"), Peer::connected("b"));
+    let driving = tokio::spawn(driven(vec![(a, ping_request(60)), (b, request(60))]));
+    source.hello(PROTOCOL).await;
+    // Not even a request before all have said hello.
+    assert!(timeout(Duration::from_secs(5), source.hear()).await.is_err());
+    other.hello(PROTOCOL).await;
+    assert!(matches!(source.hear().await, Message::Request(..)));
+    source.say(Message::Armed(1)).await;
+    assert!(matches!(other.hear().await, Message::Request(..)));
+    other.say(Message::Keepalive).await;
+    assert!(timeout(Duration::from_secs(5), source.hear()).await.is_err(), "fired before b was armed");
+    other.say(Message::Armed(1)).await;
+    assert_eq!(source.hear().await, Message::Fire);
+    driving.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_dies_before_it_is_armed_is_named() {
+    let ((a, mut source), (b, mut other)) = (Peer::connected("a"), Peer::connected("b"));
+    let driving = tokio::spawn(driven(vec![(a, ping_request(60)), (b, request(60))]));
+    source.hello(PROTOCOL).await;
+    other.hello(PROTOCOL).await;
+    drop(other);
+    assert!(matches!(source.hear().await, Message::Request(..)));
+    // The others are stopped in order, and nothing was fired.
+    assert_eq!(source.hear().await, Message::Stop);
+    source.say(Message::End).await;
+    insta::assert_snapshot!(driving.await.unwrap().unwrap_err(), @"node b: session ended before it was armed: session: the input ended before the session was over; the other side was stopped or its connection broke");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_to_arm_is_shown_in_the_nodes_words() {
+    let node = FakeNode { refuses_to_arm: true, ..FakeNode::default() };
+    insta::assert_snapshot!(driven(vec![(Connection::local("a", node), request(60))]).await.unwrap_err(), @"node a: session ended before it was armed: kernel object: the verifier refused podpath_receive; run `podpath doctor`");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_never_arms_is_named() {
+    let (connection, mut peer) = Peer::connected("a");
+    let driving = tokio::spawn(driven(vec![(connection, request(60))]));
+    peer.hello(PROTOCOL).await;
+    peer.only_live(60).await;
+    insta::assert_snapshot!(driving.await.unwrap().unwrap_err(), @"nodes not ready within 30 s: a (not armed); check that they are reachable and not overloaded, or give them more time");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_incompatible_agent_is_to_be_upgraded() {
+    for (major, upgrade) in [(0, "upgrade podpath-agent"), (2, "upgrade podpath")] {
+        let (connection, mut peer) = Peer::connected("a");
+        let driving = tokio::spawn(driven(vec![(connection, request(60))]));
+        peer.hello(Version { major, minor: 0 }).await;
+        let error = driving.await.unwrap().unwrap_err().to_string();
+        assert!(error.ends_with(upgrade), "{error}");
+        if major == 0 {
+            insta::assert_snapshot!(error, @"node a: session ended before hello: protocol: podpath-agent speaks version 0.0 and podpath speaks version 1.0; upgrade podpath-agent");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_dies_after_firing_leaves_what_it_saw() {
+    let (b, mut other) = Peer::connected("b");
+    let source = Connection::local("a", FakeNode::default());
+    let driving = tokio::spawn(driven(vec![(source, ping_request(60)), (b, request(60))]));
+    other.get_armed().await;
+    other.say(Message::Records(vec![record()], 0)).await;
+    drop(other);
+    let driven = driving.await.unwrap().unwrap();
+    let [a, b] = &driven.evidence.nodes[..] else { panic!("two nodes") };
+    assert!(a.complete && !b.complete);
+    assert_eq!(b.records, [record()]);
+    assert_eq!(driven.evidence.probes.len(), 3);
+    insta::assert_snapshot!(driven.warnings.join("\n"), @"node b: its session ended half-way, hops are missing: session: the input ended before the session was over; the other side was stopped or its connection broke");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_understood_or_was_discarded_is_told() {
+    let (connection, mut peer) = Peer::connected("a");
+    let driving = tokio::spawn(driven(vec![(connection, request(60))]));
+    peer.get_armed().await;
+    assert_eq!(peer.hear().await, Message::Stop);
+    peer.say(Message::Unknown).await;
+    peer.say(Message::Counters(Default::default(), 17)).await;
+    peer.say(Message::Drained).await;
+    peer.say(Message::End).await;
+    let driven = driving.await.unwrap().unwrap();
+    assert_eq!((driven.evidence.nodes[0].lost, driven.evidence.nodes[0].complete), (17, false));
+    insta::assert_snapshot!(driven.warnings.join("\n"), @"node a: 17 records were discarded because this side read too slowly; trace fewer probes at a time");
+}
+
+#[tokio::test(start_paused = true)]
+async fn passive_recording_ends_by_time_or_by_stop() {
+    let start = Instant::now();
+    let node = FakeNode { per_drain: 1, ..FakeNode::default() };
+    let driven = driven(vec![(Connection::local("a", node), request(60))]).await.unwrap();
+    assert_eq!((start.elapsed().as_secs(), driven.interrupted), (3, false));
+
+    let (start, plan) = (Instant::now(), Plan { record_for: None, ..PLAN });
+    let node = FakeNode { per_drain: 1, ..FakeNode::default() };
+    let stop = tokio::time::sleep(Duration::from_secs(5));
+    let driven = drive(vec![(Connection::local("a", node), request(60))], plan, stop, |_| {}).await.unwrap();
+    assert_eq!((start.elapsed().as_secs(), driven.interrupted), (5, true));
+    assert!(driven.evidence.nodes[0].complete && !driven.evidence.nodes[0].records.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn stop_before_anything_is_armed_is_no_error() {
+    let (connection, mut peer) = Peer::connected("a");
+    let stop = tokio::time::sleep(Duration::from_secs(1));
+    let driving = tokio::spawn(drive(vec![(connection, request(60))], PLAN, stop, |_| {}));
+    assert_eq!(peer.hear_all().await, []);
+    drop(peer);
+    let driven = driving.await.unwrap().unwrap();
+    assert!(driven.interrupted && !driven.evidence.nodes[0].complete);
+}
+
+#[tokio::test]
+async fn a_command_that_fails_is_shown_with_its_last_words() {
+    let script = "echo 'podpath-agent: not root; use sudo' >&2; exit 3";
+    let connection = Connection::spawn("node1", &words(script)).unwrap();
+    insta::assert_snapshot!(driven(vec![(connection, request(60))]).await.unwrap_err(), @"node node1: session ended before hello: its command ended (exit status: 3): podpath-agent: not root; use sudo; run it by hand to see more: sh -c echo 'podpath-agent: not root; use sudo' >&2; exit 3");
+}
+
+#[tokio::test]
+async fn a_command_that_speaks_another_language_is_refused() {
+    let connection = Connection::spawn("node1", &words("echo Welcome to node1; cat >/dev/null")).unwrap();
+    insta::assert_snapshot!(driven(vec![(connection, request(60))]).await.unwrap_err(), @"node node1: session ended before hello: session: broken framing: a frame is longer than 65536 bytes; use podpath and podpath-agent of the same release");
+}

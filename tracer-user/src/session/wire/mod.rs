@@ -1,0 +1,247 @@
+//! The messages as protobuf. `docs/PROTOCOL.md` says who sends what when.
+
+use std::collections::VecDeque;
+
+use bytes::{Bytes, BytesMut};
+use prost::Message as _;
+
+mod facts;
+mod field;
+mod record;
+mod request;
+#[cfg(test)]
+mod tests;
+
+pub(super) use self::facts::{Collected, Fact, facts};
+pub use self::field::Malformed;
+use super::{Counters, Error, Failure, Hello, Request, Version};
+use crate::{event, path::Probe};
+
+/// Longest frame, bytes, without its length header.
+pub(super) const MAX_FRAME: usize = 64 * 1024;
+
+/// A batch is closed before it exceeds this: room for the envelope stays below [`MAX_FRAME`].
+const BATCH: usize = 56 * 1024;
+
+/// Everything that one side can say to the other.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Message {
+    Hello(Hello),
+    /// What to do, and the protocol and program of the one who asks.
+    Request(Version, Request),
+    /// Everything is attached; how long that took, ns.
+    Armed(u64),
+    Fire,
+    Probe(Probe),
+    /// The injector is done.
+    Fired,
+    /// Records, and how many more this program could not understand.
+    Records(Vec<event::Record>, u64),
+    Facts(Vec<Fact>),
+    /// The kernel side's counters, and how many records the session discarded because the peer was too slow.
+    Counters(Counters, u64),
+    Stop,
+    Drained,
+    End,
+    Error(Failure),
+    Keepalive,
+    /// A message of a newer peer.
+    Unknown,
+}
+
+impl Message {
+    /// Its name in `docs/PROTOCOL.md`.
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::Hello(_) => "hello",
+            Self::Request(..) => "request",
+            Self::Armed(_) => "armed",
+            Self::Fire => "fire",
+            Self::Probe(_) => "probe",
+            Self::Fired => "fired",
+            Self::Records(..) => "records",
+            Self::Facts(_) => "facts",
+            Self::Counters(..) => "counters",
+            Self::Stop => "stop",
+            Self::Drained => "drained",
+            Self::End => "end",
+            Self::Error(_) => "error",
+            Self::Keepalive => "keepalive",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Frame {
+    #[prost(oneof = "Body", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14")]
+    body: Option<Body>,
+}
+
+#[derive(Clone, PartialEq, prost::Oneof)]
+enum Body {
+    #[prost(message, tag = "1")]
+    Hello(request::Hello),
+    #[prost(message, tag = "2")]
+    Request(Box<request::Request>),
+    #[prost(uint64, tag = "3")]
+    Armed(u64),
+    #[prost(message, tag = "4")]
+    Fire(Empty),
+    #[prost(message, tag = "5")]
+    Probe(request::Probe),
+    #[prost(message, tag = "6")]
+    Fired(Empty),
+    #[prost(message, tag = "7")]
+    Records(Records),
+    #[prost(message, tag = "8")]
+    Facts(Facts),
+    #[prost(message, tag = "9")]
+    Counters(request::Counters),
+    #[prost(message, tag = "10")]
+    Stop(Empty),
+    #[prost(message, tag = "11")]
+    Drained(Empty),
+    #[prost(message, tag = "12")]
+    End(Empty),
+    #[prost(message, tag = "13")]
+    Error(request::Failure),
+    #[prost(message, tag = "14")]
+    Keepalive(Empty),
+}
+
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+struct Empty {}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Records {
+    #[prost(message, repeated, tag = "1")]
+    records: Vec<record::Record>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Facts {
+    #[prost(message, repeated, tag = "1")]
+    facts: Vec<Fact>,
+}
+
+/// A message as the content of one frame.
+///
+/// # Errors
+/// [`Error::Oversized`] if it does not fit.
+pub(super) fn encode(message: Message) -> Result<Bytes, Error> {
+    let name = message.name();
+    let body = match message {
+        Message::Hello(hello) => Some(Body::Hello(hello.into())),
+        Message::Request(version, request) => Some(Body::Request(Box::new((version, &request).into()))),
+        Message::Armed(took_ns) => Some(Body::Armed(took_ns)),
+        Message::Fire => Some(Body::Fire(Empty {})),
+        Message::Probe(probe) => Some(Body::Probe(probe.into())),
+        Message::Fired => Some(Body::Fired(Empty {})),
+        Message::Records(records, _) => {
+            Some(Body::Records(Records { records: records.iter().map(Into::into).collect() }))
+        }
+        Message::Facts(facts) => Some(Body::Facts(Facts { facts })),
+        Message::Counters(counters, discarded) => Some(Body::Counters((counters, discarded).into())),
+        Message::Stop => Some(Body::Stop(Empty {})),
+        Message::Drained => Some(Body::Drained(Empty {})),
+        Message::End => Some(Body::End(Empty {})),
+        Message::Error(failure) => Some(Body::Error(failure.into())),
+        Message::Keepalive => Some(Body::Keepalive(Empty {})),
+        Message::Unknown => None,
+    };
+    sealed(name, Frame { body })
+}
+
+fn sealed(message: &'static str, frame: Frame) -> Result<Bytes, Error> {
+    let length = frame.encoded_len();
+    if length > MAX_FRAME {
+        return Err(Error::Oversized { message, length, limit: MAX_FRAME });
+    }
+    Ok(frame.encode_to_vec().into())
+}
+
+/// One message from the content of one frame.
+///
+/// # Errors
+/// [`Malformed`] names message and field. Records with unknown enumeration values are counted instead: they come from a
+/// newer peer, whose other records are good.
+pub(super) fn decode(frame: BytesMut) -> Result<Message, Malformed> {
+    Ok(match Frame::decode(frame)?.body {
+        Some(Body::Hello(hello)) => Message::Hello(hello.into()),
+        Some(Body::Request(request)) => {
+            let (version, request) = (*request).try_into()?;
+            Message::Request(version, request)
+        }
+        Some(Body::Armed(took_ns)) => Message::Armed(took_ns),
+        Some(Body::Fire(Empty {})) => Message::Fire,
+        Some(Body::Probe(probe)) => Message::Probe(probe.try_into()?),
+        Some(Body::Fired(Empty {})) => Message::Fired,
+        Some(Body::Records(Records { records })) => known_records(records)?,
+        Some(Body::Facts(Facts { facts })) => Message::Facts(facts),
+        Some(Body::Counters(counters)) => {
+            let (counters, discarded) = counters.into();
+            Message::Counters(counters, discarded)
+        }
+        Some(Body::Stop(Empty {})) => Message::Stop,
+        Some(Body::Drained(Empty {})) => Message::Drained,
+        Some(Body::End(Empty {})) => Message::End,
+        Some(Body::Error(failure)) => Message::Error(failure.into()),
+        Some(Body::Keepalive(Empty {})) => Message::Keepalive,
+        None => Message::Unknown,
+    })
+}
+
+fn known_records(records: Vec<record::Record>) -> Result<Message, Malformed> {
+    let (mut known, mut unknown) = (Vec::with_capacity(records.len()), 0);
+    for record in records {
+        match record.try_into() {
+            Ok(record) => known.push(record),
+            Err(Malformed::Unknown { .. }) => unknown += 1,
+            Err(malformed) => return Err(malformed),
+        }
+    }
+    Ok(Message::Records(known, unknown))
+}
+
+/// Takes as many records from the front as fit in one frame, and encodes them.
+///
+/// # Errors
+/// [`Error::Oversized`] if a single one does not fit.
+pub(super) fn encode_records(queue: &mut VecDeque<event::Record>) -> Result<Bytes, Error> {
+    let (mut records, mut length) = (Vec::new(), 0);
+    while let Some(next) = queue.front() {
+        let wire = record::Record::from(next);
+        length += listed_len(&wire);
+        if length > BATCH && !records.is_empty() {
+            break;
+        }
+        records.push(wire);
+        queue.pop_front();
+    }
+    sealed("records", Frame { body: Some(Body::Records(Records { records })) })
+}
+
+/// Facts in messages that fit, in order.
+pub(super) fn batches(facts: Vec<Fact>) -> Vec<Message> {
+    let (mut messages, mut batch, mut length) = (Vec::new(), Vec::new(), 0);
+    for fact in facts {
+        let next = listed_len(&fact);
+        if length + next > BATCH && !batch.is_empty() {
+            messages.push(Message::Facts(std::mem::take(&mut batch)));
+            length = 0;
+        }
+        length += next;
+        batch.push(fact);
+    }
+    if !batch.is_empty() {
+        messages.push(Message::Facts(batch));
+    }
+    messages
+}
+
+/// Bytes of one element of a repeated field: tag (fields below 16 take one byte), length, content.
+fn listed_len(message: &impl prost::Message) -> usize {
+    let length = message.encoded_len();
+    1 + prost::length_delimiter_len(length) + length
+}

@@ -1,0 +1,477 @@
+//! [`event::Record`] on the wire.
+
+use super::field::{Fields, Malformed, bytes};
+use crate::event::{self, CtDirection, Encapsulation, Hook, L4};
+
+/// One record. A kind that this program does not know leaves `body` empty.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(in crate::session) struct Record {
+    #[prost(oneof = "RecordBody", tags = "1, 2")]
+    body: Option<RecordBody>,
+}
+
+#[derive(Clone, PartialEq, prost::Oneof)]
+enum RecordBody {
+    #[prost(message, tag = "1")]
+    Sighting(Box<Sighting>),
+    #[prost(message, tag = "2")]
+    Translation(Translation),
+}
+
+// Kernel addresses and nonces use all 64 bits: fixed64 takes 8 bytes for them where a varint takes 10.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Sighting {
+    #[prost(uint64, tag = "1")]
+    time_ns: u64,
+    #[prost(fixed64, tag = "2")]
+    skb: u64,
+    #[prost(uint32, tag = "3")]
+    hook: u32,
+    #[prost(uint32, tag = "4")]
+    cpu: u32,
+    #[prost(uint32, tag = "5")]
+    netns: u32,
+    #[prost(uint32, tag = "6")]
+    ifindex: u32,
+    #[prost(uint32, tag = "7")]
+    len: u32,
+    #[prost(uint32, tag = "8")]
+    mark: u32,
+    #[prost(bool, tag = "9")]
+    tracked: bool,
+    #[prost(uint32, optional, tag = "10")]
+    conntrack: Option<u32>,
+    #[prost(message, optional, tag = "11")]
+    packet: Option<Packet>,
+    #[prost(message, optional, tag = "12")]
+    outer: Option<Outer>,
+    #[prost(message, optional, tag = "13")]
+    free: Option<Free>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Packet {
+    #[prost(bytes = "vec", tag = "1")]
+    src: Vec<u8>,
+    #[prost(bytes = "vec", tag = "2")]
+    dst: Vec<u8>,
+    #[prost(uint32, tag = "3")]
+    ttl: u32,
+    #[prost(uint32, tag = "4")]
+    ip_id: u32,
+    #[prost(uint32, tag = "5")]
+    ip_len: u32,
+    #[prost(oneof = "Transport", tags = "6, 7, 8, 9")]
+    l4: Option<Transport>,
+}
+
+#[derive(Clone, PartialEq, prost::Oneof)]
+enum Transport {
+    #[prost(message, tag = "6")]
+    Icmp(Icmp),
+    #[prost(message, tag = "7")]
+    Tcp(Tcp),
+    #[prost(message, tag = "8")]
+    Udp(Udp),
+    #[prost(uint32, tag = "9")]
+    Other(u32),
+}
+
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+struct Icmp {
+    #[prost(uint32, tag = "1")]
+    kind: u32,
+    #[prost(uint32, tag = "2")]
+    code: u32,
+    #[prost(uint32, tag = "3")]
+    id: u32,
+    #[prost(uint32, tag = "4")]
+    seq: u32,
+    #[prost(fixed64, tag = "5")]
+    nonce: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+struct Tcp {
+    #[prost(uint32, tag = "1")]
+    src_port: u32,
+    #[prost(uint32, tag = "2")]
+    dst_port: u32,
+    #[prost(fixed32, tag = "3")]
+    seq: u32,
+    #[prost(fixed32, tag = "4")]
+    ack: u32,
+    #[prost(uint32, tag = "5")]
+    flags: u32,
+}
+
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+struct Udp {
+    #[prost(uint32, tag = "1")]
+    src_port: u32,
+    #[prost(uint32, tag = "2")]
+    dst_port: u32,
+    #[prost(uint32, tag = "3")]
+    checksum: u32,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Outer {
+    #[prost(bytes = "vec", tag = "1")]
+    src: Vec<u8>,
+    #[prost(bytes = "vec", tag = "2")]
+    dst: Vec<u8>,
+    #[prost(uint32, tag = "3")]
+    ttl: u32,
+    #[prost(uint32, tag = "4")]
+    ip_id: u32,
+    #[prost(uint32, tag = "5")]
+    ip_len: u32,
+    #[prost(uint32, tag = "6")]
+    encapsulation: u32,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Free {
+    #[prost(fixed64, tag = "1")]
+    location: u64,
+    #[prost(string, optional, tag = "2")]
+    function: Option<String>,
+    #[prost(uint32, optional, tag = "3")]
+    reason: Option<u32>,
+    #[prost(string, optional, tag = "4")]
+    reason_name: Option<String>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Tuple {
+    #[prost(bytes = "vec", tag = "1")]
+    src: Vec<u8>,
+    #[prost(bytes = "vec", tag = "2")]
+    dst: Vec<u8>,
+    #[prost(uint32, tag = "3")]
+    l4_src: u32,
+    #[prost(uint32, tag = "4")]
+    l4_dst: u32,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Translation {
+    #[prost(uint64, tag = "1")]
+    time_ns: u64,
+    #[prost(fixed64, tag = "2")]
+    skb: u64,
+    #[prost(uint32, tag = "3")]
+    netns: u32,
+    #[prost(message, optional, tag = "4")]
+    original: Option<Tuple>,
+    #[prost(message, optional, tag = "5")]
+    reply: Option<Tuple>,
+    #[prost(uint32, tag = "6")]
+    status: u32,
+    #[prost(uint32, tag = "7")]
+    protocol: u32,
+    #[prost(uint32, tag = "8")]
+    direction: u32,
+}
+
+impl From<&event::Record> for Record {
+    fn from(record: &event::Record) -> Self {
+        let body = match record {
+            event::Record::Sighting(sighting) => RecordBody::Sighting(Box::new(sighting.into())),
+            event::Record::Translation(translation) => RecordBody::Translation(translation.into()),
+        };
+        Self { body: Some(body) }
+    }
+}
+
+impl TryFrom<Record> for event::Record {
+    type Error = Malformed;
+
+    fn try_from(record: Record) -> Result<Self, Malformed> {
+        match record.body {
+            Some(RecordBody::Sighting(sighting)) => Ok(Self::Sighting((*sighting).try_into()?)),
+            Some(RecordBody::Translation(translation)) => Ok(Self::Translation(translation.try_into()?)),
+            None => Err(Fields("records").unknown("kind of record", 0)),
+        }
+    }
+}
+
+// 0 is what an absent field reads as; no enumeration uses it.
+fn hook_number(hook: Hook) -> u32 {
+    match hook {
+        Hook::Receive => 1,
+        Hook::Queue => 2,
+        Hook::Xmit => 3,
+        Hook::Drop => 4,
+        Hook::Consume => 5,
+    }
+}
+
+fn hook(fields: Fields, value: u32) -> Result<Hook, Malformed> {
+    match value {
+        1 => Ok(Hook::Receive),
+        2 => Ok(Hook::Queue),
+        3 => Ok(Hook::Xmit),
+        4 => Ok(Hook::Drop),
+        5 => Ok(Hook::Consume),
+        _ => Err(fields.unknown("hook", value)),
+    }
+}
+
+fn direction_number(direction: CtDirection) -> u32 {
+    match direction {
+        CtDirection::Original => 1,
+        CtDirection::Reply => 2,
+    }
+}
+
+fn direction(fields: Fields, value: u32) -> Result<CtDirection, Malformed> {
+    match value {
+        1 => Ok(CtDirection::Original),
+        2 => Ok(CtDirection::Reply),
+        _ => Err(fields.unknown("conntrack direction", value)),
+    }
+}
+
+impl From<&event::Sighting> for Sighting {
+    fn from(sighting: &event::Sighting) -> Self {
+        let event::Sighting {
+            time_ns,
+            skb,
+            hook,
+            cpu,
+            netns,
+            ifindex,
+            len,
+            mark,
+            tracked,
+            conntrack,
+            packet,
+            outer,
+            free,
+        } = sighting;
+        Self {
+            time_ns: *time_ns,
+            skb: *skb,
+            hook: hook_number(*hook),
+            cpu: (*cpu).into(),
+            netns: *netns,
+            ifindex: *ifindex,
+            len: *len,
+            mark: *mark,
+            tracked: *tracked,
+            conntrack: conntrack.map(direction_number),
+            packet: Some(packet.into()),
+            outer: outer.as_ref().map(Into::into),
+            free: free.as_ref().map(Into::into),
+        }
+    }
+}
+
+impl TryFrom<Sighting> for event::Sighting {
+    type Error = Malformed;
+
+    fn try_from(sighting: Sighting) -> Result<Self, Malformed> {
+        let fields = Fields("sighting");
+        Ok(Self {
+            time_ns: sighting.time_ns,
+            skb: sighting.skb,
+            hook: hook(fields, sighting.hook)?,
+            cpu: fields.narrow("cpu", sighting.cpu)?,
+            netns: sighting.netns,
+            ifindex: sighting.ifindex,
+            len: sighting.len,
+            mark: sighting.mark,
+            tracked: sighting.tracked,
+            conntrack: sighting.conntrack.map(|value| direction(fields, value)).transpose()?,
+            packet: fields.required("packet", sighting.packet)?.try_into()?,
+            outer: sighting.outer.map(TryInto::try_into).transpose()?,
+            free: sighting.free.map(Into::into),
+        })
+    }
+}
+
+impl From<&event::Packet> for Packet {
+    fn from(packet: &event::Packet) -> Self {
+        let event::Packet { src, dst, ttl, ip_id, ip_len, l4 } = packet;
+        Self {
+            src: bytes(*src),
+            dst: bytes(*dst),
+            ttl: (*ttl).into(),
+            ip_id: (*ip_id).into(),
+            ip_len: (*ip_len).into(),
+            l4: Some((*l4).into()),
+        }
+    }
+}
+
+impl TryFrom<Packet> for event::Packet {
+    type Error = Malformed;
+
+    fn try_from(packet: Packet) -> Result<Self, Malformed> {
+        let fields = Fields("sighting.packet");
+        Ok(Self {
+            src: fields.address("source", &packet.src)?,
+            dst: fields.address("destination", &packet.dst)?,
+            ttl: fields.narrow("ttl", packet.ttl)?,
+            ip_id: fields.narrow("IP id", packet.ip_id)?,
+            ip_len: fields.narrow("length", packet.ip_len)?,
+            // A transport of a newer peer reads as absent.
+            l4: packet.l4.ok_or_else(|| fields.unknown("transport", 0))?.try_into()?,
+        })
+    }
+}
+
+impl From<L4> for Transport {
+    fn from(l4: L4) -> Self {
+        match l4 {
+            L4::Icmp { kind, code, id, seq, nonce } => {
+                Self::Icmp(Icmp { kind: kind.into(), code: code.into(), id: id.into(), seq: seq.into(), nonce })
+            }
+            L4::Tcp { src_port, dst_port, seq, ack, flags } => {
+                Self::Tcp(Tcp { src_port: src_port.into(), dst_port: dst_port.into(), seq, ack, flags: flags.into() })
+            }
+            L4::Udp { src_port, dst_port, checksum } => {
+                Self::Udp(Udp { src_port: src_port.into(), dst_port: dst_port.into(), checksum: checksum.into() })
+            }
+            L4::Other { protocol } => Self::Other(protocol.into()),
+        }
+    }
+}
+
+impl TryFrom<Transport> for L4 {
+    type Error = Malformed;
+
+    fn try_from(transport: Transport) -> Result<Self, Malformed> {
+        let fields = Fields("sighting.packet.transport");
+        Ok(match transport {
+            Transport::Icmp(Icmp { kind, code, id, seq, nonce }) => Self::Icmp {
+                kind: fields.narrow("ICMP type", kind)?,
+                code: fields.narrow("ICMP code", code)?,
+                id: fields.narrow("ICMP id", id)?,
+                seq: fields.narrow("ICMP sequence", seq)?,
+                nonce,
+            },
+            Transport::Tcp(Tcp { src_port, dst_port, seq, ack, flags }) => Self::Tcp {
+                src_port: fields.narrow("source port", src_port)?,
+                dst_port: fields.narrow("destination port", dst_port)?,
+                seq,
+                ack,
+                flags: fields.narrow("TCP flags", flags)?,
+            },
+            Transport::Udp(Udp { src_port, dst_port, checksum }) => Self::Udp {
+                src_port: fields.narrow("source port", src_port)?,
+                dst_port: fields.narrow("destination port", dst_port)?,
+                checksum: fields.narrow("UDP checksum", checksum)?,
+            },
+            Transport::Other(protocol) => Self::Other { protocol: fields.narrow("protocol", protocol)? },
+        })
+    }
+}
+
+impl From<&event::Outer> for Outer {
+    fn from(outer: &event::Outer) -> Self {
+        let event::Outer { src, dst, ttl, ip_id, ip_len, encapsulation } = outer;
+        Self {
+            src: bytes(*src),
+            dst: bytes(*dst),
+            ttl: (*ttl).into(),
+            ip_id: (*ip_id).into(),
+            ip_len: (*ip_len).into(),
+            encapsulation: match encapsulation {
+                Encapsulation::Ipip => 1,
+                Encapsulation::Vxlan => 2,
+            },
+        }
+    }
+}
+
+impl TryFrom<Outer> for event::Outer {
+    type Error = Malformed;
+
+    fn try_from(outer: Outer) -> Result<Self, Malformed> {
+        let fields = Fields("sighting.outer");
+        Ok(Self {
+            src: fields.address("source", &outer.src)?,
+            dst: fields.address("destination", &outer.dst)?,
+            ttl: fields.narrow("ttl", outer.ttl)?,
+            ip_id: fields.narrow("IP id", outer.ip_id)?,
+            ip_len: fields.narrow("length", outer.ip_len)?,
+            encapsulation: match outer.encapsulation {
+                1 => Encapsulation::Ipip,
+                2 => Encapsulation::Vxlan,
+                other => return Err(fields.unknown("encapsulation", other)),
+            },
+        })
+    }
+}
+
+impl From<&event::Free> for Free {
+    fn from(free: &event::Free) -> Self {
+        let event::Free { location, function, reason, reason_name } = free.clone();
+        Self { location, function, reason, reason_name }
+    }
+}
+
+impl From<Free> for event::Free {
+    fn from(free: Free) -> Self {
+        let Free { location, function, reason, reason_name } = free;
+        Self { location, function, reason, reason_name }
+    }
+}
+
+impl From<&event::Tuple> for Tuple {
+    fn from(tuple: &event::Tuple) -> Self {
+        let event::Tuple { src, dst, l4_src, l4_dst } = *tuple;
+        Self { src: bytes(src), dst: bytes(dst), l4_src: l4_src.into(), l4_dst: l4_dst.into() }
+    }
+}
+
+impl TryFrom<Tuple> for event::Tuple {
+    type Error = Malformed;
+
+    fn try_from(tuple: Tuple) -> Result<Self, Malformed> {
+        let fields = Fields("translation.tuple");
+        Ok(Self {
+            src: fields.address("source", &tuple.src)?,
+            dst: fields.address("destination", &tuple.dst)?,
+            l4_src: fields.narrow("source port", tuple.l4_src)?,
+            l4_dst: fields.narrow("destination port", tuple.l4_dst)?,
+        })
+    }
+}
+
+impl From<&event::Translation> for Translation {
+    fn from(translation: &event::Translation) -> Self {
+        let event::Translation { time_ns, skb, netns, original, reply, status, protocol, direction } = translation;
+        Self {
+            time_ns: *time_ns,
+            skb: *skb,
+            netns: *netns,
+            original: Some(original.into()),
+            reply: Some(reply.into()),
+            status: *status,
+            protocol: (*protocol).into(),
+            direction: direction_number(*direction),
+        }
+    }
+}
+
+impl TryFrom<Translation> for event::Translation {
+    type Error = Malformed;
+
+    fn try_from(translation: Translation) -> Result<Self, Malformed> {
+        let fields = Fields("translation");
+        Ok(Self {
+            time_ns: translation.time_ns,
+            skb: translation.skb,
+            netns: translation.netns,
+            original: fields.required("original tuple", translation.original)?.try_into()?,
+            reply: fields.required("reply tuple", translation.reply)?.try_into()?,
+            status: translation.status,
+            protocol: fields.narrow("protocol", translation.protocol)?,
+            direction: direction(fields, translation.direction)?,
+        })
+    }
+}

@@ -1,0 +1,276 @@
+//! The small messages: hello, request, probe, counters, error.
+
+use std::time::Duration;
+
+use super::field::{Fields, Malformed, bytes};
+use crate::{path, session};
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct Hello {
+    #[prost(uint32, tag = "1")]
+    major: u32,
+    #[prost(uint32, tag = "2")]
+    minor: u32,
+    #[prost(string, tag = "3")]
+    program: String,
+    #[prost(string, tag = "4")]
+    node: String,
+    #[prost(string, tag = "5")]
+    kernel: String,
+    #[prost(string, repeated, tag = "6")]
+    capabilities: Vec<String>,
+    #[prost(sint64, tag = "7")]
+    realtime_offset_ns: i64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct Request {
+    #[prost(uint32, tag = "1")]
+    major: u32,
+    #[prost(uint32, tag = "2")]
+    minor: u32,
+    #[prost(message, repeated, tag = "3")]
+    flows: Vec<Flow>,
+    #[prost(uint64, tag = "4")]
+    time_limit_ns: u64,
+    #[prost(message, optional, tag = "5")]
+    ping: Option<Ping>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Flow {
+    #[prost(bytes = "vec", tag = "1")]
+    a: Vec<u8>,
+    #[prost(bytes = "vec", optional, tag = "2")]
+    b: Option<Vec<u8>>,
+    #[prost(uint32, tag = "3")]
+    protocol: u32,
+    #[prost(uint32, optional, tag = "4")]
+    a_port: Option<u32>,
+    #[prost(uint32, optional, tag = "5")]
+    b_port: Option<u32>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Ping {
+    #[prost(bytes = "vec", tag = "1")]
+    src: Vec<u8>,
+    #[prost(bytes = "vec", tag = "2")]
+    dst: Vec<u8>,
+    #[prost(uint32, tag = "3")]
+    id: u32,
+    #[prost(uint32, tag = "4")]
+    count: u32,
+    #[prost(uint64, tag = "5")]
+    interval_ns: u64,
+    #[prost(uint32, tag = "6")]
+    size: u32,
+    #[prost(uint64, tag = "7")]
+    timeout_ns: u64,
+    #[prost(fixed64, tag = "8")]
+    nonce_base: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub(super) struct Probe {
+    #[prost(uint32, tag = "1")]
+    seq: u32,
+    #[prost(uint32, tag = "2")]
+    id: u32,
+    #[prost(uint32, tag = "3")]
+    ip_id: u32,
+    #[prost(fixed64, tag = "4")]
+    nonce: u64,
+    #[prost(uint64, optional, tag = "5")]
+    rtt_ns: Option<u64>,
+}
+
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub(super) struct Counters {
+    #[prost(uint64, tag = "1")]
+    recorded: u64,
+    #[prost(uint64, tag = "2")]
+    lost_receive: u64,
+    #[prost(uint64, tag = "3")]
+    lost_queue: u64,
+    #[prost(uint64, tag = "4")]
+    lost_xmit: u64,
+    #[prost(uint64, tag = "5")]
+    lost_drop: u64,
+    #[prost(uint64, tag = "6")]
+    lost_consume: u64,
+    #[prost(uint64, tag = "7")]
+    discarded: u64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct Failure {
+    #[prost(string, tag = "1")]
+    thing: String,
+    #[prost(string, tag = "2")]
+    cause: String,
+    #[prost(string, tag = "3")]
+    way_out: String,
+}
+
+/// Nanoseconds; more than 584 years become 584 years.
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+impl From<session::Hello> for Hello {
+    fn from(hello: session::Hello) -> Self {
+        let session::Hello { protocol: session::Version { major, minor }, program, about } = hello;
+        let session::About { node, kernel, capabilities, realtime_offset_ns } = about;
+        Self { major, minor, program, node, kernel, capabilities, realtime_offset_ns }
+    }
+}
+
+impl From<Hello> for session::Hello {
+    fn from(hello: Hello) -> Self {
+        let Hello { major, minor, program, node, kernel, capabilities, realtime_offset_ns } = hello;
+        let about = session::About { node, kernel, capabilities, realtime_offset_ns };
+        Self { protocol: session::Version { major, minor }, program, about }
+    }
+}
+
+impl From<(session::Version, &session::Request)> for Request {
+    fn from((version, request): (session::Version, &session::Request)) -> Self {
+        let session::Version { major, minor } = version;
+        let session::Request { flows, time_limit, ping } = request;
+        Self {
+            major,
+            minor,
+            flows: flows.iter().map(Into::into).collect(),
+            time_limit_ns: nanos(*time_limit),
+            ping: ping.as_ref().map(Into::into),
+        }
+    }
+}
+
+impl TryFrom<Request> for (session::Version, session::Request) {
+    type Error = Malformed;
+
+    fn try_from(request: Request) -> Result<Self, Malformed> {
+        let Request { major, minor, flows, time_limit_ns, ping } = request;
+        let request = session::Request {
+            flows: flows.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
+            time_limit: Duration::from_nanos(time_limit_ns),
+            ping: ping.map(TryInto::try_into).transpose()?,
+        };
+        Ok((session::Version { major, minor }, request))
+    }
+}
+
+impl From<&session::Flow> for Flow {
+    fn from(flow: &session::Flow) -> Self {
+        let session::Flow { a, b, protocol, a_port, b_port } = *flow;
+        Self {
+            a: bytes(a),
+            b: b.map(bytes),
+            protocol: protocol.into(),
+            a_port: a_port.map(Into::into),
+            b_port: b_port.map(Into::into),
+        }
+    }
+}
+
+impl TryFrom<Flow> for session::Flow {
+    type Error = Malformed;
+
+    fn try_from(flow: Flow) -> Result<Self, Malformed> {
+        let fields = Fields("request.flow");
+        Ok(Self {
+            a: fields.address("a", &flow.a)?,
+            b: fields.maybe_address("b", flow.b.as_deref())?,
+            protocol: fields.narrow("protocol", flow.protocol)?,
+            a_port: fields.maybe_narrow("port of a", flow.a_port)?,
+            b_port: fields.maybe_narrow("port of b", flow.b_port)?,
+        })
+    }
+}
+
+impl From<&session::Ping> for Ping {
+    fn from(ping: &session::Ping) -> Self {
+        let session::Ping { src, dst, id, count, interval, size, timeout, nonce_base } = *ping;
+        Self {
+            src: bytes(src),
+            dst: bytes(dst),
+            id: id.into(),
+            count: count.into(),
+            interval_ns: nanos(interval),
+            size: size.into(),
+            timeout_ns: nanos(timeout),
+            nonce_base,
+        }
+    }
+}
+
+impl TryFrom<Ping> for session::Ping {
+    type Error = Malformed;
+
+    fn try_from(ping: Ping) -> Result<Self, Malformed> {
+        let fields = Fields("request.ping");
+        Ok(Self {
+            src: fields.address("source", &ping.src)?,
+            dst: fields.address("destination", &ping.dst)?,
+            id: fields.narrow("id", ping.id)?,
+            count: fields.narrow("count", ping.count)?,
+            interval: Duration::from_nanos(ping.interval_ns),
+            size: fields.narrow("size", ping.size)?,
+            timeout: Duration::from_nanos(ping.timeout_ns),
+            nonce_base: ping.nonce_base,
+        })
+    }
+}
+
+impl From<path::Probe> for Probe {
+    fn from(probe: path::Probe) -> Self {
+        let path::Probe { seq, id, ip_id, nonce, rtt_ns } = probe;
+        Self { seq: seq.into(), id: id.into(), ip_id: ip_id.into(), nonce, rtt_ns }
+    }
+}
+
+impl TryFrom<Probe> for path::Probe {
+    type Error = Malformed;
+
+    fn try_from(probe: Probe) -> Result<Self, Malformed> {
+        let fields = Fields("probe");
+        let Probe { seq, id, ip_id, nonce, rtt_ns } = probe;
+        Ok(Self {
+            seq: fields.narrow("sequence", seq)?,
+            id: fields.narrow("id", id)?,
+            ip_id: fields.narrow("IP id", ip_id)?,
+            nonce,
+            rtt_ns,
+        })
+    }
+}
+
+impl From<(session::Counters, u64)> for Counters {
+    fn from((counters, discarded): (session::Counters, u64)) -> Self {
+        let session::Counters { recorded, lost_receive, lost_queue, lost_xmit, lost_drop, lost_consume } = counters;
+        Self { recorded, lost_receive, lost_queue, lost_xmit, lost_drop, lost_consume, discarded }
+    }
+}
+
+impl From<Counters> for (session::Counters, u64) {
+    fn from(counters: Counters) -> Self {
+        let Counters { recorded, lost_receive, lost_queue, lost_xmit, lost_drop, lost_consume, discarded } = counters;
+        (session::Counters { recorded, lost_receive, lost_queue, lost_xmit, lost_drop, lost_consume }, discarded)
+    }
+}
+
+impl From<session::Failure> for Failure {
+    fn from(failure: session::Failure) -> Self {
+        let session::Failure { thing, cause, way_out } = failure;
+        Self { thing, cause, way_out }
+    }
+}
+
+impl From<Failure> for session::Failure {
+    fn from(failure: Failure) -> Self {
+        let Failure { thing, cause, way_out } = failure;
+        Self { thing, cause, way_out }
+    }
+}
