@@ -1,0 +1,235 @@
+//! The directory itself: what a file told, indexed by address.
+
+use std::{collections::HashMap, fs::File, io::Read, net::IpAddr, path::Path};
+
+use super::{
+    error::{Error, ParseError},
+    limits::MAX_FILE_BYTES,
+    objects::{EndpointSliceObject, NodeObject, PodObject, ServiceObject},
+    read::{self, Objects},
+};
+use crate::path::Names;
+
+/// Pods, nodes and services by name and by address.
+#[derive(Clone, Debug, Default)]
+pub struct Directory {
+    /// How messages call the place that was looked in: `lab calico-bgp`.
+    pub(super) context: String,
+    pub(super) pods: Vec<Pod>,
+    pub(super) nodes: Vec<Node>,
+    pub(super) services: Vec<Service>,
+    /// Index into `pods`. Never of a host-network pod, never of one that has ended.
+    pub(super) pod_by_address: HashMap<IpAddr, usize>,
+    /// Index into `nodes`.
+    pub(super) node_by_address: HashMap<IpAddr, usize>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Pod {
+    pub(super) namespace: String,
+    pub(super) name: String,
+    pub(super) node: Option<String>,
+    /// The primary address first.
+    pub(super) addresses: Vec<IpAddr>,
+    pub(super) host_network: bool,
+    pub(super) phase: String,
+    pub(super) terminating: bool,
+}
+
+impl Pod {
+    /// `namespace/pod`.
+    pub(super) fn full_name(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
+
+    /// Its containers have ended for good; the address may be another pod's already.
+    pub(super) fn ended(&self) -> bool {
+        matches!(self.phase.as_str(), "Succeeded" | "Failed")
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Node {
+    pub(super) name: String,
+    /// Host names other than `name`.
+    pub(super) aliases: Vec<String>,
+    /// InternalIP first, then ExternalIP.
+    pub(super) addresses: Vec<IpAddr>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Service {
+    pub(super) namespace: String,
+    pub(super) name: String,
+    pub(super) addresses: Vec<IpAddr>,
+    pub(super) endpoints: Vec<IpAddr>,
+}
+
+impl Directory {
+    /// Knows nobody: addresses only.
+    #[must_use]
+    pub fn empty() -> Directory {
+        Directory { context: "an empty directory".to_owned(), ..Directory::default() }
+    }
+
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// It cannot be read, is larger than [`MAX_FILE_BYTES`], does not parse, or holds no pods.
+    pub fn load(path: &Path) -> Result<Directory, Error> {
+        let failed = |source| Error::Read { path: path.to_owned(), source };
+        let file = File::open(path).map_err(failed)?;
+        let mut bytes = Vec::new();
+        // One byte more than allowed: also what has no size (a pipe) cannot fill the memory.
+        file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
+        if bytes.len() as u64 > MAX_FILE_BYTES {
+            return Err(Error::TooLarge { path: path.to_owned(), bytes: bytes.len() as u64 });
+        }
+        let origin = path.display().to_string();
+        match std::str::from_utf8(&bytes) {
+            Ok(text) => Directory::parse(text, &origin),
+            Err(source) => Err(Error::Parse { origin, source: ParseError::NotText(source) }),
+        }
+    }
+
+    /// Reads text. `origin` is how messages call its source.
+    ///
+    /// # Errors
+    /// It does not parse, or holds no pods.
+    pub fn parse(text: &str, origin: &str) -> Result<Directory, Error> {
+        let Objects { pods, nodes, services, slices, others } = read::read(text, origin)?;
+        if pods.is_empty() {
+            let known = [(nodes.len(), "nodes"), (services.len(), "services"), (slices.len(), "endpointslices")];
+            let mut found: Vec<String> =
+                known.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{what}: {count}")).collect();
+            if others > 0 {
+                found.push(format!("other kinds: {others}"));
+            }
+            let found = if found.is_empty() { "no Kubernetes objects at all".to_owned() } else { found.join(", ") };
+            return Err(Error::NoPods { origin: origin.to_owned(), found });
+        }
+        let mut directory = Directory {
+            context: origin.to_owned(),
+            pods: pods.into_iter().map(pod).collect(),
+            nodes: nodes.into_iter().map(node).collect(),
+            services: services.into_iter().map(service).collect(),
+            ..Directory::default()
+        };
+        directory.add_endpoints(&slices);
+        directory.index();
+        Ok(directory)
+    }
+
+    /// How messages call the place that was looked in: `lab calico-bgp`. Without this, the origin given to `parse`.
+    #[must_use]
+    pub fn with_context(mut self, context: &str) -> Directory {
+        context.clone_into(&mut self.context);
+        self
+    }
+
+    fn add_endpoints(&mut self, slices: &[EndpointSliceObject]) {
+        let by_name: HashMap<(String, String), usize> = self
+            .services
+            .iter()
+            .enumerate()
+            .map(|(index, service)| ((service.namespace.clone(), service.name.clone()), index))
+            .collect();
+        for slice in slices {
+            let Some(service) = slice.metadata.labels.as_ref().and_then(|labels| labels.service.clone()) else {
+                continue;
+            };
+            let key = (namespace_of(slice.metadata.namespace.clone()), service);
+            if let Some(&index) = by_name.get(&key) {
+                let addresses =
+                    slice.endpoints.iter().flatten().flat_map(|endpoint| endpoint.addresses.iter().flatten());
+                self.services[index].endpoints.extend(addresses.filter_map(|address| address.parse::<IpAddr>().ok()));
+            }
+        }
+    }
+
+    fn index(&mut self) {
+        for (index, pod) in self.pods.iter().enumerate() {
+            if pod.host_network || pod.ended() {
+                continue;
+            }
+            for &address in &pod.addresses {
+                let kept = self.pod_by_address.entry(address).or_insert(index);
+                // A pod that is going may still be listed with the address its successor has already got.
+                if self.pods[*kept].terminating && !pod.terminating {
+                    *kept = index;
+                }
+            }
+        }
+        for (index, node) in self.nodes.iter().enumerate() {
+            for &address in &node.addresses {
+                self.node_by_address.entry(address).or_insert(index);
+            }
+        }
+    }
+}
+
+impl Names for Directory {
+    fn pod(&self, address: IpAddr) -> Option<String> {
+        self.pod_by_address.get(&address).map(|&index| self.pods[index].full_name())
+    }
+
+    fn node(&self, address: IpAddr) -> Option<String> {
+        self.node_by_address.get(&address).map(|&index| self.nodes[index].name.clone())
+    }
+}
+
+fn namespace_of(namespace: Option<String>) -> String {
+    namespace.unwrap_or_else(|| "default".to_owned())
+}
+
+fn parsed<'a>(texts: impl IntoIterator<Item = &'a str>) -> Vec<IpAddr> {
+    let mut addresses = Vec::new();
+    for address in texts.into_iter().filter_map(|text| text.parse().ok()) {
+        if !addresses.contains(&address) {
+            addresses.push(address);
+        }
+        // Two are usual (one per family). A bound keeps the search above cheap whatever a file says.
+        if addresses.len() == 64 {
+            break;
+        }
+    }
+    addresses
+}
+
+fn pod(object: PodObject) -> Pod {
+    let PodObject { metadata, spec, status } = object;
+    let others = status.pod_ips.iter().flatten().filter_map(|address| address.ip.as_deref());
+    Pod {
+        namespace: namespace_of(metadata.namespace),
+        name: metadata.name,
+        node: spec.node_name.filter(|name| !name.is_empty()),
+        addresses: parsed(status.pod_ip.as_deref().into_iter().chain(others)),
+        host_network: spec.host_network.unwrap_or(false),
+        phase: status.phase.unwrap_or_else(|| "Unknown".to_owned()),
+        terminating: metadata.deletion_timestamp.is_some(),
+    }
+}
+
+fn node(object: NodeObject) -> Node {
+    let NodeObject { metadata, status } = object;
+    let listed = status.addresses.unwrap_or_default();
+    let of =
+        |kind: &'static str| listed.iter().filter(move |entry| entry.kind == kind).map(|entry| entry.address.as_str());
+    // A Hostname is sometimes an address (kubelet --hostname-override).
+    let addresses = parsed(of("InternalIP").chain(of("ExternalIP")).chain(of("Hostname")));
+    let aliases = of("Hostname").chain(of("InternalDNS")).chain(of("ExternalDNS"));
+    let aliases = aliases.filter(|alias| *alias != metadata.name).map(str::to_owned).collect();
+    Node { name: metadata.name, aliases, addresses }
+}
+
+fn service(object: ServiceObject) -> Service {
+    let ServiceObject { metadata, spec } = object;
+    let others = spec.cluster_ips.iter().flatten().map(String::as_str);
+    Service {
+        namespace: namespace_of(metadata.namespace),
+        name: metadata.name,
+        // A headless service has `None` here, which is no address.
+        addresses: parsed(spec.cluster_ip.as_deref().into_iter().chain(others)),
+        endpoints: Vec::new(),
+    }
+}

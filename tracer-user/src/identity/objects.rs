@@ -1,0 +1,106 @@
+//! The few fields of Kubernetes' objects that podpath reads; all others are skipped.
+
+use serde::Deserialize;
+
+/// A Pod.
+#[derive(Debug, Deserialize)]
+pub(super) struct PodObject {
+    pub(super) metadata: Metadata,
+    #[serde(default)]
+    pub(super) spec: PodSpec,
+    #[serde(default)]
+    pub(super) status: PodStatus,
+}
+
+/// What every object has.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Metadata {
+    pub(super) name: String,
+    pub(super) namespace: Option<String>,
+    pub(super) deletion_timestamp: Option<String>,
+    #[serde(default)]
+    pub(super) labels: Option<Labels>,
+}
+
+/// The one label that is read.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Labels {
+    /// On an EndpointSlice: the service it belongs to.
+    #[serde(rename = "kubernetes.io/service-name")]
+    pub(super) service: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct PodSpec {
+    pub(super) node_name: Option<String>,
+    #[serde(default)]
+    pub(super) host_network: Option<bool>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct PodStatus {
+    pub(super) phase: Option<String>,
+    #[serde(rename = "podIP")]
+    pub(super) pod_ip: Option<String>,
+    #[serde(rename = "podIPs", default)]
+    pub(super) pod_ips: Option<Vec<PodAddress>>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct PodAddress {
+    pub(super) ip: Option<String>,
+}
+
+/// A Node.
+#[derive(Debug, Deserialize)]
+pub(super) struct NodeObject {
+    pub(super) metadata: Metadata,
+    #[serde(default)]
+    pub(super) status: NodeStatus,
+}
+
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct NodeStatus {
+    #[serde(default)]
+    pub(super) addresses: Option<Vec<NodeAddress>>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct NodeAddress {
+    /// `InternalIP`, `ExternalIP`, `Hostname`, ...
+    #[serde(rename = "type")]
+    pub(super) kind: String,
+    pub(super) address: String,
+}
+
+/// A Service.
+#[derive(Debug, Deserialize)]
+pub(super) struct ServiceObject {
+    pub(super) metadata: Metadata,
+    #[serde(default)]
+    pub(super) spec: ServiceSpec,
+}
+
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct ServiceSpec {
+    #[serde(rename = "clusterIP")]
+    pub(super) cluster_ip: Option<String>,
+    #[serde(rename = "clusterIPs", default)]
+    pub(super) cluster_ips: Option<Vec<String>>,
+}
+
+/// An EndpointSlice.
+#[derive(Debug, Deserialize)]
+pub(super) struct EndpointSliceObject {
+    pub(super) metadata: Metadata,
+    #[serde(default)]
+    pub(super) endpoints: Option<Vec<EndpointObject>>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct EndpointObject {
+    #[serde(default)]
+    pub(super) addresses: Option<Vec<String>>,
+}

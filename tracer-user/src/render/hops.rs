@@ -1,0 +1,194 @@
+//! The model's fine hops -> the steps a person reads: a route and the transmission it caused are one step, arrival and
+//! delivery are one step.
+
+use super::units::time;
+use crate::path::model::{Action, Direction, Hop, Nat, NatSide, Path};
+
+/// One row of the table.
+#[derive(Clone, Debug)]
+pub(super) struct Step<'a> {
+    /// Where and when it was complete.
+    pub(super) hop: &'a Hop,
+    /// What happened.
+    pub(super) what: String,
+    /// The packet ended here without having arrived.
+    pub(super) failed: bool,
+    /// Line of traceroute that this step's node or pod is.
+    pub(super) number: Option<usize>,
+}
+
+/// The steps of a path. Only a request's are numbered: traceroute goes one way.
+pub(super) fn steps(path: &Path, direction: Direction) -> Vec<Step<'_>> {
+    let mut merger = Merger { steps: Vec::new(), route: None, direction };
+    for hop in &path.hops {
+        merger.add(hop);
+    }
+    merger.flush();
+    let mut steps = merger.steps;
+    if direction == Direction::Request {
+        number(path, &mut steps);
+    }
+    steps
+}
+
+struct Merger<'a> {
+    steps: Vec<Step<'a>>,
+    /// A route whose transmission is still to come.
+    route: Option<&'a Hop>,
+    direction: Direction,
+}
+
+impl<'a> Merger<'a> {
+    fn add(&mut self, hop: &'a Hop) {
+        match hop.action {
+            Action::Routed => {
+                self.flush();
+                self.route = Some(hop);
+            }
+            // The route decided before the rewrite; the packet leaves after it.
+            Action::Snat | Action::Unsnat | Action::Dnat | Action::Undnat => self.push(hop, rewrite(hop)),
+            Action::Transmitted => {
+                let what = match self.route.take_if(|route| at_same_place(route, hop)) {
+                    Some(route) => routed(route),
+                    None => "transmitted".to_owned(),
+                };
+                self.flush();
+                self.push(hop, what);
+            }
+            Action::Delivered => {
+                self.flush();
+                self.delivered(hop);
+            }
+            Action::Dropped => {
+                // The route that killed it is told with the drop.
+                self.route = None;
+                self.push(hop, format!("DROPPED: {}", drop_reason(hop)));
+            }
+            Action::Lost => {
+                self.flush();
+                self.push(hop, format!("LOST: {}", lost(hop)));
+            }
+            Action::Sent | Action::Received | Action::Bridged | Action::Encapsulated | Action::Decapsulated => {
+                self.flush();
+                self.push(hop, plain(hop));
+            }
+        }
+    }
+
+    fn push(&mut self, hop: &'a Hop, what: String) {
+        let failed = matches!(hop.action, Action::Dropped | Action::Lost);
+        self.steps.push(Step { hop, what, failed, number: None });
+    }
+
+    fn flush(&mut self) {
+        if let Some(route) = self.route.take() {
+            let what = routed(route);
+            self.push(route, what);
+        }
+    }
+
+    fn delivered(&mut self, hop: &'a Hop) {
+        let how = match (self.direction, hop.detail.answered_after_ns) {
+            (Direction::Request, Some(ns)) => format!("answered after {}", time(ns)),
+            (Direction::Request, None) => "delivered".to_owned(),
+            (Direction::Reply, _) => "the answer is here".to_owned(),
+        };
+        match self.steps.last_mut() {
+            Some(last) if last.hop.action == Action::Received && at_same_place(last.hop, hop) => {
+                last.what = format!("{}; {how}", last.what);
+            }
+            _ => self.push(hop, how),
+        }
+    }
+}
+
+pub(super) fn at_same_place(a: &Hop, b: &Hop) -> bool {
+    (&a.node, &a.pod, &a.interface) == (&b.node, &b.pod, &b.interface)
+}
+
+fn in_same_namespace(a: &Hop, b: &Hop) -> bool {
+    (&a.node, &a.pod) == (&b.node, &b.pod)
+}
+
+fn routed(hop: &Hop) -> String {
+    match (&hop.detail.route, &hop.interface) {
+        (Some(route), _) => brief(route).to_owned(),
+        (None, Some(interface)) => format!("routed to {interface}"),
+        (None, None) => "routed".to_owned(),
+    }
+}
+
+/// A route without what does not move a packet: `proto bird`, `scope link`, metrics.
+fn brief(route: &str) -> &str {
+    let cut = [" proto ", " scope ", " metric ", " src ", " onlink"].iter().filter_map(|word| route.find(word)).min();
+    &route[..cut.unwrap_or(route.len())]
+}
+
+fn plain(hop: &Hop) -> String {
+    let tunnel = |verb: &str| match &hop.detail.tunnel {
+        Some(tunnel) => format!("{verb} {} {} -> {}", tunnel.kind, tunnel.src, tunnel.dst),
+        None => verb.to_owned(),
+    };
+    match hop.action {
+        Action::Sent => "sent".to_owned(),
+        Action::Received => "received".to_owned(),
+        Action::Bridged => "bridged".to_owned(),
+        Action::Encapsulated => tunnel("encapsulated in"),
+        Action::Decapsulated => tunnel("decapsulated from"),
+        other => format!("{other:?}").to_lowercase(),
+    }
+}
+
+/// The sentence of a loss without what its row says anyway.
+fn lost(hop: &Hop) -> &str {
+    let text = hop.detail.text.as_deref().unwrap_or("never seen again");
+    let left = format!("left {} {}, ", hop.node, hop.interface.as_deref().unwrap_or_default());
+    text.strip_prefix(&left).unwrap_or(text)
+}
+
+/// Why, in the words of the one who saw it.
+pub(super) fn drop_reason(hop: &Hop) -> &str {
+    hop.detail.drop.as_ref().map_or("reason unknown", |drop| drop.why.as_str())
+}
+
+/// `SNAT 100.115.37.81 -> 172.20.50.50 (icmp id 4711 -> 52011)`.
+pub(super) fn rewrite(hop: &Hop) -> String {
+    let (name, source) = match hop.action {
+        Action::Snat => ("SNAT", true),
+        Action::Unsnat => ("un-SNAT", false),
+        Action::Undnat => ("un-DNAT", true),
+        _ => ("DNAT", false),
+    };
+    let Some(Nat { before, after }) = &hop.detail.nat else {
+        return format!("{name} to {}", if source { hop.src } else { hop.dst });
+    };
+    let icmp = before.dst_port.is_none();
+    let address = |side: &NatSide| if source { side.src } else { side.dst };
+    let port = |side: &NatSide| if source || icmp { side.src_port } else { side.dst_port };
+    let ports = match (port(before), port(after)) {
+        (Some(old), Some(new)) if old != new => {
+            format!(" ({} {old} -> {new})", if icmp { "icmp id" } else { "port" })
+        }
+        _ => String::new(),
+    };
+    format!("{name} {} -> {}{ports}", address(before), address(after))
+}
+
+/// Numbers the first step of every router, and of the destination, as traceroute would list them.
+fn number(path: &Path, steps: &mut [Step<'_>]) {
+    let mut number = 0;
+    for visit in path.hops.chunk_by(in_same_namespace) {
+        let has = |action| visit.iter().any(|hop| hop.action == action);
+        let end = has(Action::Delivered);
+        let forwards = has(Action::Received) && !has(Action::Sent) && visit[0].pod.is_none();
+        let bridged_only = has(Action::Bridged) && !has(Action::Routed);
+        if !end && (!forwards || bridged_only) {
+            continue;
+        }
+        number += 1;
+        let within = |step: &Step<'_>| visit.iter().any(|hop| std::ptr::eq(hop, step.hop));
+        if let Some(step) = steps.iter_mut().find(|step| within(step)) {
+            step.number = Some(number);
+        }
+    }
+}
