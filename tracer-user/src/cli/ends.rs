@@ -2,16 +2,11 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::{
-    args::TraceArgs,
-    error::Error,
-    nodes::Cluster,
-    stubs::{
-        identity::{Directory, Target},
-        path::Ends,
-    },
+use super::{args::TraceArgs, error::Error, nodes::Cluster, stubs::path::Ends};
+use crate::{
+    identity::{Directory, Target},
+    path::model::Endpoint,
 };
-use crate::path::model::Endpoint;
 
 /// The two ends, and what the reader should know about them.
 #[derive(Debug)]
@@ -31,15 +26,16 @@ pub(super) struct Resolved {
 pub(super) async fn resolve(args: &TraceArgs, cluster: &Cluster) -> Result<Resolved, Error> {
     let Cluster { directory, .. } = cluster;
     let mut notes = Vec::new();
-    let source = directory.resolve(&args.source, &args.namespace)?;
+    let source = with_ipv4(directory.resolve(&args.source, &args.namespace)?);
     let destination = match directory.resolve(&args.destination, &args.namespace) {
         // Only a name with a dot: a mistyped pod must not become whatever a search domain makes of it.
         Err(unknown) if unknown.is_not_found() && args.destination.contains('.') => {
             let address = look_up(&args.destination, unknown.to_string()).await?;
             notes.push(format!("{} is {address}: resolved by this machine, not by the pod", args.destination));
-            Target { name: Some(args.destination.clone()), address, node: None, host_network: false }
+            let name = Some(args.destination.clone());
+            Target { name, address, other_addresses: Vec::new(), node: None, host_network: false }
         }
-        found => found?,
+        found => with_ipv4(found?),
     };
     for (name, target) in [(&args.source, &source), (&args.destination, &destination)] {
         if target.address.is_ipv6() {
@@ -59,6 +55,15 @@ pub(super) async fn resolve(args: &TraceArgs, cluster: &Cluster) -> Result<Resol
         _ => source,
     };
     Ok(Resolved { ends: Ends { source: endpoint(source), destination: endpoint(destination) }, sender, notes })
+}
+
+/// Of a pod with addresses of both families the IPv4 one. An address that was typed has no other.
+fn with_ipv4(target: Target) -> Target {
+    let other = target.other_addresses.iter().copied().find(IpAddr::is_ipv4);
+    match other {
+        Some(address) if target.address.is_ipv6() => Target { address, ..target },
+        _ => target,
+    }
 }
 
 /// The node that sends the probes.
@@ -87,7 +92,7 @@ async fn look_up(name: &str, unknown: String) -> Result<IpAddr, Error> {
 }
 
 fn endpoint(target: Target) -> Endpoint {
-    let Target { name, address, node, host_network: _ } = target;
+    let Target { name, address, other_addresses: _, node, host_network: _ } = target;
     Endpoint { name, address, node }
 }
 
@@ -115,21 +120,20 @@ mod tests {
         }
     }
 
-    fn target(name: &str, address: &str, node: &str) -> Target {
-        let address = address.parse().expect("address");
-        Target { name: Some(name.to_owned()), address, node: Some(node.to_owned()), host_network: false }
-    }
+    const PODS: &str = "
+kind: List
+items:
+- {kind: Pod, metadata: {name: bb1, namespace: default}, spec: {nodeName: node-1}, status: {phase: Running, podIP: 100.115.37.81}}
+- {kind: Pod, metadata: {name: bb2, namespace: default}, spec: {nodeName: node-2}, status: {phase: Running, podIP: 100.106.133.221}}
+- {kind: Pod, metadata: {name: two, namespace: default}, spec: {nodeName: node-2}, status: {phase: Running, podIP: 'fd00::2', podIPs: [{ip: 'fd00::2'}, {ip: 100.106.133.2}]}}
+- {kind: Pod, metadata: {name: proxy, namespace: kube-system}, spec: {nodeName: node-1, hostNetwork: true}, status: {phase: Running, podIP: 172.20.50.50}}
+";
 
     fn cluster(nodes: &[&str]) -> Cluster {
-        let hostly = Target { host_network: true, ..target("kube-system/proxy", "172.20.50.50", "node-1") };
         Cluster {
             context: None,
             nodes: nodes.iter().map(|&name| Node { name: name.to_owned(), command: None }).collect(),
-            directory: Directory(vec![
-                ("bb1", target("default/bb1", "100.115.37.81", "node-1")),
-                ("bb2", target("default/bb2", "100.106.133.221", "node-2")),
-                ("proxy", hostly),
-            ]),
+            directory: Directory::parse(PODS, "lab test").expect("parses"),
         }
     }
 
@@ -149,6 +153,7 @@ mod tests {
         insta::assert_snapshot!(told("bb2 bb1", &both).await, @r#"Some("default/bb2")@Some("node-2") -> Some("default/bb1")@Some("node-1") sender Some(1) []"#);
         insta::assert_snapshot!(told("bb1 8.8.8.8", &both).await, @r#"Some("default/bb1")@Some("node-1") -> None@None sender Some(0) []"#);
         insta::assert_snapshot!(told("proxy bb2", &both).await, @r#"Some("kube-system/proxy")@Some("node-1") -> Some("default/bb2")@Some("node-2") sender Some(0) ["proxy uses its node's network: 172.20.50.50 is the node's address"]"#);
+        insta::assert_snapshot!(told("bb1 two", &both).await, @r#"Some("default/bb1")@Some("node-1") -> Some("default/two")@Some("node-2") sender Some(0) []"#);
         insta::assert_snapshot!(told("10.1.1.1 bb1", &["node-1"]).await, @r#"None@Some("node-1") -> Some("default/bb1")@Some("node-1") sender Some(0) []"#);
         insta::assert_snapshot!(told("10.1.1.1 bb1 --passive", &both).await, @r#"None@None -> Some("default/bb1")@Some("node-1") sender None []"#);
     }

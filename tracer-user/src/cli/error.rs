@@ -2,7 +2,7 @@
 
 use std::{io, net::IpAddr};
 
-use super::stubs::{identity, session};
+use crate::{identity, session};
 
 /// Why a command could not do its work. Messages have the form `thing: cause; way out`, as all of the library's.
 #[derive(Debug, thiserror::Error)]
@@ -77,15 +77,24 @@ pub(super) enum Error {
         /// As typed.
         name: String,
     },
+    /// A session cannot be had in this process.
+    #[error(transparent)]
+    Local(#[from] session::Failure),
     /// A session failed.
     #[error(transparent)]
-    Session(#[from] session::DriveError),
+    Session(Box<session::DriveError>),
     /// No threads or descriptors for the work.
     #[error("podpath could not start its threads: {0}; check the limits on threads and open files (ulimit -a)")]
     Runtime(#[source] io::Error),
     /// The result could not be written.
     #[error("standard output: {0}; nothing more was written")]
     Output(#[source] io::Error),
+}
+
+impl From<session::DriveError> for Error {
+    fn from(error: session::DriveError) -> Self {
+        Self::Session(Box::new(error))
+    }
 }
 
 fn choices(labs: &[String]) -> String {

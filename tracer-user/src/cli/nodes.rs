@@ -2,13 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{
-    args::TraceArgs,
-    error::Error,
-    stubs::{
-        identity::Directory,
-        session::{Connection, DriveError, Inventory, InventoryNode, local_connection},
-    },
+use super::{args::TraceArgs, error::Error, stubs::local_connection};
+use crate::{
+    identity::Directory,
+    session::{Connection, DriveError, Inventory, InventoryNode},
 };
 
 /// Where to trace, and who is who there.
@@ -37,7 +34,7 @@ impl Node {
     /// # Errors
     /// The command cannot be started.
     pub(super) fn connect(&self) -> Result<Connection, Error> {
-        let Some(command) = &self.command else { return Ok(local_connection(&self.name)) };
+        let Some(command) = &self.command else { return Ok(local_connection(&self.name)?) };
         Connection::spawn(self.name.as_str(), &command.words()).map_err(|source| {
             let (node, command) = (self.name.clone(), command.command.join(" "));
             DriveError::Start { node, command, source }.into()

@@ -9,17 +9,14 @@ use super::{
     ends::{self, Resolved},
     error::Error,
     nodes::{self, Cluster, Node},
-    stubs::{
-        path::{Joined, join},
-        render,
-        session::{self, Driven, DrivenNode, Plan},
-    },
+    stubs::path::{Joined, join},
     terminal::{Progress, Surroundings, write_stdout},
     watch::Watch,
 };
 use crate::{
     path::model::{Trace, TracedNode},
-    session::{Flow, Ping, Request},
+    render,
+    session::{self, Driven, DrivenNode, Flow, Ping, Plan, Request},
 };
 
 const ICMP: u8 = 1;
