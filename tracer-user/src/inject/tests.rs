@@ -39,7 +39,25 @@ impl Pair {
             ip(&format!("-n {ns} link set lo up"));
             ip(&format!("-n {ns} link set eth0 up"));
         }
+        pair.wait_for_link();
         pair
+    }
+
+    /// A new link drops everything until the kernel has noticed its carrier, which it does at most once a second for all
+    /// links of the machine together (net/core/link_watch.c).
+    fn wait_for_link(&self) {
+        let answered = AtomicBool::new(false);
+        let patient = Ping { timeout: Duration::from_secs(1), ..ping(500) };
+        run(
+            &patient,
+            Self::netns(&self.a).as_fd(),
+            || answered.load(Ordering::Relaxed),
+            |probe| {
+                answered.fetch_or(probe.rtt_ns.is_some(), Ordering::Relaxed);
+            },
+        )
+        .expect("runs");
+        assert!(answered.into_inner(), "the link carries nothing within 10 s");
     }
 
     fn netns(name: &str) -> File {
