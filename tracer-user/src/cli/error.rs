@@ -119,9 +119,9 @@ fn whereabouts(node: Option<&str>) -> String {
 /// As it is printed: `podpath: thing: cause`, and the way out on a line of its own.
 pub(super) fn lines(error: &Error) -> String {
     let text = error.to_string();
-    // Some causes (of files that do not parse) have more than one line already.
+    // A message may have put its way out on a line of its own already.
     match text.rsplit_once("; ") {
-        Some((what, way_out)) if !text.contains('\n') => format!("podpath: {what}\n  {way_out}\n"),
+        Some((what, way_out)) if !way_out.contains('\n') => format!("podpath: {what}\n  {way_out}\n"),
         _ => format!("podpath: {text}\n"),
     }
 }
