@@ -20,7 +20,10 @@ use super::{
     node::{Event, Node, talk},
     wire::Message,
 };
-use crate::path::{Evidence, Probe};
+use crate::{
+    event::Record,
+    path::{Evidence, Probe},
+};
 
 /// All nodes have this long to drain and end, once told to stop.
 const DRAINED_WITHIN: Duration = Duration::from_secs(15);
@@ -70,6 +73,8 @@ pub enum Progress<'a> {
         node: &'a str,
         /// Its records so far.
         total: usize,
+        /// Those that are new.
+        new: &'a [Record],
     },
     /// All nodes were told to stop.
     Draining,

@@ -134,9 +134,10 @@ impl Node {
             }
             Message::Fired if self.fires() => self.fired = true,
             Message::Records(records, unknown) if self.armed => {
+                let known = self.records.len();
                 self.records.extend(records);
                 self.unknown += unknown;
-                progress(Progress::Records { node, total: self.records.len() });
+                progress(Progress::Records { node, total: self.records.len(), new: &self.records[known..] });
             }
             Message::Facts(facts) if self.armed => {
                 for fact in facts {

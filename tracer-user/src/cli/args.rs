@@ -1,0 +1,168 @@
+//! The command line.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Shows the path that a packet really took through Kubernetes nodes.
+#[derive(Debug, Parser)]
+#[command(name = "podpath", version, max_term_width = 100, after_help = EXAMPLES)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show the path a ping takes, hop by hop, there and back
+    #[command(after_help = TRACE_EXAMPLES)]
+    Trace(TraceArgs),
+    /// Show what this machine's kernel and user can do, what is missing, and what that costs
+    #[command(after_help = DOCTOR_EXAMPLES)]
+    Doctor,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  podpath trace bb2 bb1     the path of five pings from pod bb2 to pod bb1 and back
+  podpath doctor            what can be traced on this machine
+
+Exit codes: 0 every exchange completed; 1 could not trace; 2 wrong usage;
+3 traced, and at least one exchange did not complete (dropped, rejected, lost)";
+
+const TRACE_EXAMPLES: &str = "\
+Examples:
+  podpath trace bb2 bb1                  from pod bb2 to pod bb1
+  podpath trace shop/web 8.8.8.8         from a pod of namespace shop to an address
+  podpath trace bb2 bb1 -c 20 -i 0.05    twenty probes, one every 50 ms
+  podpath trace bb2 bb1 -o json          for programs
+  podpath trace bb2 bb1 --passive        send nothing: wait for pings that others send
+
+Names: POD, NAMESPACE/POD, pod/POD, node/NODE, an address; the destination may be a host name.
+The nodes come from a running lab, or from an inventory file:
+  identity = \"cluster.yaml\"    # kubectl get pods,nodes,services,endpointslices -A -o yaml
+  [[node]]
+  name = \"node-1\"
+  command = [\"ssh\", \"node-1\", \"sudo\", \"podpath-agent\", \"session\"]
+
+Exit codes: 0 every exchange completed; 1 could not trace; 2 wrong usage;
+3 traced, and at least one exchange did not complete (dropped, rejected, lost)";
+
+const DOCTOR_EXAMPLES: &str = "\
+Examples:
+  sudo podpath doctor
+  ip netns exec node1 podpath doctor
+
+Exit codes: 0 tracing works here; 1 it does not";
+
+/// Arguments of `podpath trace`.
+#[derive(Clone, Debug, PartialEq, Args)]
+pub struct TraceArgs {
+    /// Where the pings start: a pod, a node or an address
+    pub source: String,
+    /// Where they go: a pod, a node, an address or a host name
+    pub destination: String,
+    /// How many exchanges
+    #[arg(short = 'c', long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
+    pub count: u16,
+    /// Time between two probes, seconds
+    #[arg(short, long, value_name = "SECONDS", default_value = "0.2", value_parser = seconds)]
+    pub interval: Duration,
+    /// Payload of a probe, bytes (8 to 65507)
+    #[arg(short, long, value_name = "BYTES", default_value_t = 56, value_parser = clap::value_parser!(u16).range(8..=65507))]
+    pub size: u16,
+    /// How long to wait for each reply, seconds
+    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
+    pub timeout: Duration,
+    /// Show every step
+    #[arg(short, long)]
+    pub verbose: bool,
+    /// For people or for programs
+    #[arg(short, long, value_name = "FORMAT", value_enum, default_value_t = Format::Text)]
+    pub output: Format,
+    /// Send nothing; wait until N exchanges were seen, --for has passed, or Ctrl-C
+    #[arg(long, conflicts_with_all = ["interval", "size", "timeout"])]
+    pub passive: bool,
+    /// With --passive: how long to wait, such as 30s, 5m or 1h
+    #[arg(long = "for", value_name = "DURATION", requires = "passive", value_parser = duration, default_value = "5m")]
+    pub wait: Duration,
+    /// Trace on this machine only, without any inventory
+    #[arg(long, conflicts_with_all = ["inventory", "lab"])]
+    pub local: bool,
+    /// The nodes to trace on
+    #[arg(long, value_name = "FILE", conflicts_with = "lab")]
+    pub inventory: Option<PathBuf>,
+    /// The running lab to trace in, if there are several
+    #[arg(long, value_name = "NAME")]
+    pub lab: Option<String>,
+    /// Namespace of pods given without one
+    #[arg(short, long, value_name = "NAMESPACE", default_value = "default")]
+    pub namespace: String,
+}
+
+/// Output formats.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people; changes with releases
+    Text,
+    /// For programs; only grows
+    Json,
+}
+
+/// The longest time that any option takes.
+const LONGEST: Duration = Duration::from_secs(3600);
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let number: f64 = text.parse().map_err(|_| "not a number of seconds, such as 0.2".to_owned())?;
+    let time = Duration::try_from_secs_f64(number).map_err(|_| "must be more than 0 and at most 3600".to_owned())?;
+    if time.is_zero() || time > LONGEST {
+        return Err("must be more than 0 and at most 3600".to_owned());
+    }
+    Ok(time)
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || "not a duration such as 30s, 5m or 1h".to_owned();
+    let unit_at = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(unit_at);
+    let scale = match unit {
+        "" | "s" => 1.0,
+        "m" => 60.0,
+        "h" => 3600.0,
+        _ => return Err(wrong()),
+    };
+    let number: f64 = number.parse().map_err(|_| wrong())?;
+    seconds(&(number * scale).to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_have_units() {
+        assert_eq!(duration("30s"), Ok(Duration::from_secs(30)));
+        assert_eq!(duration("1.5m"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("1h"), Ok(Duration::from_secs(3600)));
+        assert_eq!(duration("7"), Ok(Duration::from_secs(7)));
+        for wrong in ["", "s", "5d", "-1s", "2h", "0s", "nan", "inf", "5 m"] {
+            assert!(duration(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn seconds_are_positive() {
+        assert_eq!(seconds("0.05"), Ok(Duration::from_millis(50)));
+        for wrong in ["0", "-1", "nan", "inf", "1e300", "x", "0.0000000001"] {
+            assert!(seconds(wrong).is_err(), "{wrong}");
+        }
+    }
+}

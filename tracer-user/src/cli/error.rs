@@ -1,0 +1,156 @@
+//! What a command can fail with, and how that is printed.
+
+use std::{io, net::IpAddr};
+
+use crate::{identity, session};
+
+/// Why a command could not do its work. Messages have the form `thing: cause; way out`, as all of the library's.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub(super) enum Error {
+    /// No lab runs, and nothing else was named.
+    #[error(
+        "nodes: none known, no lab is running; start one with `cargo xtask lab up calico-bgp`, name the nodes with --inventory FILE, or trace on this machine only with --local"
+    )]
+    NoLab,
+    /// Several labs run.
+    #[error("nodes: several labs are running; choose one: {}", choices(.0))]
+    SeveralLabs(Vec<String>),
+    /// The named lab does not run.
+    #[error("--lab {wanted}: no such lab is running; {}", running_labs(.running))]
+    NoSuchLab {
+        /// Its name.
+        wanted: String,
+        /// Those that run.
+        running: Vec<String>,
+    },
+    /// The inventory could not be used.
+    #[error(transparent)]
+    Inventory(#[from] session::InventoryError),
+    /// The identity file could not be used, or a name not be resolved.
+    #[error(transparent)]
+    Identity(#[from] identity::Error),
+    /// Nobody knows the name.
+    #[error("{unknown}; and this machine's resolver says of the host name {name}: {cause}")]
+    HostName {
+        /// What identity said.
+        unknown: String,
+        /// The name.
+        name: String,
+        /// What the resolver said.
+        cause: io::Error,
+    },
+    /// The host name has no address of a family that can be traced.
+    #[error(
+        "{name}: this host name has only IPv6 addresses, which are not traced yet; give a host with an IPv4 address"
+    )]
+    HostNameV6 {
+        /// The name.
+        name: String,
+    },
+    /// IPv6 is not built yet.
+    #[error("{name}: {address} is an IPv6 address, and these are not traced yet; give an IPv4 address")]
+    Ipv6 {
+        /// As typed.
+        name: String,
+        /// The address.
+        address: IpAddr,
+    },
+    /// The source lives on no node of the inventory.
+    #[error(
+        "{source_name}: {}, so no probes can be sent from there (traced: {}); {}",
+        whereabouts(.node.as_deref()), .nodes.join(", "), "add its node to the inventory, name a pod of these nodes, or watch traffic that it sends itself with --passive"
+    )]
+    SourceOnNoNode {
+        /// As typed.
+        source_name: String,
+        /// Where it lives.
+        node: Option<String>,
+        /// The inventory's nodes.
+        nodes: Vec<String>,
+    },
+    /// The source is the destination.
+    #[error(
+        "{name}: source and destination are the same address, which never leaves its namespace; name another destination"
+    )]
+    SameEnds {
+        /// As typed.
+        name: String,
+    },
+    /// A session cannot be had in this process.
+    #[error(transparent)]
+    Local(#[from] session::Failure),
+    /// A session failed.
+    #[error(transparent)]
+    Session(Box<session::DriveError>),
+    /// No threads or descriptors for the work.
+    #[error("podpath could not start its threads: {0}; check the limits on threads and open files (ulimit -a)")]
+    Runtime(#[source] io::Error),
+    /// The result could not be written.
+    #[error("standard output: {0}; nothing more was written")]
+    Output(#[source] io::Error),
+}
+
+impl From<session::DriveError> for Error {
+    fn from(error: session::DriveError) -> Self {
+        Self::Session(Box::new(error))
+    }
+}
+
+fn choices(labs: &[String]) -> String {
+    labs.iter().map(|lab| format!("--lab {lab}")).collect::<Vec<_>>().join(", ")
+}
+
+fn running_labs(labs: &[String]) -> String {
+    if labs.is_empty() {
+        "start one with `cargo xtask lab up`".to_owned()
+    } else {
+        format!("running: {}", labs.join(", "))
+    }
+}
+
+fn whereabouts(node: Option<&str>) -> String {
+    match node {
+        Some(node) => format!("it lives on node {node}, which is not traced"),
+        None => "nobody knows which node it lives on".to_owned(),
+    }
+}
+
+/// As it is printed: `podpath: thing: cause`, and the way out on a line of its own.
+pub(super) fn lines(error: &Error) -> String {
+    let text = error.to_string();
+    // A message may have put its way out on a line of its own already.
+    match text.rsplit_once("; ") {
+        Some((what, way_out)) if !way_out.contains('\n') => format!("podpath: {what}\n  {way_out}\n"),
+        _ => format!("podpath: {text}\n"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_refusal_names_the_thing_the_cause_and_the_way_out() {
+        let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
+        let all = [
+            Error::NoLab,
+            Error::SeveralLabs(names(&["calico-bgp", "kind-calico"])),
+            Error::NoSuchLab { wanted: "x".into(), running: names(&["calico-bgp"]) },
+            Error::NoSuchLab { wanted: "x".into(), running: Vec::new() },
+            Error::HostName {
+                unknown: "www.example.com: no such pod or node in lab calico-bgp".into(),
+                name: "www.example.com".into(),
+                cause: io::Error::other("Name or service not known"),
+            },
+            Error::HostNameV6 { name: "six.example.com".into() },
+            Error::Ipv6 { name: "fd00::1".into(), address: "fd00::1".parse().expect("address") },
+            Error::SourceOnNoNode { source_name: "bb7".into(), node: Some("node-7".into()), nodes: names(&["node-1"]) },
+            Error::SourceOnNoNode { source_name: "10.1.1.1".into(), node: None, nodes: names(&["node-1", "node-2"]) },
+            Error::SameEnds { name: "bb1".into() },
+            Error::Output(io::Error::other("No space left on device")),
+        ];
+        let text: String = all.iter().map(lines).collect();
+        insta::assert_snapshot!(text);
+    }
+}

@@ -1,0 +1,251 @@
+//! `podpath trace`.
+
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::Notify;
+
+use super::{
+    args::{Format, TraceArgs},
+    ends::{self, Resolved},
+    error::Error,
+    nodes::{self, Cluster, Node},
+    stubs::path::{Joined, join},
+    terminal::{Progress, Surroundings, write_stdout},
+    watch::Watch,
+};
+use crate::{
+    path::model::{Trace, TracedNode},
+    render,
+    session::{self, Driven, DrivenNode, Flow, Ping, Plan, Request},
+};
+
+const ICMP: u8 = 1;
+/// IPv4 and ICMP header, bytes.
+const HEADERS: u32 = 28;
+/// All nodes must record within this time.
+const ARMED_WITHIN: Duration = Duration::from_secs(30);
+/// After the last request that a passive trace waits for: its reply.
+const LAST_REPLY: Duration = Duration::from_secs(1);
+/// What a session may take beside the probes: arming, reading back.
+const MARGIN: Duration = Duration::from_secs(60);
+
+/// Traces and prints; the exit code says how it went.
+///
+/// # Errors
+/// It could not trace.
+pub(super) async fn run(args: &TraceArgs) -> Result<u8, Error> {
+    let cluster = nodes::find(args)?;
+    let resolved = ends::resolve(args, &cluster).await?;
+    let requests = requests(args, &cluster, &resolved);
+    let started = rfc3339(SystemTime::now());
+
+    let progress = Progress::start(format!("arming {}", plural(cluster.nodes.len(), "node")));
+    let connections = cluster.nodes.iter().map(Node::connect).collect::<Result<Vec<_>, _>>()?;
+    let record_for = args.passive.then_some(args.wait);
+    let plan = Plan { armed_within: ARMED_WITHIN, record_for };
+    let enough = Notify::new();
+    let mut report = Report::new(args, &resolved);
+    let driven = session::drive(connections.into_iter().zip(requests).collect(), plan, stopped(&enough), |step| {
+        if let Some(text) = report.step(&step) {
+            progress.now(text);
+        }
+        if report.enough() {
+            enough.notify_one();
+        }
+    })
+    .await?;
+    progress.now("putting the path together".to_owned());
+    let joined = join(&driven.evidence, &resolved.ends, &cluster.directory);
+    let trace = assemble(args, &cluster, resolved, started, (driven, joined));
+    drop(progress);
+
+    let bytes = match args.output {
+        Format::Json => render::json(&trace),
+        Format::Text => {
+            let look = Surroundings::of_stdout().look();
+            let style = render::Style { color: look.color, width: look.width, verbose: args.verbose };
+            render::text(&trace, &style).into_bytes()
+        }
+    };
+    write_stdout(&bytes).map_err(Error::Output)?;
+    Ok(render::exit_code(&trace))
+}
+
+/// Ctrl-C, or a passive trace has seen enough. A second Ctrl-C does not wait for anything: sessions end with their input,
+/// and leave nothing behind.
+async fn stopped(enough: &Notify) {
+    tokio::select! {
+        () = enough.notified() => tokio::time::sleep(LAST_REPLY).await,
+        interrupt = tokio::signal::ctrl_c() => {
+            if interrupt.is_err() {
+                // No handler, so Ctrl-C ends the process: nothing to wait for.
+                std::future::pending::<()>().await;
+            }
+            tokio::spawn(async {
+                if tokio::signal::ctrl_c().await.is_ok() {
+                    std::process::exit(130);
+                }
+            });
+        }
+    }
+}
+
+/// What happened so far, for a person who waits.
+struct Report {
+    count: usize,
+    passive: bool,
+    watch: Watch,
+    armed: usize,
+    done: usize,
+    answered: usize,
+}
+
+impl Report {
+    fn new(args: &TraceArgs, resolved: &Resolved) -> Self {
+        let watch = Watch::new(resolved.ends.source.address);
+        Self { count: args.count.into(), passive: args.passive, watch, armed: 0, done: 0, answered: 0 }
+    }
+
+    /// A passive trace has seen the exchanges it was to wait for.
+    fn enough(&self) -> bool {
+        self.passive && self.done >= self.count
+    }
+
+    /// What to say now; None: the same as before.
+    fn step(&mut self, step: &session::Progress<'_>) -> Option<String> {
+        let Self { count, passive, watch, armed, done, answered } = self;
+        match step {
+            session::Progress::Armed { .. } => {
+                *armed += 1;
+                let waiting = if *passive { ", waiting for pings; Ctrl-C ends" } else { "" };
+                Some(format!("{} armed{waiting}", plural(*armed, "node")))
+            }
+            session::Progress::Probe(probe) => {
+                *done += 1;
+                *answered += usize::from(probe.rtt_ns.is_some());
+                let silent = *done - *answered;
+                let unanswered = if silent > 0 { format!(", {silent} unanswered") } else { String::new() };
+                Some(format!("{answered}/{count} answered{unanswered}"))
+            }
+            session::Progress::Records { new, .. } if *passive => {
+                *done = watch.add(new);
+                Some(format!("{done}/{count} seen; Ctrl-C ends"))
+            }
+            session::Progress::Draining => Some("reading back".to_owned()),
+            session::Progress::Connecting { .. }
+            | session::Progress::Hello { .. }
+            | session::Progress::Records { .. }
+            | session::Progress::Ended { .. } => None,
+        }
+    }
+}
+
+/// What each node is asked: all record, the source's node sends.
+fn requests(args: &TraceArgs, cluster: &Cluster, resolved: &Resolved) -> Vec<Request> {
+    let ends = &resolved.ends;
+    // 0 would mean "any" in the kernel's map of flows.
+    let id = rand::random_range(1..=u16::MAX);
+    let flow = Flow {
+        a: ends.source.address,
+        b: Some(ends.destination.address),
+        protocol: ICMP,
+        a_port: (!args.passive).then_some(id),
+        b_port: None,
+    };
+    let ping = Ping {
+        src: ends.source.address,
+        dst: ends.destination.address,
+        id,
+        count: args.count,
+        interval: args.interval,
+        size: args.size,
+        timeout: args.timeout,
+        nonce_base: rand::random(),
+    };
+    let busy = if args.passive { args.wait } else { args.interval * u32::from(args.count) + args.timeout };
+    let request = |index| Request {
+        flows: vec![flow.clone()],
+        time_limit: busy + MARGIN,
+        ping: (resolved.sender == Some(index)).then(|| ping.clone()),
+    };
+    (0..cluster.nodes.len()).map(request).collect()
+}
+
+fn plural(count: usize, what: &str) -> String {
+    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
+}
+
+/// The trace as people and programs see it.
+fn assemble(
+    args: &TraceArgs,
+    cluster: &Cluster,
+    resolved: Resolved,
+    started: String,
+    (driven, joined): (Driven, Joined),
+) -> Trace {
+    let Driven { evidence, nodes, warnings, interrupted: _ } = driven;
+    let Joined { exchanges, routers, warnings: doubts, smallest_mtu } = joined;
+    let lost_events = nodes.iter().map(lost).sum();
+    let nodes = nodes.into_iter().map(|node| TracedNode {
+        kernel: node.hello.map(|hello| hello.about.kernel).unwrap_or_default(),
+        complete: evidence.nodes.iter().any(|seen| seen.name == node.name && seen.complete),
+        address: ends::node_address(&cluster.directory, &node.name),
+        name: node.name,
+    });
+    let Resolved { ends, sender: _, notes } = resolved;
+    Trace {
+        schema: "podpath.trace/v1",
+        source: ends.source,
+        destination: ends.destination,
+        exchanges,
+        routers,
+        lost_events,
+        warnings: [notes, warnings, doubts].concat(),
+        context: cluster.context.clone(),
+        started,
+        nodes: nodes.collect(),
+        smallest_mtu,
+        probe: if args.passive {
+            "icmp echo, passive".to_owned()
+        } else {
+            format!("icmp echo {} B", u32::from(args.size) + HEADERS)
+        },
+    }
+}
+
+/// Everything that a node saw and we did not get or understand.
+fn lost(node: &DrivenNode) -> u64 {
+    let DrivenNode { name: _, hello: _, counters, discarded, unknown } = node;
+    counters.map_or(0, |counters| counters.lost()) + discarded + unknown
+}
+
+/// UTC with seconds. Days to a date as in Hinnant's "chrono-compatible low-level date algorithms": years that begin in
+/// March, in eras of 400 years.
+fn rfc3339(at: SystemTime) -> String {
+    let seconds = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    let (days, time) = (seconds / 86_400 + 719_468, seconds % 86_400);
+    let (era, day) = (days / 146_097, days % 146_097);
+    let year_of_era = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day_of_year = day - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day_of_month = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = (month_from_march + 2) % 12 + 1;
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day_of_month:02}T{:02}:{:02}:{:02}Z", time / 3600, time / 60 % 60, time % 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates_are_right_at_the_edges() {
+        let at = |seconds| rfc3339(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
+        assert_eq!(at(0), "1970-01-01T00:00:00Z");
+        assert_eq!(at(951_782_399), "2000-02-28T23:59:59Z");
+        assert_eq!(at(951_782_400), "2000-02-29T00:00:00Z");
+        assert_eq!(at(951_868_800), "2000-03-01T00:00:00Z");
+        assert_eq!(at(1_735_689_599), "2024-12-31T23:59:59Z");
+        assert_eq!(at(4_107_542_400), "2100-03-01T00:00:00Z");
+    }
+}
