@@ -238,7 +238,7 @@ fn namespaces_of(lab: &str) -> BTreeSet<String> {
 
 /// What the root namespace has of links, addresses, routes and rules. Other tests never change it either.
 fn root_namespace() -> String {
-    let commands = ["ip -o link", "ip -br addr", "ip route show table all", "ip rule", "nft list ruleset"];
+    let commands = ["ip -o link", "ip -br addr", "ip -4 route show table all", "ip rule", "nft list ruleset"];
     let outputs = commands.map(|line| {
         let words: Vec<&str> = line.split(' ').collect();
         run(words[0], &words[1..], "").unwrap()

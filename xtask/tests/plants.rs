@@ -1,6 +1,7 @@
 //! Each planted fault does what it says, and nothing else; taken out, it is gone. Needs what `lab.rs` needs.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -39,9 +40,9 @@ fn pings(namespace: &str, to: &str, arguments: &str) -> Vec<Duration> {
     times
 }
 
-/// Within the planted delay and what a busy machine adds to it.
+/// The planted delay and at most what a busy or emulated machine adds; delays here differ by more than that.
 fn assert_about(rtt: Duration, planted: Duration) {
-    assert!((planted..planted + 4 * MS).contains(&rtt), "{rtt:?}, planted {planted:?}");
+    assert!((planted..planted + 15 * MS).contains(&rtt), "{rtt:?}, planted {planted:?}");
 }
 
 /// Whether a single ping is answered.
@@ -61,8 +62,10 @@ fn rules(lab: &LabInfo) -> String {
         let rules = tables.map(|table| exec(namespace, &format!("iptables-nft -t {table} -S")));
         rules.concat() + &exec(namespace, "nft list tables bridge")
     };
-    let bridge = exec(&lab.wire, "cat /proc/sys/net/bridge/bridge-nf-call-iptables");
-    lab.namespaces.iter().map(of).collect::<String>() + &bridge
+    // Without br_netfilter, bridged packets pass no iptables either.
+    let bridge = "/proc/sys/net/bridge/bridge-nf-call-iptables";
+    let bridge = inside(&lab.wire, || Ok(fs::read_to_string(bridge).unwrap_or("0\n".to_owned())));
+    lab.namespaces.iter().map(of).collect::<String>() + &bridge.unwrap()
 }
 
 #[test]
@@ -72,18 +75,18 @@ fn a_node_delay_holds_what_the_node_forwards_and_nothing_on_the_wire() {
     let before = rules(&lab);
     assert_about(rtt(&lab, "bb2", &bb1), Duration::ZERO);
 
-    let plant = Plant::NodeDelay { node: "node1".to_owned(), ms: 5, to: None };
+    let plant = Plant::NodeDelay { node: "node1".to_owned(), ms: 20, to: None };
     let planted = plant.plant(&lab).unwrap();
-    assert_about(rtt(&lab, "bb2", &bb1), 10 * MS);
-    assert_about(rtt(&lab, "bb1", &bb3), 10 * MS);
+    assert_about(rtt(&lab, "bb2", &bb1), 40 * MS);
+    assert_about(rtt(&lab, "bb1", &bb3), 40 * MS);
     assert_about(node_rtt(&lab, "node2", "node1"), Duration::ZERO);
     planted.remove().unwrap();
     assert_about(rtt(&lab, "bb2", &bb1), Duration::ZERO);
     assert_eq!(rules(&lab), before);
 
-    let one_way = Plant::NodeDelay { node: "node1".to_owned(), ms: 5, to: bb1.parse().ok() };
+    let one_way = Plant::NodeDelay { node: "node1".to_owned(), ms: 20, to: bb1.parse().ok() };
     let _planted = one_way.plant(&lab).unwrap();
-    assert_about(rtt(&lab, "bb2", &bb1), 5 * MS);
+    assert_about(rtt(&lab, "bb2", &bb1), 20 * MS);
 }
 
 #[test]
@@ -94,7 +97,7 @@ fn a_node_delay_holds_every_packet_equally_long() {
     // Ten in flight at once: a delay that took them one after the other would add up.
     let times = pings(&lab.pod("bb2").unwrap().namespace, &address(&lab, "bb1"), "-c40 -i0.004");
     assert_eq!(times.len(), 40);
-    assert!(times[0] >= 40 * MS && times[20] < 44 * MS, "{times:?}");
+    assert!(times[0] >= 40 * MS && times[20] < 100 * MS, "{times:?}");
 }
 
 #[test]
@@ -103,18 +106,18 @@ fn a_wire_delay_is_outside_of_both_nodes() {
     let bb1 = address(&lab, "bb1");
     let before = rules(&lab);
     let between = ["node1", "ip-172-20-58-60.ec2.internal"].map(str::to_owned);
-    let plant = |direction| Plant::WireDelay { between: between.clone(), ms: 5, direction };
+    let plant = |direction| Plant::WireDelay { between: between.clone(), ms: 20, direction };
 
     let both = plant(Direction::Both).plant(&lab).unwrap();
-    assert_about(rtt(&lab, "bb2", &bb1), 10 * MS);
-    assert_about(node_rtt(&lab, "node2", "node1"), 10 * MS);
+    assert_about(rtt(&lab, "bb2", &bb1), 40 * MS);
+    assert_about(node_rtt(&lab, "node2", "node1"), 40 * MS);
     assert_about(rtt(&lab, "bb1", &address(&lab, "bb3")), Duration::ZERO);
     assert_about(node_rtt(&lab, "node3", "node1"), Duration::ZERO);
 
     // A second one on the same wire outlives the first.
     let there = plant(Direction::There).plant(&lab).unwrap();
     drop(both);
-    assert_about(rtt(&lab, "bb2", &bb1), 5 * MS);
+    assert_about(rtt(&lab, "bb2", &bb1), 20 * MS);
     drop(there);
     assert_about(rtt(&lab, "bb2", &bb1), Duration::ZERO);
     assert_eq!(rules(&lab), before);
