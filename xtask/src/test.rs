@@ -51,6 +51,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         failed.push("tests (none ran)");
     }
     phases.header("done");
+    totals.ignored_tests.iter().for_each(|test| println!("ignored: {test}"));
     println!("{}", last_line(&totals, &options.skip, &failed));
     Ok(if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -133,12 +134,19 @@ struct Totals {
     failed: u64,
     ignored: u64,
     filtered: u64,
+    /// Names of the ignored ones, with the reason where one is given.
+    ignored_tests: Vec<String>,
 }
 
 impl Totals {
     /// Adds a line like `test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 2 filtered out; finished in 0.1s`.
     fn add(&mut self, line: &str) {
-        let Some(rest) = line.strip_prefix("test result: ") else { return };
+        let Some(rest) = line.strip_prefix("test result: ") else {
+            if let Some((name, reason)) = line.strip_prefix("test ").and_then(|test| test.split_once(" ... ignored")) {
+                self.ignored_tests.push(format!("{name}{reason}"));
+            }
+            return;
+        };
         // What stands before the first count is the verdict: `ok. ` or `FAILED. `
         let counts = rest.split_once(". ").map_or(rest, |(_, counts)| counts);
         for part in counts.split(';') {
@@ -160,7 +168,7 @@ impl Totals {
 }
 
 fn last_line(totals: &Totals, skip: &[String], failed: &[&str]) -> String {
-    let Totals { passed, failed: failures, ignored, filtered } = totals;
+    let Totals { passed, failed: failures, ignored, filtered, ignored_tests: _ } = totals;
     let verdict = if failed.is_empty() { "ok".to_owned() } else { format!("FAILED in {}", failed.join(", ")) };
     let mut text = format!("xtask test: {verdict}. {passed} passed, {failures} failed, {ignored} ignored");
     if *filtered > 0 {
@@ -183,6 +191,7 @@ mod tests {
         for line in [
             "running 4 tests",
             "test a ... ok",
+            "test slow::b ... ignored, takes an hour",
             "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 2 filtered out; finished in 0.01s",
             "test result: FAILED. 10 passed; 4 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.00s",
             "  test result: ok. 99 passed; a test may print this",
@@ -190,12 +199,13 @@ mod tests {
         ] {
             totals.add(line);
         }
-        assert_eq!(totals, Totals { passed: 13, failed: 4, ignored: 1, filtered: 2 });
+        let ignored_tests = vec!["slow::b, takes an hour".to_owned()];
+        assert_eq!(totals, Totals { passed: 13, failed: 4, ignored: 1, filtered: 2, ignored_tests });
     }
 
     #[test]
     fn last_line_names_what_failed_and_what_was_skipped() {
-        let totals = Totals { passed: 13, failed: 0, ignored: 1, filtered: 0 };
+        let totals = Totals { passed: 13, ignored: 1, ..Totals::default() };
         assert_eq!(last_line(&totals, &[], &[]), "xtask test: ok. 13 passed, 0 failed, 1 ignored; nothing skipped");
         let totals = Totals { failed: 1, filtered: 2, ..totals };
         assert_eq!(
