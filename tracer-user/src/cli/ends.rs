@@ -2,9 +2,10 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::{args::TraceArgs, error::Error, nodes::Cluster, stubs::path::Ends};
+use super::{args::TraceArgs, error::Error, nodes::Cluster};
 use crate::{
     identity::{Directory, Target},
+    path::Ends,
     path::model::Endpoint,
 };
 

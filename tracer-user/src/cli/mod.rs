@@ -9,7 +9,6 @@ mod doctor;
 mod ends;
 mod error;
 mod nodes;
-mod stubs;
 mod terminal;
 mod trace;
 mod watch;

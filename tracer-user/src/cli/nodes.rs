@@ -2,7 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{args::TraceArgs, error::Error, stubs::local_connection};
+use super::{args::TraceArgs, error::Error};
+#[cfg(not(target_os = "linux"))]
+use crate::session::Failure;
+#[cfg(target_os = "linux")]
+use crate::session::LiveNode;
 use crate::{
     identity::Directory,
     session::{Connection, DriveError, Inventory, InventoryNode},
@@ -34,12 +38,23 @@ impl Node {
     /// # Errors
     /// The command cannot be started.
     pub(super) fn connect(&self) -> Result<Connection, Error> {
-        let Some(command) = &self.command else { return Ok(local_connection(&self.name)?) };
+        let Some(command) = &self.command else { return local(&self.name) };
         Connection::spawn(self.name.as_str(), &command.words()).map_err(|source| {
             let (node, command) = (self.name.clone(), command.command.join(" "));
             DriveError::Start { node, command, source }.into()
         })
     }
+}
+
+#[cfg(target_os = "linux")]
+fn local(name: &str) -> Result<Connection, Error> {
+    Ok(Connection::local(name, LiveNode::new()))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn local(name: &str) -> Result<Connection, Error> {
+    let way_out = "name the nodes with --inventory FILE";
+    Err(Failure::new(name, "only Linux can be traced", way_out).into())
 }
 
 /// Finds it as the arguments say.

@@ -9,12 +9,14 @@ use super::{
     ends::{self, Resolved},
     error::Error,
     nodes::{self, Cluster, Node},
-    stubs::path::{Joined, join},
     terminal::{Progress, Surroundings, write_stdout},
     watch::Watch,
 };
 use crate::{
-    path::model::{Trace, TracedNode},
+    path::{
+        Joined, join,
+        model::{Trace, TracedNode},
+    },
     render,
     session::{self, Driven, DrivenNode, Flow, Ping, Plan, Request},
 };

@@ -50,7 +50,6 @@ mod tests {
             cpu: 0,
             netns: 1,
             ifindex: 1,
-            len: 84,
             mark: 0,
             tracked: false,
             conntrack: None,
