@@ -184,18 +184,20 @@ impl<'a> Walk<'_, 'a> {
         let detail = Detail { queue_ns: touch.queue_ns(), mtu: self.mtu(node, touch.at()), ..Detail::default() };
         let header = Header { src: original.src, dst: original.dst, ttl };
         self.push(spot, Action::Sent, header, Basis::Observed, detail);
-        if made.is_some() {
-            let direction = nat::direction(touch.first, translation, self.chain.role);
-            let rewrites = nat::rewrites(original, &touch.first.packet, direction);
-            for (action, nat) in [rewrites.before_routing, rewrites.after_routing].into_iter().flatten() {
-                self.rewritten(spot, action, nat, ttl);
-            }
+        let direction = nat::direction(touch.first, translation, self.chain.role);
+        let rewrites = nat::rewrites(original, &touch.first.packet, direction);
+        if let Some((action, nat)) = rewrites.before_routing {
+            self.rewritten(spot, action, nat, ttl);
         }
         if self.world.pod(node, touch.at().netns).is_none() {
             let question = route::local(touch, translation);
             if let Some(answer) = self.world.answer(node, &question) {
-                self.routed(spot, touch.header(), Some(answer));
+                let header = Header { src: original.src, ..touch.header() };
+                self.routed(spot, header, Some(answer));
             }
+        }
+        if let Some((action, nat)) = rewrites.after_routing {
+            self.rewritten(spot, action, nat, ttl);
         }
     }
 

@@ -157,9 +157,9 @@ pub enum Action {
     Routed,
     /// Forwarded by a bridge.
     Bridged,
-    /// Wrapped.
+    /// Wrapped by the tunnel device `interface`, in place of `transmitted` there.
     Encapsulated,
-    /// Unwrapped.
+    /// Unwrapped by the tunnel device `interface`, in place of `received` there.
     Decapsulated,
     /// Source rewritten.
     Snat,
@@ -192,10 +192,10 @@ pub enum Basis {
 /// More about a hop. Fields that do not apply are left out of the JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize)]
 pub struct Detail {
-    /// `routed`, `dropped`: the route, as `ip route` prints it.
+    /// `routed`, `dropped`: the route, as `ip route` prints it; `encapsulated`: that of the outer packet.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub route: Option<String>,
-    /// `transmitted`, `sent`: time between `net_dev_queue` and `net_dev_start_xmit`, ns.
+    /// `transmitted`, `sent`, `encapsulated`: time between `net_dev_queue` and `net_dev_start_xmit`, ns.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub queue_ns: Option<u64>,
     /// `snat`, `dnat`, `unsnat`, `undnat`: what was rewritten.
@@ -207,7 +207,7 @@ pub struct Detail {
     /// `encapsulated`, `decapsulated`: the tunnel.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tunnel: Option<Tunnel>,
-    /// MTU of the interface, bytes.
+    /// `sent`, `transmitted`, `encapsulated`: MTU of the interface, bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u32>,
     /// `delivered`: how long the destination took until its reply was queued, ns.

@@ -309,7 +309,7 @@ impl Walk {
         *id = new;
     }
 
-    fn translation(&mut self, (node, netns, _): At, old: IpAddr, new: IpAddr, id: u16) {
+    pub(super) fn translation(&mut self, (node, netns, _): At, old: IpAddr, new: IpAddr, id: u16) {
         let remote = self.ends.destination.address;
         let t = Translation {
             time_ns: self.now + self.step / 2 + self.clocks[node],

@@ -1,7 +1,7 @@
 //! Ways that end well, one test each.
 
 use crate::{
-    event::{Encapsulation, Hook, L4, Record},
+    event::{CtDirection, Encapsulation, Hook, L4, Record},
     node::facts::RouteKind,
     path::{
         model::{Action, Basis, Outcome, ShareOf},
@@ -257,4 +257,46 @@ fn shared_kernel() {
     w.freed(Hook::Drop, (0, 1, ETH0), "icmp_rcv", None).freed(Hook::Drop, (1, 0, ENS5), "icmp_rcv", None).confirm();
     assert_eq!(w.check().exchanges[0].notes, [""; 0]);
     assert_eq!(w.source(), pod(0, 1));
+}
+
+/// A service's address is translated on the client's node, and back on the reply.
+#[test]
+fn service_address() {
+    let service = ip("10.96.0.10");
+    let mut w = Walk::new(2, pod(0, 1), service);
+    let (inside, wire) = ((0, 0, veth(1)), (0, 0, ENS5));
+    w.request(1).sent((0, 1, ETH0)).received(inside).ended(inside, "dnat");
+    w.packet.dst = pod(1, 1);
+    w.conntrack = Some(CtDirection::Original);
+    w.routed(wire).received((1, 0, ENS5)).routed((1, 0, veth(1))).delivered((1, 1, ETH0));
+    w.reply().sent((1, 1, ETH0)).received((1, 0, veth(1))).routed((1, 0, ENS5)).received(wire);
+    w.decrement().ended(inside, "routed").ended(inside, "undnat");
+    w.packet.src = service;
+    w.conntrack = Some(CtDirection::Reply);
+    w.transmitted(inside).delivered((0, 1, ETH0)).confirm();
+    w.answer(RouteKind::Unicast, None);
+    let joined = w.check();
+    let e = &joined.exchanges[0];
+    assert_eq!(e.notes, [""; 0]);
+    assert_eq!(joined.routers, [host(0), host(1), service]);
+    let routed = e.request.hops.iter().find(|h| h.action == Action::Routed).expect("a routed hop");
+    assert_eq!(routed.detail.route.as_deref(), Some("route to 100.64.1.11"), "routing sees the translated address");
+    let undnat = e.reply.hops.iter().find(|h| h.action == Action::Undnat).expect("a rewrite");
+    assert_eq!((undnat.src, undnat.dst), (service, pod(0, 1)));
+}
+
+/// No hook saw the packet before its source was rewritten: conntrack tells.
+#[test]
+fn host_network_source_behind_snat() {
+    let mut w = Walk::new(1, host(0), ip("8.8.8.8"));
+    let wire = (0, 0, ENS5);
+    let new = ip("172.20.99.1");
+    w.request(1).ended(wire, "sent").ended(wire, "routed").ended(wire, "snat");
+    w.packet.src = new;
+    w.conntrack = Some(CtDirection::Original);
+    w.translation(wire, host(0), new, 77);
+    w.queue(wire).xmit(wire).ended(wire, "lost").answer(RouteKind::Unicast, None);
+    let e = &w.check().exchanges[0];
+    assert_eq!((e.request.hops[1].src, e.request.hops[2].src), (host(0), new));
+    assert_eq!(e.outcome, Outcome::Lost);
 }
