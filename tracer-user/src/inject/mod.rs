@@ -169,7 +169,12 @@ fn check(ping: &Ping) -> Result<Header, Error> {
 }
 
 /// The whole run, already in the namespace.
-fn inject(ping: &Ping, header: Header, stopped: impl Fn() -> bool, mut on_probe: impl FnMut(Probe)) -> Result<(), Error> {
+fn inject(
+    ping: &Ping,
+    header: Header,
+    stopped: impl Fn() -> bool,
+    mut on_probe: impl FnMut(Probe),
+) -> Result<(), Error> {
     let mut socket = EchoSocket::open(header.src, header.id)?;
     let ttl = socket.default_ttl()?;
     let mut pending = Pending::new(ping.timeout);
