@@ -128,7 +128,7 @@ fn processes(other: io::Result<()>) -> Check {
             NAME,
             State::Missing,
             format!("/proc/1/ns/net: {error}"),
-            "pods whose namespace is not in /run/netns are not found; run as root, with the host's /proc (hostPID), mounted without hidepid",
+            "pods whose namespace is not in /run/netns are not found; run as root with CAP_SYS_PTRACE, on the host's /proc (hostPID) mounted without hidepid",
         ),
     }
 }
