@@ -124,7 +124,7 @@ pub enum DriveError {
         /// How far it got: `session ended before hello`.
         when: &'static str,
         /// Why.
-        death: Death,
+        death: Box<Death>,
     },
     /// Some nodes took too long.
     #[error(
@@ -276,7 +276,8 @@ impl<P: FnMut(Progress<'_>)> Driver<P> {
                 node.ended.take_if(|ended| matches!(ended, Err(Death { cause: Error::Peer(_), .. })))
         {
             node.ended = Some(Ok(()));
-            return Err(DriveError::Node { node: node.name.clone(), when: "session could not send a probe", death });
+            let (node, death) = (node.name.clone(), Box::new(death));
+            return Err(DriveError::Node { node, when: "session could not send a probe", death });
         }
         Ok(())
     }
@@ -296,7 +297,7 @@ impl<P: FnMut(Progress<'_>)> Driver<P> {
                 if dead.hello.is_none() { "session ended before hello" } else { "session ended before it was armed" };
             let cause = Error::EndOfInput;
             let death = dead.ended.replace(Ok(())).and_then(Result::err).unwrap_or(Death { cause, remains: None });
-            return Err(DriveError::Node { node: dead.name.clone(), when, death });
+            return Err(DriveError::Node { node: dead.name.clone(), when, death: Box::new(death) });
         }
         if pumped == Pumped::TimedOut {
             let late = self.nodes.iter().filter(|node| !ready(node));
