@@ -2,7 +2,10 @@
 //!
 //! Everything is held by file descriptors of this process: when it ends, however it ends, the kernel removes all of it.
 
-use std::{net::IpAddr, time::Instant};
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 use aya::{
     Btf, Ebpf, EbpfError, EbpfLoader,
@@ -126,6 +129,20 @@ pub struct Setup<'a> {
     pub ring_size: u32,
 }
 
+/// What a program has cost so far.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cost {
+    /// Its name: one of [`TRACEPOINTS`], or [`EMPTY`].
+    pub program: String,
+    /// How often it ran.
+    pub runs: u64,
+    /// How long in all.
+    pub time: Duration,
+}
+
+/// The program that does nothing.
+pub const EMPTY: &str = "empty";
+
 impl Probe {
     /// Loads the programs for the running kernel and attaches them.
     pub fn start(setup: &Setup<'_>) -> Result<Self, Error> {
@@ -196,6 +213,11 @@ impl Probe {
         Ok(records)
     }
 
+    /// Empties the ring without looking at it, for a benchmark.
+    pub fn discard(&mut self) {
+        while self.events.next().is_some() {}
+    }
+
     /// What was written and lost so far.
     pub fn counters(&self) -> Result<Counters, Error> {
         let written = self.per_hook("WRITTEN")?;
@@ -218,6 +240,22 @@ impl Probe {
             program.unload().map_err(|source| Error::Program { step: "unload", program: name.to_owned(), source })?;
         }
         Ok(())
+    }
+
+    /// Attaches a program that does nothing to `net_dev_start_xmit`, for a benchmark to measure the others against.
+    pub fn attach_empty(&mut self) -> Result<(), Error> {
+        let btf = Btf::from_sys_fs()?;
+        load_program(&mut self.programs, EMPTY, "net_dev_start_xmit", &btf)?;
+        self.attach(EMPTY)
+    }
+
+    /// What each attached program has cost, while the kernel's run statistics were on (`kernel.bpf_stats_enabled`).
+    pub fn costs(&mut self) -> Result<Vec<Cost>, Error> {
+        let programs = self.programs.programs().filter_map(|(name, program)| {
+            let info = program.info().ok()?;
+            Some(Cost { program: name.to_owned(), runs: info.run_count(), time: info.run_time() })
+        });
+        Ok(programs.collect())
     }
 
     fn per_hook(&self, map: &'static str) -> Result<[u64; hook::COUNT], Error> {
