@@ -4,23 +4,17 @@ use tracer_common::{Learned, Rule, Track, flow_mask};
 
 use crate::parse::{Headers, protocol};
 
-/// In what `headers`' addresses and protocol differ from the rule's; 0: in nothing.
+/// In what `headers` differs from the rule; 0: in nothing that matters.
 #[inline(always)]
-pub fn differs_by_address(rule: &Rule, headers: &Headers) -> u64 {
+pub fn differs(rule: &Rule, headers: &Headers) -> u64 {
+    // Fragments other than the first are wanted by their addresses alone.
+    let l4_mask = if headers.fragment { 0 } else { rule.l4_mask };
     (headers.src[0] ^ rule.src[0]) & rule.src_mask[0]
         | (headers.src[1] ^ rule.src[1]) & rule.src_mask[1]
         | (headers.dst[0] ^ rule.dst[0]) & rule.dst_mask[0]
         | (headers.dst[1] ^ rule.dst[1]) & rule.dst_mask[1]
         | u64::from(headers.protocol) ^ rule.protocol
-}
-
-/// In what the L4 header differs from the rule's; 0: in nothing that matters.
-#[inline(always)]
-pub fn differs_by_l4(rule: &Rule, headers: &Headers) -> u64 {
-    if headers.fragment {
-        return 0;
-    }
-    (headers.l4[0] ^ rule.l4) & rule.l4_mask
+        | (headers.l4[0] ^ rule.l4) & l4_mask
 }
 
 /// The key under which a translated flow of this packet would have been learned.

@@ -85,9 +85,9 @@ fn a_ping_is_seen_at_every_hook_in_both_namespaces() {
     let scope = [Pair::inode(&pair.a), Pair::inode(&pair.b)];
     let mut probe = Probe::start(&Setup { flows: &[flow()], scope: &scope, ring_size: RING_SIZE }).unwrap();
     sh(&format!("ip netns exec {} ping -n -c 1 -W 2 198.51.100.2", pair.a));
-    let counters = probe.counters().unwrap();
     probe.detach().unwrap();
     let seen = sightings(probe.drain().unwrap());
+    let counters = probe.counters().unwrap();
     for s in &seen {
         eprintln!("{s:?}");
     }

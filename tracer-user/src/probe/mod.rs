@@ -112,6 +112,8 @@ pub struct Probe {
     /// Frees wait here for their names: `/proc/kallsyms` takes the kernel tens of milliseconds to print, which must
     /// not fall between the packets that are measured.
     frees: Vec<Record>,
+    /// Records taken out of the ring so far.
+    recorded: u64,
     attached: bool,
 }
 
@@ -181,7 +183,14 @@ impl Probe {
         let ring = programs.take_map("EVENTS").ok_or(Error::NoObject)?;
         let events = RingBuf::try_from(ring).map_err(|source| Error::Map { map: "EVENTS", source })?;
         tracing::debug!(elapsed = ?begin.elapsed(), "kernel programs loaded");
-        Ok(Self { programs, events, reasons: symbols::DropReasons::read(&types), frees: Vec::new(), attached: true })
+        Ok(Self {
+            programs,
+            events,
+            reasons: symbols::DropReasons::read(&types),
+            frees: Vec::new(),
+            recorded: 0,
+            attached: true,
+        })
     }
 
     /// Attaches one of [`TRACEPOINTS`].
@@ -201,6 +210,7 @@ impl Probe {
     pub fn drain(&mut self) -> Result<Vec<Record>, Error> {
         let mut records = Vec::new();
         while let Some(bytes) = self.events.next() {
+            self.recorded += 1;
             match decode::record(&bytes)? {
                 Record::Sighting(free) if free.free.is_some() => self.frees.push(Record::Sighting(free)),
                 record => records.push(record),
@@ -218,12 +228,11 @@ impl Probe {
         while self.events.next().is_some() {}
     }
 
-    /// What was written and lost so far.
+    /// What was drained and lost so far.
     pub fn counters(&self) -> Result<Counters, Error> {
-        let written = self.per_hook("WRITTEN")?;
-        let lost = self.per_hook("LOST")?;
+        let lost = self.lost_per_hook()?;
         Ok(Counters {
-            recorded: written.iter().sum(),
+            recorded: self.recorded,
             lost_receive: lost[usize::from(hook::RECEIVE)],
             lost_queue: lost[usize::from(hook::QUEUE)],
             lost_xmit: lost[usize::from(hook::XMIT)],
@@ -258,7 +267,8 @@ impl Probe {
         Ok(programs.collect())
     }
 
-    fn per_hook(&self, map: &'static str) -> Result<[u64; hook::COUNT], Error> {
+    fn lost_per_hook(&self) -> Result<[u64; hook::COUNT], Error> {
+        let map = "LOST";
         let data = self.programs.map(map).ok_or(Error::NoObject)?;
         let counters: PerCpuArray<_, u64> = PerCpuArray::try_from(data).map_err(|source| Error::Map { map, source })?;
         let mut sums = [0; hook::COUNT];
