@@ -1,6 +1,6 @@
 //! Does a packet belong to a wanted flow, and is it the packet that was tracked?
 
-use tracer_common::{Learned, Rule, Track, flow_mask};
+use tracer_common::{Learned, Rule, Track, Wanted, flow_mask};
 
 use crate::parse::{Headers, protocol};
 
@@ -15,6 +15,19 @@ pub fn differs(rule: &Rule, headers: &Headers) -> u64 {
         | (headers.dst[1] ^ rule.dst[1]) & rule.dst_mask[1]
         | u64::from(headers.protocol) ^ rule.protocol
         | (headers.l4[0] ^ rule.l4) & l4_mask
+}
+
+/// Does a packet whose addresses end so belong to no flow for certain?
+#[inline(always)]
+pub fn strangers(wanted: &Wanted, src: u32, dst: u32) -> bool {
+    let mut stranger = true;
+    for (index, end) in wanted.ends.iter().enumerate() {
+        if index as u32 >= wanted.flows {
+            break;
+        }
+        stranger &= src != *end && dst != *end;
+    }
+    stranger
 }
 
 /// The key under which a translated flow of this packet would have been learned.

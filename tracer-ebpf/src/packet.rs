@@ -7,7 +7,7 @@ use aya_ebpf::{
 use tracer_common::{Head, Outer, Sighting, flag, hook};
 use tracer_ebpf::{
     flow,
-    parse::{self, Headers},
+    parse::{self, Bytes, FIRST_READ, Headers, Start},
 };
 
 use crate::{
@@ -35,9 +35,22 @@ pub fn seen(skb: Skb, hook: u8) {
         return;
     }
     let bytes = if hook == hook::RECEIVE { skb.at_data() } else { skb.at_network_header() };
+    let mut start = [0; FIRST_READ];
+    if !bytes.read(0, &mut start) {
+        return;
+    }
+    let Some(wanted_flows) = WANTED.get(0) else { return };
+    // The way nearly all packets go: ordinary, between strangers, not seen before.
+    if let Some((src, dst)) = parse::ordinary(&start)
+        && flow::strangers(wanted_flows, src, dst)
+        && !anything_learned()
+        && slot(identity).is_none_or(|slot| slot.skb != identity)
+    {
+        return;
+    }
     let mut headers = Headers::default();
     let mut data = [0; 5];
-    if !parse(bytes.0, 0, &mut headers) {
+    if !parse_start(bytes.0, 0, &start, &mut headers) {
         return;
     }
     let mut flags = unwrap(&bytes, &mut headers, &mut data);
@@ -61,8 +74,15 @@ fn forget(skb: u64) {
 
 /// [`parse::packet`] as a function of its own, with its own stack frame.
 #[inline(never)]
+fn parse_start(address: u64, offset: u32, start: &Start, headers: &mut Headers) -> bool {
+    parse::packet(&Memory(address), offset, start, headers)
+}
+
+/// Reads and parses the headers at `offset`.
+#[inline(never)]
 pub fn parse(address: u64, offset: u32, headers: &mut Headers) -> bool {
-    parse::packet(&Memory(address), offset, headers)
+    let mut start = [0; FIRST_READ];
+    Memory(address).read(offset, &mut start) && parse::packet(&Memory(address), offset, &start, headers)
 }
 
 /// Goes to the innermost packet, keeping in `data` what wraps it. Returns the flags for it.
@@ -112,12 +132,14 @@ fn flow_wanted(headers: &Headers) -> bool {
             return true;
         }
     }
-    // A stale value costs one lookup, or one packet at the moment of learning.
-    if ANY_LEARNED.get(0).is_none_or(|any| *any == 0) {
-        return false;
-    }
     // SAFETY: only read.
-    unsafe { LEARNED.get(flow::learned_key(headers)) }.is_some()
+    anything_learned() && unsafe { LEARNED.get(flow::learned_key(headers)) }.is_some()
+}
+
+/// A stale answer costs one lookup, or one packet at the moment of learning.
+#[inline(always)]
+fn anything_learned() -> bool {
+    ANY_LEARNED.get(0).is_some_and(|any| *any != 0)
 }
 
 /// Was this very packet recognised at an earlier hook, before NAT or something opaque hid its addresses?

@@ -19,6 +19,8 @@ pub mod protocol {
     pub const ICMP: u8 = 1;
     /// IPv4 in IP.
     pub const IPIP: u8 = 4;
+    /// TCP.
+    pub const TCP: u8 = 6;
     /// UDP.
     pub const UDP: u8 = 17;
     /// IPv6 in IP.
@@ -35,7 +37,7 @@ const VXLAN_PORTS: [u16; 2] = [4789, 8472];
 const VXLAN_HEADERS: u32 = 8 + 8 + 14;
 /// Words of the one read that holds an IPv6 header and 16 bytes of what follows. Behind any packet in a linear `sk_buff`
 /// lies `skb_shared_info` of some 300 bytes, so that this much can be read of a shorter one.
-const FIRST_READ: usize = 14;
+pub const FIRST_READ: usize = 14;
 /// IPv6 extension headers that are skipped at the most. More than two are not seen in practice.
 const MAX_EXTENSIONS: usize = 2;
 
@@ -96,13 +98,34 @@ pub fn mapped(word: u32) -> Address {
     [0, join(0xffff_u32.to_be(), word)]
 }
 
-/// Reads the IP packet's headers at `offset`. False: not IP, or they cannot be read.
+/// The first bytes of an IP packet, as words of the machine.
+pub type Start = [u32; FIRST_READ];
+
+/// Last words of both addresses, protocol and first word of the L4 header of a packet whose headers are of the ordinary kind:
+/// no options, no extensions, not encapsulated, no ICMP error. None: any other packet, which takes a closer look.
 #[inline(always)]
-pub fn packet(bytes: &impl Bytes, offset: u32, headers: &mut Headers) -> bool {
-    let mut w = [0; FIRST_READ];
-    if !bytes.read(offset, &mut w) {
-        return false;
+pub fn ordinary(w: &Start) -> Option<(u32, u32)> {
+    let first = u32::from_be(w[0]) >> 24;
+    let (src, dst, protocol, l4) = if first == 0x45 {
+        (w[3], w[4], u32::from_be(w[2]) >> 16 & 0xff, w[5])
+    } else if first >> 4 == 6 {
+        (w[5], w[9], u32::from_be(w[1]) >> 8 & 0xff, w[10])
+    } else {
+        return None;
+    };
+    let l4 = u32::from_be(l4);
+    match protocol as u8 {
+        protocol::ICMP if matches!(l4 >> 24, 0 | 8) => Some((src, dst)),
+        protocol::ICMPV6 if l4 >> 24 >= 128 => Some((src, dst)),
+        protocol::TCP => Some((src, dst)),
+        protocol::UDP if !VXLAN_PORTS.contains(&(l4 as u16)) => Some((src, dst)),
+        _ => None,
     }
+}
+
+/// Reads the IP packet's headers at `offset`, which begin with `w`. False: not IP, or they cannot be read.
+#[inline(always)]
+pub fn packet(bytes: &impl Bytes, offset: u32, w: &Start, headers: &mut Headers) -> bool {
     headers.offset = offset;
     let first = u32::from_be(w[0]);
     match first >> 28 {

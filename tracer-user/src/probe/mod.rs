@@ -333,6 +333,9 @@ fn wanted(flows: &[Flow]) -> Result<Wanted, Error> {
         return Err(Error::TooManyFlows { asked: flows.len() });
     }
     for flow in flows {
+        let [.., a, b, c, d] = event::to_bytes(flow.a);
+        wanted.ends[wanted.flows as usize] = u32::from_ne_bytes([a, b, c, d]);
+        wanted.flows += 1;
         for rule in rules(flow) {
             wanted.rules[wanted.count as usize] = rule;
             wanted.count += 1;
