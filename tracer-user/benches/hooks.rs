@@ -1,8 +1,9 @@
 //! What each kernel program costs per run, by the kernel's own run statistics: `cargo xtask bench hooks`.
 //!
-//! Echo requests are sent as fast as one thread can between two network namespaces of our own. Four cases, interleaved in
-//! every round so that a noisy machine disturbs all alike: neither namespace in scope, in scope but another flow wanted (a
-//! miss), the flow wanted (a hit), and wanted behind masquerading (a hit that conntrack translates). An empty program on
+//! Echo requests are sent as fast as one thread can between two network namespaces of our own. Five cases, interleaved in
+//! every round so that a noisy machine disturbs all alike: neither namespace in scope; in scope, but a flow between others
+//! wanted (a miss); another flow of the same source wanted (a near miss); the flow wanted (a hit); and wanted behind DNAT (a hit that
+//! conntrack translates). An empty program on
 //! `net_dev_start_xmit` runs beside the others each time: what is printed is above it.
 #![cfg(target_os = "linux")]
 
@@ -39,12 +40,18 @@ const PACKETS: usize = 100_000;
 enum Case {
     OutOfScope,
     Miss,
+    NearMiss,
     Hit,
     Translated,
 }
 
-const CASES: [(Case, &str); 4] =
-    [(Case::OutOfScope, "not in scope"), (Case::Miss, "miss"), (Case::Hit, "hit"), (Case::Translated, "hit, NAT")];
+const CASES: [(Case, &str); 5] = [
+    (Case::OutOfScope, "not in scope"),
+    (Case::Miss, "miss"),
+    (Case::NearMiss, "near miss"),
+    (Case::Hit, "hit"),
+    (Case::Translated, "hit, NAT"),
+];
 
 /// Two namespaces joined by a veth pair; removed on drop.
 struct Wire;
@@ -121,13 +128,14 @@ fn checksum(bytes: &[u8]) -> u16 {
 
 /// Runs one case with programs of its own and returns what they cost.
 fn measure(case: Case) -> Result<(Vec<Cost>, u64)> {
-    let wanted =
-        |to: Ipv4Addr| Flow { a: IpAddr::V4(A), b: Some(IpAddr::V4(to)), protocol: 1, a_port: None, b_port: None };
-    let (to, flow) = match case {
-        Case::OutOfScope | Case::Hit => (B, wanted(B)),
-        Case::Miss => (B, wanted(Ipv4Addr::new(192, 0, 2, 1))),
-        Case::Translated => (SERVICE, wanted(SERVICE)),
+    let elsewhere = |last| Ipv4Addr::new(192, 0, 2, last);
+    let (to, a, b) = match case {
+        Case::OutOfScope | Case::Hit => (B, A, B),
+        Case::Miss => (B, elsewhere(1), elsewhere(2)),
+        Case::NearMiss => (B, A, elsewhere(2)),
+        Case::Translated => (SERVICE, A, SERVICE),
     };
+    let flow = Flow { a: IpAddr::V4(a), b: Some(IpAddr::V4(b)), protocol: 1, a_port: None, b_port: None };
     let scope = match case {
         Case::OutOfScope => Vec::new(),
         _ => NAMESPACES.iter().map(|name| inode(name)).collect::<Result<_>>()?,
