@@ -6,6 +6,7 @@ pub mod interrupt;
 pub mod lab;
 pub mod packages;
 pub mod proc;
+pub mod scenario;
 pub mod test;
 pub mod toolchain;
 
