@@ -44,9 +44,12 @@ pub(super) async fn run(args: &TraceArgs) -> Result<u8, Error> {
     let progress = Progress::start(format!("arming {}", plural(cluster.nodes.len(), "node")));
     let connections = cluster.nodes.iter().map(Node::connect).collect::<Result<Vec<_>, _>>()?;
     let record_for = args.passive.then_some(args.wait);
-    let plan = Plan { armed_within: ARMED_WITHIN, record_for };
+    let home = cluster.nodes.iter().position(|node| Some(&node.name) == resolved.ends.source.node.as_ref());
+    let armed_last = home.filter(|_| args.passive);
+    let plan = Plan { armed_within: ARMED_WITHIN, record_for, armed_last };
     let enough = Notify::new();
-    let mut report = Report::new(args, &resolved);
+    let home = home.map(|index| cluster.nodes[index].name.clone());
+    let mut report = Report::new(args, &resolved, home);
     let driven = session::drive(connections.into_iter().zip(requests).collect(), plan, stopped(&enough), |step| {
         if let Some(text) = report.step(&step) {
             progress.now(text);
@@ -96,6 +99,8 @@ async fn stopped(enough: &Notify) {
 struct Report {
     count: usize,
     passive: bool,
+    /// The node where the exchanges begin, if it is traced.
+    home: Option<String>,
     watch: Watch,
     armed: usize,
     done: usize,
@@ -103,9 +108,9 @@ struct Report {
 }
 
 impl Report {
-    fn new(args: &TraceArgs, resolved: &Resolved) -> Self {
+    fn new(args: &TraceArgs, resolved: &Resolved, home: Option<String>) -> Self {
         let watch = Watch::new(resolved.ends.source.address);
-        Self { count: args.count.into(), passive: args.passive, watch, armed: 0, done: 0, answered: 0 }
+        Self { count: args.count.into(), passive: args.passive, home, watch, armed: 0, done: 0, answered: 0 }
     }
 
     /// A passive trace has seen the exchanges it was to wait for.
@@ -115,7 +120,7 @@ impl Report {
 
     /// What to say now; None: the same as before.
     fn step(&mut self, step: &session::Progress<'_>) -> Option<String> {
-        let Self { count, passive, watch, armed, done, answered } = self;
+        let Self { count, passive, home, watch, armed, done, answered } = self;
         match step {
             session::Progress::Armed { .. } => {
                 *armed += 1;
@@ -129,7 +134,9 @@ impl Report {
                 let unanswered = if silent > 0 { format!(", {silent} unanswered") } else { String::new() };
                 Some(format!("{answered}/{count} answered{unanswered}"))
             }
-            session::Progress::Records { new, .. } if *passive => {
+            session::Progress::Records { node, new, .. }
+                if *passive && home.as_deref().is_none_or(|home| home == *node) =>
+            {
                 *done = watch.add(new);
                 Some(format!("{done}/{count} seen; Ctrl-C ends"))
             }
@@ -186,7 +193,9 @@ fn assemble(
     (driven, joined): (Driven, Joined),
 ) -> Trace {
     let Driven { evidence, nodes, warnings, interrupted: _ } = driven;
-    let Joined { exchanges, routers, warnings: doubts, smallest_mtu } = joined;
+    let Joined { mut exchanges, routers, warnings: doubts, smallest_mtu } = joined;
+    // While the last one that was asked for came to its end, others began.
+    exchanges.truncate(args.count.into());
     let lost_events = nodes.iter().map(lost).sum();
     let nodes = nodes.into_iter().map(|node| TracedNode {
         kernel: node.hello.map(|hello| hello.about.kernel).unwrap_or_default(),

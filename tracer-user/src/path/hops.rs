@@ -90,6 +90,11 @@ impl<'a> Walk<'_, 'a> {
         self.notes.push(format!("{direction}: {text}"));
     }
 
+    /// The first hop seen is that where the packet was made.
+    pub(super) fn from_its_sender(&self) -> bool {
+        self.chain.first().is_some_and(|(node, first)| self.is_sender(node, first))
+    }
+
     /// The beginning: is anything missing before it?
     fn start(&mut self) {
         let Some((node, first)) = self.chain.first() else { return };
