@@ -172,12 +172,24 @@ fn requests(args: &TraceArgs, cluster: &Cluster, resolved: &Resolved) -> Vec<Req
         nonce_base: rand::random(),
     };
     let busy = if args.passive { args.wait } else { args.interval * u32::from(args.count) + args.timeout };
-    let request = |index| Request {
-        flows: vec![flow.clone()],
+    let masqueraded = masqueraded(cluster, resolved, &flow);
+    let request = |index: usize| Request {
+        flows: match &masqueraded {
+            Some((home, masqueraded)) if cluster.nodes[index].name != *home => vec![flow.clone(), masqueraded.clone()],
+            _ => vec![flow.clone()],
+        },
         time_limit: busy + MARGIN,
         ping: (resolved.sender == Some(index)).then(|| ping.clone()),
     };
     (0..cluster.nodes.len()).map(request).collect()
+}
+
+/// The source's node, and the flow as other nodes see it if that node puts its own address in the source's place. The
+/// kernel learns what NAT makes of a flow only on the node that does it.
+fn masqueraded<'c>(cluster: &'c Cluster, resolved: &'c Resolved, flow: &Flow) -> Option<(&'c str, Flow)> {
+    let home = resolved.ends.source.node.as_deref()?;
+    let a = ends::node_address(&cluster.directory, home).filter(|address| *address != flow.a)?;
+    Some((home, Flow { a, a_port: None, ..flow.clone() }))
 }
 
 fn plural(count: usize, what: &str) -> String {
@@ -248,6 +260,34 @@ fn rfc3339(at: SystemTime) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const PODS: &str = "
+kind: List
+items:
+- {kind: Node, metadata: {name: node-1}, status: {addresses: [{type: InternalIP, address: 172.20.50.50}]}}
+- {kind: Pod, metadata: {name: bb1, namespace: default}, spec: {nodeName: node-1}, status: {phase: Running, podIP: 100.115.37.81}}
+";
+
+    #[tokio::test]
+    async fn other_nodes_also_record_the_flow_as_it_looks_behind_the_sources_node() {
+        use clap::Parser;
+
+        use crate::cli::args::{Cli, Command};
+        let Command::Trace(args) = Cli::parse_from(["podpath", "trace", "bb1", "172.20.58.60"]).command else {
+            unreachable!("asked for trace")
+        };
+        let cluster = Cluster {
+            context: None,
+            nodes: ["node-1", "node-2"].map(|name| Node { name: name.to_owned(), command: None }).into(),
+            directory: crate::identity::Directory::parse(PODS, "test").expect("parses"),
+        };
+        let resolved = ends::resolve(&args, &cluster).await.expect("known");
+        let requests = requests(&args, &cluster, &resolved);
+        let flows = requests.iter().map(|r| r.flows.iter().map(|f| (f.a.to_string(), f.a_port.is_some())).collect());
+        let flows: Vec<Vec<_>> = flows.collect();
+        let (pod, node) = (("100.115.37.81".to_owned(), true), ("172.20.50.50".to_owned(), false));
+        assert_eq!(flows, [vec![pod.clone()], vec![pod, node]]);
+    }
 
     #[test]
     fn dates_are_right_at_the_edges() {
