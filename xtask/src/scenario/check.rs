@@ -151,8 +151,9 @@ fn clocks_differ(exchange: &Exchange) -> Option<String> {
     let rtt = exchange.rtt_ns?;
     let Some(injector) = exchange.injector_rtt_ns else { return Some("the sender measured no rtt".to_owned()) };
     let allowed = CLOCKS_DIFFER_NS.max(rtt / CLOCKS_DIFFER_PART);
-    (rtt.abs_diff(injector) > allowed)
-        .then(|| format!("median exchange: rtt {rtt} ns, by the sender's clock {injector} ns: more than {allowed} apart"))
+    (rtt.abs_diff(injector) > allowed).then(|| {
+        format!("median exchange: rtt {rtt} ns, by the sender's clock {injector} ns: more than {allowed} apart")
+    })
 }
 
 #[cfg(test)]
@@ -163,9 +164,7 @@ pub(super) mod tests {
     use crate::lab::LabInfo;
 
     pub(in super::super) fn lab() -> LabInfo {
-        let node = |name: &str, host: &str| {
-            json!({ "name": name, "host": host, "namespace": "", "address": "172.20.50.50", "nic": "ens5" })
-        };
+        let node = |name: &str, host: &str| json!({ "name": name, "host": host, "namespace": "", "address": "172.20.50.50", "nic": "ens5" });
         let lab = json!({
             "name": "x", "profile": "calico-bgp", "definition": "", "complete": true, "inventory": "", "identity": "",
             "nodes": [node("ip-172-20-50-50.ec2.internal", "node1"), node("ip-172-20-58-60.ec2.internal", "node2")],

@@ -23,11 +23,12 @@ pub(crate) fn ground(lab: &LabInfo) -> Result<Ground> {
 fn links(namespace: &str) -> Result<Links> {
     let json = inside(namespace, || run("ip", &["-json", "link"], ""))?;
     let links: Vec<Value> = serde_json::from_str(&json).context("reading what `ip -json link` printed")?;
-    let link = |link: &Value| Some((link["ifname"].as_str()?.to_owned(), u32::try_from(link["ifindex"].as_u64()?).ok()?));
+    let link =
+        |link: &Value| Some((link["ifname"].as_str()?.to_owned(), u32::try_from(link["ifindex"].as_u64()?).ok()?));
     Ok(links.iter().filter_map(link).collect())
 }
 
-/// Everything of a lab that a trace or a planted fault may have changed, by namespace: links, addresses, routes, qdiscs, rules.
+/// Everything of a lab that a trace must not change, by namespace: links, addresses, routes, qdiscs, rules.
 pub(crate) fn settings(lab: &LabInfo) -> Result<BTreeMap<String, String>> {
     const COMMANDS: &[&str] = &[
         "ip -4 -brief address",

@@ -30,7 +30,10 @@ struct Output {
 
 impl Tool {
     pub(crate) fn find() -> Result<Tool> {
-        ensure!(nix::unistd::geteuid().is_root(), "scenarios run in network namespaces, which only root can make: run as root");
+        ensure!(
+            nix::unistd::geteuid().is_root(),
+            "scenarios run in network namespaces, which only root can make: run as root"
+        );
         let object = workspace_root().join("target/ebpf/podpath-ebpf.o");
         ensure!(object.is_file(), "no kernel object at {}: {WAY_OUT}", object.display());
         let own = std::env::current_exe().context("finding the test's own program")?;
@@ -44,12 +47,13 @@ impl Tool {
 
     /// Traces twice, for programs and for people; an error holds everything that is wrong.
     pub(crate) fn run(&self, scenario: &Scenario, lab: &LabInfo) -> Result<()> {
-        let (before, settings, links) = (Objects::now()?, ground::settings(lab)?, ground::ground(lab)?);
         let planted = scenario.plants.iter().map(|plant| plant.plant(lab)).collect::<Result<Vec<_>>>()?;
+        let (before, settings, links) = (Objects::now()?, ground::settings(lab)?, ground::ground(lab)?);
         let traffic = scenario.traffic.as_ref().map(|traffic| Running::start(traffic, lab)).transpose()?;
         let json = self.trace(scenario, lab, &["-o", "json"])?;
         let text = self.trace(scenario, lab, &[])?;
         drop(traffic);
+        let after = ground::settings(lab)?;
         for plant in planted.into_iter().rev() {
             plant.remove()?;
         }
@@ -60,7 +64,7 @@ impl Tool {
         };
         problems.extend(text_problems(scenario, &json, &text));
         problems.extend(before.nothing_stays().err().map(|error| error.to_string()));
-        if ground::settings(lab)? != settings {
+        if after != settings {
             problems.push("links, routes, qdiscs or rules of the lab are not what they were before".to_owned());
         }
         if problems.is_empty() {
@@ -83,7 +87,8 @@ impl Tool {
         let mut child = proc::spawn(&mut command)?;
         let (stdout, stderr) = (collect(child.stdout.take()), collect(child.stderr.take()));
         let status = proc::wait_within(&mut child, LIMIT)?;
-        let text = |pipe: thread::JoinHandle<Vec<u8>>| String::from_utf8_lossy(&pipe.join().unwrap_or_default()).into_owned();
+        let text =
+            |pipe: thread::JoinHandle<Vec<u8>>| String::from_utf8_lossy(&pipe.join().unwrap_or_default()).into_owned();
         let (stdout, stderr) = (text(stdout), text(stderr));
         match status {
             Some(status) => Ok(Output { exit: status.code(), stdout, stderr }),
