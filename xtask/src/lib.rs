@@ -7,6 +7,7 @@ pub mod interrupt;
 pub mod lab;
 pub mod packages;
 pub mod proc;
+pub mod scenario;
 pub mod test;
 pub mod toolchain;
 

@@ -44,9 +44,12 @@ pub(super) async fn run(args: &TraceArgs) -> Result<u8, Error> {
     let progress = Progress::start(format!("arming {}", plural(cluster.nodes.len(), "node")));
     let connections = cluster.nodes.iter().map(Node::connect).collect::<Result<Vec<_>, _>>()?;
     let record_for = args.passive.then_some(args.wait);
-    let plan = Plan { armed_within: ARMED_WITHIN, record_for };
+    let home = cluster.nodes.iter().position(|node| Some(&node.name) == resolved.ends.source.node.as_ref());
+    let armed_last = home.filter(|_| args.passive);
+    let plan = Plan { armed_within: ARMED_WITHIN, record_for, armed_last };
     let enough = Notify::new();
-    let mut report = Report::new(args, &resolved);
+    let home = home.map(|index| cluster.nodes[index].name.clone());
+    let mut report = Report::new(args, &resolved, home);
     let driven = session::drive(connections.into_iter().zip(requests).collect(), plan, stopped(&enough), |step| {
         if let Some(text) = report.step(&step) {
             progress.now(text);
@@ -96,6 +99,8 @@ async fn stopped(enough: &Notify) {
 struct Report {
     count: usize,
     passive: bool,
+    /// The node where the exchanges begin, if it is traced.
+    home: Option<String>,
     watch: Watch,
     armed: usize,
     done: usize,
@@ -103,9 +108,9 @@ struct Report {
 }
 
 impl Report {
-    fn new(args: &TraceArgs, resolved: &Resolved) -> Self {
+    fn new(args: &TraceArgs, resolved: &Resolved, home: Option<String>) -> Self {
         let watch = Watch::new(resolved.ends.source.address);
-        Self { count: args.count.into(), passive: args.passive, watch, armed: 0, done: 0, answered: 0 }
+        Self { count: args.count.into(), passive: args.passive, home, watch, armed: 0, done: 0, answered: 0 }
     }
 
     /// A passive trace has seen the exchanges it was to wait for.
@@ -115,7 +120,7 @@ impl Report {
 
     /// What to say now; None: the same as before.
     fn step(&mut self, step: &session::Progress<'_>) -> Option<String> {
-        let Self { count, passive, watch, armed, done, answered } = self;
+        let Self { count, passive, home, watch, armed, done, answered } = self;
         match step {
             session::Progress::Armed { .. } => {
                 *armed += 1;
@@ -129,7 +134,9 @@ impl Report {
                 let unanswered = if silent > 0 { format!(", {silent} unanswered") } else { String::new() };
                 Some(format!("{answered}/{count} answered{unanswered}"))
             }
-            session::Progress::Records { new, .. } if *passive => {
+            session::Progress::Records { node, new, .. }
+                if *passive && home.as_deref().is_none_or(|home| home == *node) =>
+            {
                 *done = watch.add(new);
                 Some(format!("{done}/{count} seen; Ctrl-C ends"))
             }
@@ -165,12 +172,24 @@ fn requests(args: &TraceArgs, cluster: &Cluster, resolved: &Resolved) -> Vec<Req
         nonce_base: rand::random(),
     };
     let busy = if args.passive { args.wait } else { args.interval * u32::from(args.count) + args.timeout };
-    let request = |index| Request {
-        flows: vec![flow.clone()],
+    let masqueraded = masqueraded(cluster, resolved, &flow);
+    let request = |index: usize| Request {
+        flows: match &masqueraded {
+            Some((home, masqueraded)) if cluster.nodes[index].name != *home => vec![flow.clone(), masqueraded.clone()],
+            _ => vec![flow.clone()],
+        },
         time_limit: busy + MARGIN,
         ping: (resolved.sender == Some(index)).then(|| ping.clone()),
     };
     (0..cluster.nodes.len()).map(request).collect()
+}
+
+/// The source's node, and the flow as other nodes see it if that node puts its own address in the source's place. The
+/// kernel learns what NAT makes of a flow only on the node that does it.
+fn masqueraded<'c>(cluster: &'c Cluster, resolved: &'c Resolved, flow: &Flow) -> Option<(&'c str, Flow)> {
+    let home = resolved.ends.source.node.as_deref()?;
+    let a = ends::node_address(&cluster.directory, home).filter(|address| *address != flow.a)?;
+    Some((home, Flow { a, a_port: None, ..flow.clone() }))
 }
 
 fn plural(count: usize, what: &str) -> String {
@@ -186,7 +205,9 @@ fn assemble(
     (driven, joined): (Driven, Joined),
 ) -> Trace {
     let Driven { evidence, nodes, warnings, interrupted: _ } = driven;
-    let Joined { exchanges, routers, warnings: doubts, smallest_mtu } = joined;
+    let Joined { mut exchanges, routers, warnings: doubts, smallest_mtu } = joined;
+    // While the last one that was asked for came to its end, others began.
+    exchanges.truncate(args.count.into());
     let lost_events = nodes.iter().map(lost).sum();
     let nodes = nodes.into_iter().map(|node| TracedNode {
         kernel: node.hello.map(|hello| hello.about.kernel).unwrap_or_default(),
@@ -239,6 +260,34 @@ fn rfc3339(at: SystemTime) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const PODS: &str = "
+kind: List
+items:
+- {kind: Node, metadata: {name: node-1}, status: {addresses: [{type: InternalIP, address: 172.20.50.50}]}}
+- {kind: Pod, metadata: {name: bb1, namespace: default}, spec: {nodeName: node-1}, status: {phase: Running, podIP: 100.115.37.81}}
+";
+
+    #[tokio::test]
+    async fn other_nodes_also_record_the_flow_as_it_looks_behind_the_sources_node() {
+        use clap::Parser;
+
+        use crate::cli::args::{Cli, Command};
+        let Command::Trace(args) = Cli::parse_from(["podpath", "trace", "bb1", "172.20.58.60"]).command else {
+            unreachable!("asked for trace")
+        };
+        let cluster = Cluster {
+            context: None,
+            nodes: ["node-1", "node-2"].map(|name| Node { name: name.to_owned(), command: None }).into(),
+            directory: crate::identity::Directory::parse(PODS, "test").expect("parses"),
+        };
+        let resolved = ends::resolve(&args, &cluster).await.expect("known");
+        let requests = requests(&args, &cluster, &resolved);
+        let flows = requests.iter().map(|r| r.flows.iter().map(|f| (f.a.to_string(), f.a_port.is_some())).collect());
+        let flows: Vec<Vec<_>> = flows.collect();
+        let (pod, node) = (("100.115.37.81".to_owned(), true), ("172.20.50.50".to_owned(), false));
+        assert_eq!(flows, [vec![pod.clone()], vec![pod, node]]);
+    }
 
     #[test]
     fn dates_are_right_at_the_edges() {

@@ -34,6 +34,8 @@ pub(super) struct Told {
     pub(super) exchange: Exchange,
     /// Node, and the source address of its ICMP errors.
     pub(super) routers: Vec<(usize, Option<IpAddr>)>,
+    /// Nobody says it is one of the trace's, and its node would have seen it begin.
+    pub(super) began_before: bool,
 }
 
 /// How both ways ended.
@@ -89,6 +91,7 @@ impl<'a> Story<'a> {
 
         let mut there = hops::write(world, &self.request);
         there.finish(request_end, answered, answer);
+        let began_before = self.probe.is_none() && sender_was_watched(world) && !there.from_its_sender();
         let mut back = hops::write(world, &self.reply);
         if self.answered() {
             back.finish(reply_end, self.confirmed(), None);
@@ -110,7 +113,7 @@ impl<'a> Story<'a> {
             shares: rtt_ns.map_or_else(Vec::new, |ns| shares::shares(world, &self.request, &self.reply, ns)),
             notes,
         };
-        Told { exchange, routers: there.routers }
+        Told { exchange, routers: there.routers, began_before }
     }
 
     fn verdict(&self, world: &World<'_>, request: &End<'_>, reply: &End<'_>) -> Verdict {
@@ -173,6 +176,11 @@ impl<'a> Story<'a> {
         }
         offsets
     }
+}
+
+/// All that the source sends is recorded, from a certain moment on.
+fn sender_was_watched(world: &World<'_>) -> bool {
+    world.owner(world.ends.source.address).is_some_and(|(node, _)| !world.unreliable(node))
 }
 
 /// The request arrived, and no reply was seen anywhere.

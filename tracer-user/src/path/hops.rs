@@ -90,6 +90,11 @@ impl<'a> Walk<'_, 'a> {
         self.notes.push(format!("{direction}: {text}"));
     }
 
+    /// The first hop seen is that where the packet was made.
+    pub(super) fn from_its_sender(&self) -> bool {
+        self.chain.first().is_some_and(|(node, first)| self.is_sender(node, first))
+    }
+
     /// The beginning: is anything missing before it?
     fn start(&mut self) {
         let Some((node, first)) = self.chain.first() else { return };
@@ -289,6 +294,20 @@ impl<'a> Walk<'_, 'a> {
         }
     }
 
+    /// A TTL that went down since it came in: `ip_forward` had it, after its route was chosen
+    /// (`net/ipv4/ip_forward.c`), and it died before its next device.
+    fn died_forwarded(&mut self, node: usize, free: &'a Sighting, last: &Touch<'a>) {
+        if last.way != Way::In || last.wrapped() || free.outer.is_some() || free.packet.ttl >= last.ttl() {
+            return;
+        }
+        let translation = self.chain.translation(node, free.skb);
+        let Some(answer) = self.world.answer(node, &route::dying(last, Some(free), translation)) else { return };
+        let Some(ifindex) = answer.route.as_ref().and_then(|route| route.out_ifindex) else { return };
+        let at = LinkRef { netns: last.at().netns, ifindex };
+        self.routers.push((node, answer.icmp_source));
+        self.routed(Spot { node, at, time_ns: free.time_ns }, Header::of(free), Some(answer));
+    }
+
     fn dropped(&mut self, node: usize, free: &'a Sighting, cause: Cause, last: &Touch<'a>) {
         let spot = Spot { node, at: last.at(), time_ns: free.time_ns };
         let header = if free.outer.is_some() == last.wrapped() { Header::of(free) } else { last.header() };
@@ -298,6 +317,7 @@ impl<'a> Walk<'_, 'a> {
                 self.rewritten(spot, action, nat, last.ttl());
             }
         }
+        self.died_forwarded(node, free, last);
         let Cause { detail: DropDetail { why, reason, function }, route, basis } = cause;
         let detail = Detail { route, drop: Some(DropDetail { why, reason, function }), ..Detail::default() };
         self.push(spot, Action::Dropped, header, basis, detail);

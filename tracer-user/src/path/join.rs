@@ -30,6 +30,8 @@ pub fn join(evidence: &Evidence, ends: &Ends, names: &dyn Names) -> Joined {
         .iter()
         .enumerate()
         .map(|(i, story)| story.tell(&world, std::iter::once(&all).chain(neighbours(&stories, i))))
+        // Under way when recording began, or another flow's: where the whole of it is not seen, nothing can be said of it.
+        .filter(|told| !told.began_before)
         .collect();
 
     let mut warnings = warnings(&world);

@@ -8,7 +8,7 @@ use super::{
     reply::{one_line, same_way_back},
     summary, table, verbose,
 };
-use crate::path::model::{Direction, Endpoint, Exchange, Outcome, Trace};
+use crate::path::model::{Direction, Endpoint, Exchange, Outcome, ShareOf, Trace};
 
 /// Ways shown without `-v`.
 const WAYS: usize = 4;
@@ -124,7 +124,12 @@ fn reply(page: &mut Page, trace: &Trace, names: &Names, exchange: &Exchange) {
 fn routers(page: &mut Page, trace: &Trace, verbose: bool) {
     let mut text = String::new();
     if !trace.routers.is_empty() {
-        let routers: Vec<String> = trace.routers.iter().map(ToString::to_string).collect();
+        let mut routers: Vec<String> = trace.routers.iter().map(ToString::to_string).collect();
+        let beyond = |exchange: &Exchange| exchange.shares.iter().any(|s| matches!(s.of, ShareOf::Beyond { .. }));
+        if trace.exchanges.iter().any(beyond) {
+            let arrived = trace.routers.last() == Some(&trace.destination.address);
+            routers.insert(routers.len() - usize::from(arrived), "(beyond: not traced)".to_owned());
+        }
         text = format!("traceroute lists: {}", routers.join("  "));
     }
     if !verbose {

@@ -41,6 +41,9 @@ pub struct Plan {
     pub armed_within: Duration,
     /// Without a ping in any request: record for this long; None: until stopped.
     pub record_for: Option<Duration>,
+    /// Index of a node that is armed only when all others are. Where others send, it is the sender's: then whatever was
+    /// seen from its beginning has been seen by all.
+    pub armed_last: Option<usize>,
 }
 
 /// What happens, while it happens.
@@ -246,12 +249,16 @@ impl<P: FnMut(Progress<'_>)> Driver<P> {
         if self.all(deadline, plan, stop.as_mut(), |node| node.hello.is_some()).await? {
             return Ok(true);
         }
-        for node in &mut self.nodes {
-            node.requested = true;
-            node.outbox.send(Message::Request(PROTOCOL, node.request.clone()));
-        }
-        if self.all(deadline, plan, stop.as_mut(), |node| node.armed).await? {
-            return Ok(true);
+        for last in [false, true] {
+            for (index, node) in self.nodes.iter_mut().enumerate() {
+                if (plan.armed_last == Some(index)) == last {
+                    node.requested = true;
+                    node.outbox.send(Message::Request(PROTOCOL, node.request.clone()));
+                }
+            }
+            if self.all(deadline, plan, stop.as_mut(), |node| node.armed || !node.requested).await? {
+                return Ok(true);
+            }
         }
         let source = self.nodes.iter().position(|node| node.request.ping.is_some());
         let Some(source) = source else {

@@ -173,6 +173,26 @@ fn passive_does_not_merge_equal_packets_far_apart() {
 }
 
 #[test]
+fn passive_leaves_out_what_began_before_recording_or_is_another_flows() {
+    let mut w = two_nodes();
+    let watched_from = |w: &mut Walk, node: usize| {
+        // Under way: the first node's session was not yet armed.
+        let before = w.evidence.nodes[node].records.len();
+        cross_node(w, 1);
+        w.evidence.nodes[node].records.truncate(before);
+    };
+    watched_from(&mut w, 0);
+    w.expected = [Vec::new(), Vec::new()];
+    cross_node(&mut w, 2);
+    w.evidence.probes.clear();
+    let joined = w.check();
+    assert_eq!(joined.exchanges.iter().map(|e| (e.seq, e.outcome)).collect::<Vec<_>>(), [(2, Outcome::Delivered)]);
+    // Where records of that node are missing anyway, nobody knows when it began.
+    w.evidence.nodes[0].lost = 1;
+    assert_eq!(w.join().exchanges.len(), 2);
+}
+
+#[test]
 fn host_network_source() {
     let mut w = Walk::new(2, host(0), pod(1, 1));
     w.request(1).sent((0, 0, ENS5)).received((1, 0, ENS5)).routed((1, 0, veth(1))).delivered((1, 1, ETH0));

@@ -38,6 +38,23 @@ fn blackhole() {
 }
 
 #[test]
+fn what_dies_after_its_ttl_went_down_was_routed_before() {
+    let mut w = two_nodes();
+    to_the_wire(&mut w).received((1, 0, ENS5)).decrement();
+    w.freed(Hook::Drop, (1, 0, ENS5), "nft_do_chain", Some("NETFILTER_DROP"));
+    w.ended((1, 0, veth(1)), "routed").ended((1, 0, ENS5), "dropped");
+    w.answer(RouteKind::Unicast, None);
+    for answer in w.evidence.nodes.iter_mut().flat_map(|n| &mut n.facts.routes) {
+        let route = answer.route.as_mut().expect("all are answered");
+        route.out_ifindex = answer.question.in_ifindex.map(|i| if i == ENS5 { veth(1) } else { ENS5 });
+    }
+    let joined = w.check();
+    assert_eq!(joined.exchanges[0].outcome, Outcome::Dropped);
+    // It would have answered a probe whose TTL ran out.
+    assert_eq!(joined.routers, [host(0), host(1)]);
+}
+
+#[test]
 fn netfilter_without_reasons_is_inferred_from_the_function() {
     let mut w = two_nodes();
     to_the_wire(&mut w).received((1, 0, ENS5));

@@ -11,7 +11,8 @@ use crate::session::{
     Connection, DriveError, Driven, PROTOCOL, Plan, Progress, Request, Version, drive, wire::Message,
 };
 
-const PLAN: Plan = Plan { armed_within: Duration::from_secs(30), record_for: Some(Duration::from_secs(3)) };
+const PLAN: Plan =
+    Plan { armed_within: Duration::from_secs(30), record_for: Some(Duration::from_secs(3)), armed_last: None };
 
 async fn driven(nodes: Vec<(Connection, Request)>) -> Result<Driven, DriveError> {
     drive(nodes, PLAN, pending(), |_| {}).await
@@ -70,6 +71,21 @@ async fn nothing_is_fired_before_all_are_armed() {
     assert!(timeout(Duration::from_secs(5), source.hear()).await.is_err(), "fired before b was armed");
     other.say(Message::Armed(1)).await;
     assert_eq!(source.hear().await, Message::Fire);
+    driving.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_node_where_others_send_is_armed_last() {
+    let ((a, mut sender), (b, mut other)) = (Peer::connected("a"), Peer::connected("b"));
+    let plan = Plan { armed_last: Some(0), ..PLAN };
+    let driving = tokio::spawn(drive(vec![(a, request(60)), (b, request(60))], plan, pending(), |_| {}));
+    sender.hello(PROTOCOL).await;
+    other.hello(PROTOCOL).await;
+    assert!(matches!(other.hear().await, Message::Request(..)));
+    other.say(Message::Keepalive).await;
+    assert!(timeout(Duration::from_secs(5), sender.hear()).await.is_err(), "armed before b");
+    other.say(Message::Armed(1)).await;
+    assert!(matches!(sender.hear().await, Message::Request(..)));
     driving.abort();
 }
 

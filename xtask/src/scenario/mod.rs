@@ -1,0 +1,126 @@
+//! Scenarios: what `podpath trace` must say about a lab, as `scenarios/*.toml` write it.
+//!
+//! The file format is here; [`report`] reads the tool's JSON and writes hops as lines; [`check`] compares.
+//! `xtask/tests/scenarios` runs them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
+
+use crate::lab::plant::Plant;
+
+pub mod check;
+pub mod report;
+mod share;
+
+pub use share::Bound;
+
+/// One file: a trace in a lab, and what it must show.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scenario {
+    /// What it is about, for whoever reads the file.
+    pub about: String,
+    /// The lab's profile.
+    pub lab: String,
+    /// What the lab must have: where this kernel cannot make it, the scenario is ignored (`LabInfo::absent`).
+    #[serde(default)]
+    pub needs: Vec<String>,
+    /// Faults that stand while the trace runs.
+    #[serde(default)]
+    pub plants: Vec<Plant>,
+    /// What runs beside the trace.
+    pub traffic: Option<Traffic>,
+    /// Arguments of `podpath trace`, separated by blanks; the runner adds lab and output format.
+    pub trace: String,
+    /// What must come out.
+    pub expect: Expect,
+}
+
+/// A command that runs in a pod from before the trace until after it.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Traffic {
+    /// The pod.
+    pub pod: String,
+    /// Program and arguments, separated by blanks.
+    pub run: String,
+}
+
+/// What must come out. Each exchange must show the same hops.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Expect {
+    /// Exit code.
+    pub exit: i32,
+    /// How many exchanges.
+    pub exchanges: usize,
+    /// Outcome of each.
+    pub outcome: String,
+    /// `request` or `reply`, if one of them must not arrive.
+    pub failed: Option<String>,
+    /// What traceroute would list.
+    pub routers: Vec<String>,
+    /// Hops of the request, as [`report::Hop::line`] writes them.
+    pub request: Vec<String>,
+    /// Hops of the reply.
+    pub reply: Vec<String>,
+    /// Bounds of shares of the median exchange: `node1 >= 10 ms`.
+    #[serde(default)]
+    pub shares: Vec<Bound>,
+    /// Notes of each exchange.
+    #[serde(default)]
+    pub notes: Vec<String>,
+    /// Warnings of the trace.
+    #[serde(default)]
+    pub warnings: Vec<String>,
+    /// What the text output must contain, each on one line.
+    pub text: Vec<String>,
+}
+
+/// All scenarios of a folder, by file name without `.toml`, sorted.
+///
+/// # Errors
+/// The folder or a file in it cannot be read, or a file says something else than a scenario may.
+pub fn load(folder: &Path) -> Result<Vec<(String, Scenario)>> {
+    let reading = || format!("reading scenarios in {}", folder.display());
+    let mut files: Vec<PathBuf> = fs::read_dir(folder)
+        .with_context(reading)?
+        .map(|entry| Ok(entry?.path()))
+        .collect::<std::io::Result<_>>()
+        .with_context(reading)?;
+    files.retain(|path| path.extension().is_some_and(|extension| extension == "toml"));
+    files.sort();
+    ensure!(!files.is_empty(), "no scenarios in {}", folder.display());
+    files.iter().map(|path| one(path).with_context(|| format!("scenario {}", path.display()))).collect()
+}
+
+fn one(path: &Path) -> Result<(String, Scenario)> {
+    let name = path.file_stem().context("no name")?.to_string_lossy().into_owned();
+    let scenario = toml::from_str(&fs::read_to_string(path)?)?;
+    Ok((name, scenario))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_scenario_of_the_clone_reads() {
+        let scenarios = load(&crate::workspace_root().join("scenarios")).unwrap();
+        for (name, scenario) in scenarios {
+            assert!(!scenario.about.is_empty() && !scenario.expect.text.is_empty(), "{name} says nothing");
+        }
+    }
+
+    #[test]
+    fn an_unknown_word_is_refused() {
+        let text = "about = ''\nlab = ''\ntrace = ''\n[expect]\nexit = 0\nexchanges = 1\noutcome = ''\nrouters = []\n\
+                    request = []\nreply = []\ntext = []\n";
+        toml::from_str::<Scenario>(text).unwrap();
+        let error = toml::from_str::<Scenario>(&format!("{text}requests = []\n")).unwrap_err().to_string();
+        assert!(error.contains("unknown field `requests`"), "{error}");
+    }
+}

@@ -1,0 +1,51 @@
+//! What a lab really is, asked of `ip`, `tc` and `nft`.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+use xtask::lab::{LabInfo, inside, run};
+use xtask::scenario::check::{Ground, Links};
+
+/// Interfaces of all nodes and pods.
+pub(crate) fn ground(lab: &LabInfo) -> Result<Ground> {
+    let mut ground = Ground::default();
+    for node in &lab.nodes {
+        ground.nodes.insert(node.name.clone(), links(&node.namespace)?);
+    }
+    for pod in &lab.pods {
+        let place = (lab.node(&pod.node)?.name.clone(), links(&pod.namespace)?);
+        ground.pods.insert(format!("{}/{}", pod.kubernetes_namespace, pod.name), place);
+    }
+    Ok(ground)
+}
+
+fn links(namespace: &str) -> Result<Links> {
+    let json = inside(namespace, || run("ip", &["-json", "link"], ""))?;
+    let links: Vec<Value> = serde_json::from_str(&json).context("reading what `ip -json link` printed")?;
+    let link =
+        |link: &Value| Some((link["ifname"].as_str()?.to_owned(), u32::try_from(link["ifindex"].as_u64()?).ok()?));
+    Ok(links.iter().filter_map(link).collect())
+}
+
+/// Everything of a lab that a trace must not change, by namespace: links, addresses, routes, qdiscs, rules.
+pub(crate) fn settings(lab: &LabInfo) -> Result<BTreeMap<String, String>> {
+    const COMMANDS: &[&str] = &[
+        "ip -4 -brief address",
+        "ip -4 rule",
+        "ip -4 route show table all",
+        "tc qdisc show",
+        "nft --stateless list ruleset",
+    ];
+    let of = |namespace: &String| {
+        let text = inside(namespace, || {
+            let one = |command: &&str| {
+                let words: Vec<&str> = command.split(' ').collect();
+                Ok(format!("{command}\n{}", run(words[0], &words[1..], "")?))
+            };
+            COMMANDS.iter().map(one).collect::<Result<String>>()
+        })?;
+        Ok((namespace.clone(), text))
+    };
+    lab.namespaces.iter().map(of).collect()
+}

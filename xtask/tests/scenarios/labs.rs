@@ -1,0 +1,70 @@
+//! The labs that stand: one per profile, one scenario at a time in each.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::sync::Mutex;
+
+use anyhow::{Context, Result, bail};
+use xtask::interrupt;
+use xtask::lab::{self, LabInfo};
+
+/// Locked by whoever runs scenarios on this machine: the labs' names are the same for all.
+const FOLDER: &str = "/run/podpath";
+
+#[derive(Default)]
+pub(crate) struct Labs(Mutex<Standing>);
+
+#[derive(Default)]
+struct Standing {
+    by_profile: BTreeMap<String, LabInfo>,
+    turn: Option<File>,
+}
+
+impl Labs {
+    /// Do `work` in the lab of that profile; after a failure the next one gets a new lab.
+    pub(crate) fn with<T>(&self, profile: &str, work: impl FnOnce(&LabInfo) -> Result<T>) -> Result<T> {
+        // Poisoned by a panic in `work`: the lab is replaced below, so nothing is half done.
+        let poisoned = self.0.is_poisoned();
+        self.0.clear_poison();
+        let mut standing = self.0.lock().unwrap_or_else(|poison| poison.into_inner());
+        if interrupt::received().is_some() {
+            bail!("interrupted");
+        }
+        if standing.turn.is_none() {
+            standing.turn = Some(turn()?);
+        }
+        let lab = match standing.by_profile.remove(profile) {
+            Some(lab) if !poisoned => lab,
+            _ => new(profile)?,
+        };
+        let result = work(&lab);
+        match result.is_ok() {
+            true => drop(standing.by_profile.insert(profile.to_owned(), lab)),
+            false => lab::down(&lab.name)?,
+        }
+        result
+    }
+
+    pub(crate) fn down(&self) -> Result<()> {
+        let mut standing = self.0.lock().unwrap_or_else(|poison| poison.into_inner());
+        let mut result = Ok(());
+        while let Some((_, lab)) = standing.by_profile.pop_first() {
+            result = result.and(lab::down(&lab.name));
+        }
+        result
+    }
+}
+
+fn turn() -> Result<File> {
+    fs::create_dir_all(FOLDER).with_context(|| format!("creating {FOLDER}"))?;
+    let folder = File::open(FOLDER).with_context(|| format!("opening {FOLDER}"))?;
+    folder.lock().with_context(|| format!("locking {FOLDER}"))?;
+    Ok(folder)
+}
+
+/// Never one that an earlier, killed run left: that may have faults planted.
+fn new(profile: &str) -> Result<LabInfo> {
+    let name = format!("sc-{profile}");
+    lab::down(&name)?;
+    lab::up(&name, profile)
+}

@@ -1,0 +1,56 @@
+//! A test per file of `scenarios/`: the real binaries in a real lab, against what the file expects.
+//!
+//! Needs root, the tools of `xtask::lab::PACKAGES`, `podpath` and `podpath-agent` beside it in the target folder, and the
+//! kernel object built in; fails without them. Labs are named `sc-<profile>`; each is kept from one scenario to the
+//! next, taken down after a failure, and in the end.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use libtest_mimic::{Arguments, Completion, Trial};
+use xtask::scenario::{self, Scenario};
+use xtask::{interrupt, workspace_root};
+
+use labs::Labs;
+
+mod ground;
+mod kernel;
+mod labs;
+mod tool;
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // One after the other: times are measured, and there are few processors.
+    arguments.test_threads.get_or_insert(1);
+    let scenarios = scenario::load(&workspace_root().join("scenarios"));
+    let scenarios = match interrupt::watch().and(scenarios) {
+        Ok(scenarios) => scenarios,
+        Err(error) => {
+            eprintln!("{error:#}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let labs = Arc::new(Labs::default());
+    let trial = |(name, scenario): (String, Scenario)| {
+        let labs = labs.clone();
+        Trial::ignorable_test(name, move || Ok(run(&scenario, &labs).map_err(|error| format!("{error:#}"))?))
+    };
+    let conclusion = libtest_mimic::run(&arguments, scenarios.into_iter().map(trial).collect());
+    if let Err(error) = labs.down() {
+        eprintln!("a lab stays: {error:#}");
+        return ExitCode::FAILURE;
+    }
+    conclusion.exit_code()
+}
+
+fn run(scenario: &Scenario, labs: &Labs) -> anyhow::Result<Completion> {
+    let tool = tool::Tool::find()?;
+    labs.with(&scenario.lab, |lab| {
+        let missing = |need: &&String| lab.absent.iter().any(|absent| absent.contains(need.as_str()));
+        if let Some(need) = scenario.needs.iter().find(missing) {
+            return Ok(Completion::ignored_with(format!("this kernel cannot make {need}")));
+        }
+        tool.run(scenario, lab)?;
+        Ok(Completion::Completed)
+    })
+}

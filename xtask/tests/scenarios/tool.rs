@@ -1,0 +1,143 @@
+//! Running podpath as a person would, and judging what it says.
+
+use std::io::Read;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use xtask::lab::{LabInfo, inside};
+use xtask::scenario::report::Trace;
+use xtask::scenario::{Scenario, Traffic, check};
+use xtask::{proc, workspace_root};
+
+use crate::ground;
+use crate::kernel::Objects;
+
+const LIMIT: Duration = Duration::from_secs(60);
+const WAY_OUT: &str = "run the tests by `cargo xtask test`, which builds all they need";
+
+/// `podpath`, with its agent beside it.
+pub(crate) struct Tool(PathBuf);
+
+/// What a run of it gave.
+struct Output {
+    exit: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+impl Tool {
+    pub(crate) fn find() -> Result<Tool> {
+        ensure!(
+            nix::unistd::geteuid().is_root(),
+            "scenarios run in network namespaces, which only root can make: run as root"
+        );
+        let object = workspace_root().join("target/ebpf/podpath-ebpf.o");
+        ensure!(object.is_file(), "no kernel object at {}: {WAY_OUT}", object.display());
+        let own = std::env::current_exe().context("finding the test's own program")?;
+        // target/<profile>/deps/scenarios-<hash>
+        let folder = own.ancestors().nth(2).context("the test runs outside of a target folder")?;
+        for name in ["podpath", "podpath-agent"] {
+            ensure!(folder.join(name).is_file(), "no {name} in {}: {WAY_OUT}", folder.display());
+        }
+        Ok(Tool(folder.join("podpath")))
+    }
+
+    /// Traces twice, for programs and for people; an error holds everything that is wrong.
+    pub(crate) fn run(&self, scenario: &Scenario, lab: &LabInfo) -> Result<()> {
+        let planted = scenario.plants.iter().map(|plant| plant.plant(lab)).collect::<Result<Vec<_>>>()?;
+        let (before, settings, links) = (Objects::now()?, ground::settings(lab)?, ground::ground(lab)?);
+        let traffic = scenario.traffic.as_ref().map(|traffic| Running::start(traffic, lab)).transpose()?;
+        let json = self.trace(scenario, lab, &["-o", "json"])?;
+        let text = self.trace(scenario, lab, &[])?;
+        drop(traffic);
+        let after = ground::settings(lab)?;
+        for plant in planted.into_iter().rev() {
+            plant.remove()?;
+        }
+
+        let mut problems = match serde_json::from_str::<Trace>(&json.stdout) {
+            Ok(trace) => check::problems(scenario, &trace, lab, &links),
+            Err(error) => vec![format!("the JSON does not read: {error}\n{}{}", json.stdout, json.stderr)],
+        };
+        problems.extend(text_problems(scenario, &json, &text));
+        problems.extend(before.nothing_stays().err().map(|error| error.to_string()));
+        if after != settings {
+            problems.push("links, routes, qdiscs or rules of the lab are not what they were before".to_owned());
+        }
+        if problems.is_empty() {
+            return Ok(());
+        }
+        bail!(
+            "{}\n\n{}\n\n$ podpath trace {}\n{}{}",
+            scenario.about,
+            problems.join("\n"),
+            scenario.trace,
+            text.stdout,
+            text.stderr
+        )
+    }
+
+    fn trace(&self, scenario: &Scenario, lab: &LabInfo, format: &[&str]) -> Result<Output> {
+        let mut command = Command::new(&self.0);
+        command.arg("trace").args(scenario.trace.split(' ')).args(format).arg("--inventory").arg(&lab.inventory);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = proc::spawn(&mut command)?;
+        let (stdout, stderr) = (collect(child.stdout.take()), collect(child.stderr.take()));
+        let status = proc::wait_within(&mut child, LIMIT)?;
+        let text =
+            |pipe: thread::JoinHandle<Vec<u8>>| String::from_utf8_lossy(&pipe.join().unwrap_or_default()).into_owned();
+        let (stdout, stderr) = (text(stdout), text(stderr));
+        match status {
+            Some(status) => Ok(Output { exit: status.code(), stdout, stderr }),
+            None => bail!("{} had not ended after {} s\n{stdout}{stderr}", proc::describe(&command), LIMIT.as_secs()),
+        }
+    }
+}
+
+fn text_problems(scenario: &Scenario, json: &Output, text: &Output) -> Vec<String> {
+    let mut problems = Vec::new();
+    for (format, output) in [("json", json), ("text", text)] {
+        if output.exit != Some(scenario.expect.exit) {
+            problems.push(format!("{format}: exit code {:?}, expected {}", output.exit, scenario.expect.exit));
+        }
+    }
+    let missing = scenario.expect.text.iter().filter(|line| !text.stdout.contains(*line));
+    problems.extend(missing.map(|line| format!("the text does not say: {line}")));
+    problems
+}
+
+fn collect(pipe: Option<impl Read + Send + 'static>) -> thread::JoinHandle<Vec<u8>> {
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        // A broken pipe ends the output; what came before it is still worth showing.
+        let _ = pipe.map(|mut pipe| pipe.read_to_end(&mut bytes));
+        bytes
+    })
+}
+
+/// Traffic in a pod; ends when dropped.
+struct Running(Child);
+
+impl Running {
+    fn start(traffic: &Traffic, lab: &LabInfo) -> Result<Running> {
+        let Traffic { pod, run } = traffic;
+        let words: Vec<&str> = run.split(' ').collect();
+        let child = inside(&lab.pod(pod)?.namespace, || {
+            let mut command = Command::new(words[0]);
+            command.args(&words[1..]).stdin(Stdio::null()).stdout(Stdio::null());
+            command.spawn().with_context(|| format!("starting `{run}`"))
+        })?;
+        Ok(Running(child))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // One that is gone by now is what is wanted.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
