@@ -9,7 +9,7 @@ use super::{
     ends::{self, Resolved},
     error::Error,
     nodes::{self, Cluster, Node},
-    terminal::{Progress, Surroundings, write_stdout},
+    terminal::{Line, Progress, Surroundings, write_stdout},
     watch::Watch,
 };
 use crate::{
@@ -47,14 +47,19 @@ pub(super) async fn run(args: &TraceArgs) -> Result<u8, Error> {
     let plan = Plan { armed_within: ARMED_WITHIN, record_for };
     let enough = Notify::new();
     let mut report = Report::new(args, &resolved);
-    let driven = session::drive(connections.into_iter().zip(requests).collect(), plan, stopped(&enough), |step| {
-        if let Some(text) = report.step(&step) {
-            progress.now(text);
-        }
-        if report.enough() {
-            enough.notify_one();
-        }
-    })
+    let driven = session::drive(
+        connections.into_iter().zip(requests).collect(),
+        plan,
+        stopped(&enough, progress.line()),
+        |step| {
+            if let Some(text) = report.step(&step) {
+                progress.now(text);
+            }
+            if report.enough() {
+                enough.notify_one();
+            }
+        },
+    )
     .await?;
     progress.now("putting the path together".to_owned());
     let joined = join(&driven.evidence, &resolved.ends, &cluster.directory);
@@ -73,23 +78,47 @@ pub(super) async fn run(args: &TraceArgs) -> Result<u8, Error> {
     Ok(render::exit_code(&trace))
 }
 
-/// Ctrl-C, or a passive trace has seen enough. A second Ctrl-C does not wait for anything: sessions end with their input,
-/// and leave nothing behind.
-async fn stopped(enough: &Notify) {
+/// Ctrl-C or another request to end, or a passive trace has seen enough. A second one does not wait for anything: sessions
+/// end with their input, and leave nothing behind.
+async fn stopped(enough: &Notify, line: Line) {
     tokio::select! {
         () = enough.notified() => tokio::time::sleep(LAST_REPLY).await,
-        interrupt = tokio::signal::ctrl_c() => {
-            if interrupt.is_err() {
-                // No handler, so Ctrl-C ends the process: nothing to wait for.
-                std::future::pending::<()>().await;
-            }
-            tokio::spawn(async {
-                if tokio::signal::ctrl_c().await.is_ok() {
-                    std::process::exit(130);
-                }
+        _code = asked_to_end() => {
+            tokio::spawn(async move {
+                let code = asked_to_end().await;
+                line.clear();
+                std::process::exit(code);
             });
         }
     }
+}
+
+/// Until a signal asks the process to end; returns the exit code that says which, as shells count them.
+#[cfg(unix)]
+async fn asked_to_end() -> i32 {
+    use tokio::signal::unix::{SignalKind, signal};
+
+    let next = |kind: SignalKind| async move {
+        match signal(kind) {
+            Ok(mut signals) => signals.recv().await,
+            // No handler, so the signal itself ends the process: nothing to wait for.
+            Err(_) => std::future::pending().await,
+        };
+        128 + kind.as_raw_value()
+    };
+    tokio::select! {
+        code = next(SignalKind::interrupt()) => code,
+        code = next(SignalKind::terminate()) => code,
+        code = next(SignalKind::hangup()) => code,
+    }
+}
+
+#[cfg(not(unix))]
+async fn asked_to_end() -> i32 {
+    if tokio::signal::ctrl_c().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+    130
 }
 
 /// What happened so far, for a person who waits.
@@ -186,10 +215,14 @@ fn assemble(
     (driven, joined): (Driven, Joined),
 ) -> Trace {
     let Driven { evidence, nodes, warnings, interrupted: _ } = driven;
-    let Joined { exchanges, routers, warnings: doubts, smallest_mtu } = joined;
+    let Joined { mut exchanges, routers, warnings: doubts, smallest_mtu } = joined;
+    if args.passive {
+        // More may have begun while the last reply was waited for.
+        exchanges.truncate(args.count.into());
+    }
     let lost_events = nodes.iter().map(lost).sum();
     let nodes = nodes.into_iter().map(|node| TracedNode {
-        kernel: node.hello.map(|hello| hello.about.kernel).unwrap_or_default(),
+        kernel: node.hello.map(|hello| hello.about.kernel),
         complete: evidence.nodes.iter().any(|seen| seen.name == node.name && seen.complete),
         address: ends::node_address(&cluster.directory, &node.name),
         name: node.name,
