@@ -77,7 +77,8 @@ fn kernel(error: probe::Error) -> Failure {
 impl Backend for LiveNode {
     fn hello(&mut self) -> Result<About, Failure> {
         if !geteuid().is_root() {
-            return Err(Failure::new("podpath-agent", "not root: it may not load kernel programs", "run it by sudo"));
+            let cause = format!("uid {} may not load them, only root may", geteuid());
+            return Err(Failure::new("kernel programs", cause, "run podpath by sudo, or its command on that node"));
         }
         let uts = uname().map_err(|errno| Failure::new("uname", errno.to_string(), ""))?;
         Ok(About {
