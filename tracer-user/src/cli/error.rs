@@ -83,6 +83,9 @@ pub(super) enum Error {
     /// A session failed.
     #[error(transparent)]
     Session(Box<session::DriveError>),
+    /// Asked to end before there was anything to show.
+    #[error("trace: interrupted before the first packet was seen; start it again")]
+    Interrupted,
     /// No threads or descriptors for the work.
     #[error("podpath could not start its threads: {0}; check the limits on threads and open files (ulimit -a)")]
     Runtime(#[source] io::Error),
@@ -156,6 +159,7 @@ mod tests {
             Error::SourceOnNoNode { source_name: "bb7".into(), node: Some("node-7".into()), nodes: names(&["node-1"]) },
             Error::SourceOnNoNode { source_name: "10.1.1.1".into(), node: None, nodes: names(&["node-1", "node-2"]) },
             Error::SameEnds { name: "bb1".into() },
+            Error::Interrupted,
             Error::Output(io::Error::other("No space left on device")),
         ];
         let text: String = all.iter().map(lines).collect();

@@ -28,6 +28,8 @@ const HEADERS: u32 = 28;
 const ARMED_WITHIN: Duration = Duration::from_secs(30);
 /// After the last request that a passive trace waits for: its reply.
 const LAST_REPLY: Duration = Duration::from_secs(1);
+/// Traced, and not all that was asked for completed.
+const NOT_ALL: u8 = 3;
 /// What a session may take beside the probes: arming, reading back.
 const MARGIN: Duration = Duration::from_secs(60);
 
@@ -61,6 +63,12 @@ pub(super) async fn run(args: &TraceArgs) -> Result<u8, Error> {
         },
     )
     .await?;
+    if driven.interrupted && driven.evidence.nodes.iter().all(|node| node.records.is_empty()) && !args.passive {
+        return Err(Error::Interrupted);
+    }
+    let unsent = if args.passive { 0 } else { usize::from(args.count).saturating_sub(driven.evidence.probes.len()) };
+    // Who ends it early knows that; what ended it otherwise took exchanges away that were asked for.
+    let cut_short = unsent > 0 && !driven.interrupted;
     progress.now("putting the path together".to_owned());
     let joined = join(&driven.evidence, &resolved.ends, &cluster.directory);
     let trace = assemble(args, &cluster, resolved, started, (driven, joined));
@@ -75,7 +83,7 @@ pub(super) async fn run(args: &TraceArgs) -> Result<u8, Error> {
         }
     };
     write_stdout(&bytes).map_err(Error::Output)?;
-    Ok(render::exit_code(&trace))
+    Ok(if cut_short { NOT_ALL } else { render::exit_code(&trace) })
 }
 
 /// Ctrl-C or another request to end, or a passive trace has seen enough. A second one does not wait for anything: sessions
@@ -214,7 +222,8 @@ fn assemble(
     started: String,
     (driven, joined): (Driven, Joined),
 ) -> Trace {
-    let Driven { evidence, nodes, warnings, interrupted: _ } = driven;
+    let Driven { evidence, nodes, warnings, interrupted } = driven;
+    let early = early_end(args, evidence.probes.len(), interrupted);
     let Joined { mut exchanges, routers, warnings: doubts, smallest_mtu } = joined;
     if args.passive {
         // More may have begun while the last reply was waited for.
@@ -235,7 +244,7 @@ fn assemble(
         exchanges,
         routers,
         lost_events,
-        warnings: [notes, warnings, doubts].concat(),
+        warnings: [notes, early, warnings, doubts].concat(),
         context: cluster.context.clone(),
         started,
         nodes: nodes.collect(),
@@ -246,6 +255,15 @@ fn assemble(
             format!("icmp echo {} B", u32::from(args.size) + HEADERS)
         },
     }
+}
+
+/// Fewer probes than asked for have an end that is known.
+fn early_end(args: &TraceArgs, probes: usize, interrupted: bool) -> Vec<String> {
+    if args.passive || probes >= usize::from(args.count) {
+        return Vec::new();
+    }
+    let why = if interrupted { "the trace was interrupted" } else { "the sending session ended early" };
+    vec![format!("{probes} of {} probes came to their end: {why}", args.count)]
 }
 
 /// Everything that a node saw and we did not get or understand.

@@ -19,7 +19,7 @@ mod tests;
 mod wire;
 
 #[doc(hidden)]
-pub use self::link::decode_stream;
+pub use self::link::{decode_stream, request_stream};
 #[cfg(target_os = "linux")]
 pub use self::live::LiveNode;
 #[cfg(unix)]
