@@ -101,7 +101,8 @@ async fn stopped(enough: &Notify, line: Line) {
     }
 }
 
-/// Until a signal asks the process to end; returns the exit code that says which, as shells count them.
+/// Until a signal asks the process to end; returns the exit code that says which, as shells count them. Not SIGHUP: with the
+/// terminal gone nobody reads what was seen, and nohup(1) is to be obeyed.
 #[cfg(unix)]
 async fn asked_to_end() -> i32 {
     use tokio::signal::unix::{SignalKind, signal};
@@ -117,7 +118,6 @@ async fn asked_to_end() -> i32 {
     tokio::select! {
         code = next(SignalKind::interrupt()) => code,
         code = next(SignalKind::terminate()) => code,
-        code = next(SignalKind::hangup()) => code,
     }
 }
 
