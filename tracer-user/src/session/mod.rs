@@ -18,6 +18,7 @@ mod serve;
 mod tests;
 mod wire;
 
+pub(crate) use self::connection::as_typed;
 #[doc(hidden)]
 pub use self::link::{decode_stream, request_stream};
 #[cfg(target_os = "linux")]

@@ -217,7 +217,7 @@ async fn a_command_that_fails_is_shown_with_its_last_words() {
     let connection = Connection::spawn("node1", &words(script)).unwrap();
     insta::assert_snapshot!(driven(vec![(connection, request(60))]).await.unwrap_err(), @r"
     node node1: session ended before hello: its command ended (exit status: 3): podpath-agent: not root; use sudo
-      run it by hand to see more: sh -c echo 'podpath-agent: not root; use sudo' >&2; exit 3
+      run it by hand to see more: sh -c 'echo '\''podpath-agent: not root; use sudo'\'' >&2; exit 3'
     ");
 }
 
@@ -226,6 +226,6 @@ async fn a_command_that_speaks_another_language_is_refused() {
     let connection = Connection::spawn("node1", &words("echo Welcome to node1; cat >/dev/null")).unwrap();
     insta::assert_snapshot!(driven(vec![(connection, request(60))]).await.unwrap_err(), @r"
     node node1: session ended before hello: what its command prints is not podpath's protocol (a frame is longer than 65536 bytes)
-      only podpath-agent may print there, no greeting and no shell; run it by hand to see: sh -c echo Welcome to node1; cat >/dev/null
+      only podpath-agent may print there, no greeting and no shell; run it by hand to see: sh -c 'echo Welcome to node1; cat >/dev/null'
     ");
 }
