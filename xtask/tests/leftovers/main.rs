@@ -5,10 +5,13 @@
 use std::io::Read;
 use std::process::Stdio;
 use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
+use tracer_user::session::SILENCE;
 
+use held::assert_ended;
 use lab::Lab;
 use trace::{Ended, Trace, send};
 
@@ -93,6 +96,21 @@ fn the_cli_is_asked_to_end() {
         assert_eq!(trace["nodes"].as_array().unwrap().iter().filter(|node| node["complete"] == true).count(), 3);
         assert_eq!(ended.code, Some(if good == all { 0 } else { 3 }), "{signal}");
     }
+}
+
+#[test]
+fn the_cli_hangs() {
+    let _turn = turn();
+    let lab = Lab::up("t-left-hang");
+    let trace = Trace::start(&lab, ENDLESS, piped());
+    send(trace.pid(), Signal::SIGSTOP);
+    // No end of input comes: the sessions miss its keepalives.
+    assert_ended(&trace.agents, SILENCE + Duration::from_secs(15));
+    trace.held.assert_gone();
+    send(trace.pid(), Signal::SIGCONT);
+    let ended = trace.end();
+    assert_eq!(ended.code, Some(3));
+    assert_warned(&ended.trace(), &[NODE1, "half-way", "nothing heard from the peer for 10 s"]);
 }
 
 #[test]
