@@ -44,8 +44,8 @@ pub enum Error {
     NoObject,
     /// No BTF.
     #[error(
-        "{path}: {source}; podpath finds kernel structures by it, and it needs a kernel built with CONFIG_DEBUG_INFO_BTF=y \
-         (all big distributions since 2021 are)"
+        "no kernel BTF, by which the kernel's structures are found: {path}: {source}; \
+         boot a kernel with CONFIG_DEBUG_INFO_BTF=y (those of all big distributions have it since 2021)"
     )]
     NoBtf {
         /// The file.
