@@ -162,6 +162,7 @@ impl Probe {
             return Err(Error::NoObject);
         }
         let wanted = wanted(setup.flows)?;
+        raise_memory_limit();
         let types = KernelTypes::open()?;
         let layout = layout::resolve(&types)?;
         let btf = Btf::from_sys_fs()?;
@@ -277,6 +278,14 @@ impl Probe {
             *sum = values.iter().sum();
         }
         Ok(sums)
+    }
+}
+
+/// Before 5.11 maps count against RLIMIT_MEMLOCK. Later kernels do not look at it, so that failing to raise it is no error.
+fn raise_memory_limit() {
+    use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
+    if let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY) {
+        tracing::debug!(%error, "RLIMIT_MEMLOCK stays as it is");
     }
 }
 
