@@ -296,6 +296,17 @@ pub struct Learned {
     pub protocol: u64,
 }
 
+/// Slots of the map `SCOPE`, a power of two.
+pub const SCOPE_SLOTS: u32 = 1 << 13;
+
+/// How many slots, from the one that the low bits of its inode name, a namespace may lie in.
+pub const SCOPE_PROBES: u32 = 8;
+
+/// The slots that a namespace may lie in.
+pub fn scope_slots(inode: u32) -> impl Iterator<Item = u32> {
+    (0..SCOPE_PROBES).map(move |step| (inode.wrapping_add(step)) & (SCOPE_SLOTS - 1))
+}
+
 /// Which of the first 8 bytes of an L4 header name the flow: of ICMP the identifier, else both ports.
 pub const fn flow_mask(protocol: u8) -> u64 {
     match protocol {

@@ -2,17 +2,18 @@
 
 use aya_ebpf::{
     macros::map,
-    maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
+    maps::{Array, LruHashMap, PerCpuArray, RingBuf},
 };
-use tracer_common::{Learned, TRACK_SLOTS, Track, Wanted, hook};
+use tracer_common::{Learned, SCOPE_SLOTS, TRACK_SLOTS, Track, Wanted, hook, scope_slots};
 
 /// Records for userspace. The size is set at load.
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
 
-/// Inodes of the network namespaces in scope.
+/// Inodes of the network namespaces in scope, each in one of its [`scope_slots`]; 0: a free slot, where a search ends. Not a hash
+/// map: every packet of the machine asks, and nearly always the first slot answers.
 #[map]
-pub static SCOPE: HashMap<u32, u8> = HashMap::with_max_entries(4096, 0);
+pub static SCOPE: Array<u32> = Array::with_max_entries(SCOPE_SLOTS, 0);
 
 /// The wanted flows.
 #[map]
@@ -43,6 +44,19 @@ pub fn count(map: &PerCpuArray<u64>, index: u8) {
         // writes it, and an interrupt that does costs one count at worst.
         unsafe { *counter += 1 };
     }
+}
+
+/// Is this network namespace in scope?
+#[inline(always)]
+pub fn in_scope(inode: u32) -> bool {
+    for slot in scope_slots(inode) {
+        match SCOPE.get(slot) {
+            Some(found) if *found == inode => return true,
+            Some(0) | None => return false,
+            Some(_) => {}
+        }
+    }
+    false
 }
 
 /// The slot of a packet.

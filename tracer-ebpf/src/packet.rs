@@ -13,7 +13,7 @@ use tracer_ebpf::{
 use crate::{
     conntrack,
     kernel::{Device, Memory, PACKET_OTHERHOST, Skb},
-    maps::{ANY_LEARNED, EVENTS, LEARNED, LOST, SCOPE, WANTED, count, slot},
+    maps::{ANY_LEARNED, EVENTS, LEARNED, LOST, WANTED, count, in_scope, slot},
 };
 
 /// What wraps a packet, or why it was freed: [`tracer_common::Sighting::data`]. As words, so that it is 8-byte aligned and
@@ -25,8 +25,7 @@ pub type Data = [u64; 5];
 pub fn seen(skb: Skb, hook: u8) {
     let Some(device) = skb.device() else { return };
     let identity = skb.identity();
-    // SAFETY: only read; entries are written by userspace alone.
-    if unsafe { SCOPE.get(device.netns) }.is_none() {
+    if !in_scope(device.netns) {
         // On a kernel that several nodes share the packet has left this node: its free is not ours to report.
         forget(identity);
         return;

@@ -258,3 +258,18 @@ fn an_icmp_error_about_the_flow_is_recorded() {
     let seen = finish(&mut probe);
     assert_eq!(passed(&seen, 3).len(), 3, "queue, xmit, receive of the error: {seen:#?}");
 }
+
+#[test]
+fn namespaces_that_share_a_slot_are_all_in_scope() {
+    let pair = Pair::new("slots");
+    let [a, b] = pair.scope();
+    // Six others are first in the slots that the two would have.
+    let crowd = |inode: u32| (1..=3).map(move |turn| inode + turn * tracer_common::SCOPE_SLOTS);
+    let scope: Vec<u32> = crowd(a).chain(crowd(b)).chain([a, b]).collect();
+    let mut probe = start(&[flow()], &scope, RING_SIZE);
+    pair.ping(&["-c", "1", "198.51.100.2"]);
+    // A ninth that wants the same slots is refused, not forgotten.
+    let ninth = (4..=12).map(|turn| probe.add_namespace(a + turn * tracer_common::SCOPE_SLOTS)).find(Result::is_err);
+    assert!(ninth.is_some());
+    assert_eq!(passed(&finish(&mut probe), 8).len(), 3);
+}

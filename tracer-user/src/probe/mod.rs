@@ -9,10 +9,10 @@ use std::{
 
 use aya::{
     Btf, Ebpf, EbpfError, EbpfLoader,
-    maps::{Array, HashMap, MapData, MapError, PerCpuArray, RingBuf},
+    maps::{Array, MapData, MapError, PerCpuArray, RingBuf},
     programs::{BtfTracePoint, ProgramError},
 };
-use tracer_common::{MAX_RULES, Rule, Wanted, address, hook};
+use tracer_common::{MAX_RULES, Rule, Wanted, address, hook, scope_slots};
 
 use crate::{
     event::{self, Record, decode},
@@ -99,6 +99,11 @@ pub enum Error {
         /// How many.
         asked: usize,
     },
+    /// The table of namespaces is full around one of them: thousands of namespaces, or an unlikely accident.
+    #[error(
+        "too many network namespaces on this node for one session; please report it with the output of `ip netns | wc -l`"
+    )]
+    TooManyNamespaces,
     /// A record that does not decode: kernel and userspace disagree.
     #[error(transparent)]
     Record(#[from] decode::Error),
@@ -175,9 +180,8 @@ impl Probe {
         for name in TRACEPOINTS {
             load_program(&mut programs, name, name, &btf)?;
         }
-        let mut scope: HashMap<_, u32, u8> = map_mut(&mut programs, "SCOPE")?;
         for inode in setup.scope {
-            scope.insert(inode, 1, 0).map_err(|source| Error::Map { map: "SCOPE", source })?;
+            add_to_scope(&mut programs, *inode)?;
         }
         let mut map: Array<_, Wanted> = map_mut(&mut programs, "WANTED")?;
         map.set(0, wanted, 0).map_err(|source| Error::Map { map: "WANTED", source })?;
@@ -203,8 +207,7 @@ impl Probe {
 
     /// Takes one more network namespace into scope.
     pub fn add_namespace(&mut self, inode: u32) -> Result<(), Error> {
-        let mut scope: HashMap<_, u32, u8> = map_mut(&mut self.programs, "SCOPE")?;
-        scope.insert(inode, 1, 0).map_err(|source| Error::Map { map: "SCOPE", source })
+        add_to_scope(&mut self.programs, inode)
     }
 
     /// Takes all records out of the ring. Those of the free hooks come, with their names, only after [`Self::detach`].
@@ -295,6 +298,22 @@ where
 {
     let data = programs.map_mut(map).ok_or(Error::NoObject)?;
     M::try_from(data).map_err(|source| Error::Map { map, source })
+}
+
+/// Puts a namespace into the first free one of its slots.
+fn add_to_scope(programs: &mut Ebpf, inode: u32) -> Result<(), Error> {
+    let failed = |source| Error::Map { map: "SCOPE", source };
+    let mut scope: Array<_, u32> = map_mut(programs, "SCOPE")?;
+    for slot in scope_slots(inode) {
+        let found = scope.get(&slot, 0).map_err(failed)?;
+        if found == inode {
+            return Ok(());
+        }
+        if found == 0 {
+            return scope.set(slot, inode, 0).map_err(failed);
+        }
+    }
+    Err(Error::TooManyNamespaces)
 }
 
 fn tracepoint<'a>(programs: &'a mut Ebpf, name: &str) -> Result<&'a mut BtfTracePoint, Error> {
