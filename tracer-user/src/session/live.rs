@@ -110,6 +110,11 @@ impl Backend for LiveNode {
         Ok(())
     }
 
+    fn known(&mut self) -> facts::NodeFacts {
+        let namespaces = self.node.as_ref().map(|node| node.namespaces().to_vec()).unwrap_or_default();
+        facts::NodeFacts { namespaces, ..facts::NodeFacts::default() }
+    }
+
     fn drain(&mut self) -> Result<Vec<Record>, Failure> {
         self.look_for_pods()?;
         let records = self.probe()?.drain().map_err(kernel)?;
