@@ -34,6 +34,7 @@ pub struct LiveNode {
     probe: Option<Probe>,
     records: Vec<Record>,
     looked: Option<Instant>,
+    stamps: Option<inject::Stamps>,
 }
 
 impl LiveNode {
@@ -100,6 +101,7 @@ impl Backend for LiveNode {
     }
 
     fn arm(&mut self, request: &Request) -> Result<(), Failure> {
+        self.stamps = request.ping.as_ref().map(|_| inject::Stamps::keep());
         let node = Node::survey().map_err(|error| {
             Failure::new("this node's namespaces", error.to_string(), "`podpath doctor` says what this node lacks")
         })?;
