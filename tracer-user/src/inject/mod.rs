@@ -9,7 +9,7 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr},
-    os::fd::BorrowedFd,
+    os::fd::{BorrowedFd, OwnedFd},
     thread,
     time::{Duration, Instant},
 };
@@ -38,6 +38,20 @@ pub const LARGEST: u16 = u16::MAX - 28;
 
 /// How often to ask whether the run is to stop.
 const STOP_CHECK: Duration = Duration::from_millis(50);
+
+/// Keeps the kernel stamping what it receives, for as long as it lives. To be had some time before [`run`].
+#[derive(Debug)]
+pub struct Stamps {
+    /// None where that is impossible: then our thread's clock stands in for the stamps that are missing.
+    _socket: Option<OwnedFd>,
+}
+
+impl Stamps {
+    /// From now on; the first may be missing for some milliseconds.
+    pub fn keep() -> Self {
+        Self { _socket: socket::stamped_socket().ok() }
+    }
+}
 
 /// Why probes could not be sent.
 #[derive(Debug, thiserror::Error)]

@@ -150,6 +150,15 @@ impl EchoSocket {
     }
 }
 
+/// A socket that nothing is ever sent to, and that wants stamps: while one such socket is open, the kernel takes them.
+/// It begins with that some milliseconds after it is asked to (`net_enable_timestamp` in net/core/dev.c leaves the
+/// work to a queue): too late for the first reply to a probe.
+pub(super) fn stamped_socket() -> Result<OwnedFd, Errno> {
+    let fd = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    set(&fd, libc::SOL_SOCKET, libc::SO_TIMESTAMPING, &STAMPS)?;
+    Ok(fd)
+}
+
 /// The kernel's own stamp on a packet, received or sent.
 fn stamp(part: &ControlMessageOwned) -> Option<SystemTime> {
     match part {

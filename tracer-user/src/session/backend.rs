@@ -20,7 +20,7 @@ const DRAIN_EVERY: Duration = Duration::from_millis(10);
 
 /// The node's part of a session: kernel programs, netlink, injector.
 ///
-/// Calls come one at a time, in the order `hello`, `arm`, any of `drain` and `fire`, then `detach`, `drain`, `finish`; they may
+/// Calls come one at a time, in the order `hello`, `arm`, `known`, any of `drain` and `fire`, then `detach`, `drain`, `finish`; they may
 /// stop after any of them. They may block: each runs on a thread of a pool, so a call that changes its thread's namespace must do so on
 /// a thread of its own. Dropping the backend detaches everything and must be quick.
 pub trait Backend: Send + 'static {
@@ -35,6 +35,12 @@ pub trait Backend: Send + 'static {
     /// # Errors
     /// What could not be attached.
     fn arm(&mut self, request: &Request) -> Result<(), Failure>;
+
+    /// What is known about this node once it is armed, so that a session that dies half-way leaves more than numbers.
+    /// `finish` tells it again.
+    fn known(&mut self) -> NodeFacts {
+        NodeFacts::default()
+    }
 
     /// What was recorded since the last call; empty if nothing.
     ///
@@ -151,6 +157,10 @@ async fn session<B: Backend>(
     node.call(move |backend| backend.arm(&request)).await?;
     let took = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
     outbox.send(Message::Armed(took));
+    let known = node.call(|backend| Ok(backend.known())).await?;
+    if known != NodeFacts::default() {
+        wire::batches(wire::facts(&known)).into_iter().for_each(|facts| outbox.send(facts));
+    }
 
     record(node, commands, outbox, ping).await?;
 

@@ -180,7 +180,12 @@ impl Death {
             Error::EndOfInput => {
                 let status = status.as_deref().unwrap_or("did not exit, killed");
                 let said = if stderr.is_empty() { "it said nothing" } else { stderr };
-                (format!("its command ended ({status}): {said}"), by_hand(command))
+                let way_out = if status.starts_with("signal: 9 ") {
+                    "something on that node killed it; its kernel log (dmesg) says whether memory was short".to_owned()
+                } else {
+                    by_hand(command)
+                };
+                (format!("its command ended ({status}): {said}"), way_out)
             }
             Error::Malformed(Malformed::Framing { reason }) => (
                 format!("what its command prints is not podpath's protocol ({reason})"),

@@ -34,6 +34,7 @@ pub struct LiveNode {
     probe: Option<Probe>,
     records: Vec<Record>,
     looked: Option<Instant>,
+    stamps: Option<inject::Stamps>,
 }
 
 impl LiveNode {
@@ -100,6 +101,7 @@ impl Backend for LiveNode {
     }
 
     fn arm(&mut self, request: &Request) -> Result<(), Failure> {
+        self.stamps = request.ping.as_ref().map(|_| inject::Stamps::keep());
         let node = Node::survey().map_err(|error| {
             Failure::new("this node's namespaces", error.to_string(), "`podpath doctor` says what this node lacks")
         })?;
@@ -108,6 +110,11 @@ impl Backend for LiveNode {
         self.node = Some(node);
         self.looked = Some(Instant::now());
         Ok(())
+    }
+
+    fn known(&mut self) -> facts::NodeFacts {
+        let namespaces = self.node.as_ref().map(|node| node.namespaces().to_vec()).unwrap_or_default();
+        facts::NodeFacts { namespaces, ..facts::NodeFacts::default() }
     }
 
     fn drain(&mut self) -> Result<Vec<Record>, Failure> {

@@ -123,7 +123,11 @@ fn the_destinations_agent_is_killed() {
     let trace = ended.trace();
     assert_eq!(delivered(&trace), (60, 60), "the other nodes go on, and the source has its replies");
     assert_eq!(ended.code, Some(0));
-    assert_warned(&trace, &[NODE1, "half-way", "SIGKILL"]);
+    let death = format!(
+        "node {NODE1}: its session ended half-way, hops are missing: its command ended (signal: 9 (SIGKILL)): it said \
+         nothing; something on that node killed it; its kernel log (dmesg) says whether memory was short"
+    );
+    assert!(warnings(&trace).contains(&death), "{:#?}", warnings(&trace));
     let node = |name| trace["nodes"].as_array().unwrap().iter().find(|node| node["name"] == name).unwrap();
     assert_eq!((&node(NODE1)["complete"], &node(NODE2)["complete"]), (&false.into(), &true.into()));
 }
@@ -137,7 +141,10 @@ fn the_sources_agent_is_killed() {
     let ended = trace.end();
     assert_eq!(ended.code, Some(3), "60000 were asked for");
     let trace = ended.trace();
-    assert!(trace["exchanges"].as_array().unwrap().len() >= 9, "what was seen is shown");
+    let exchanges = trace["exchanges"].as_array().unwrap();
+    assert!(exchanges.len() >= 9, "what was seen is shown");
+    let first = &exchanges[0]["request"]["hops"][0];
+    assert_eq!((&first["pod"], &first["interface"]), (&"default/bb2".into(), &"eth0".into()), "with names");
     assert_warned(&trace, &[NODE2, "half-way", "SIGKILL"]);
     assert_warned(&trace, &["of 60000 probes", "ended early"]);
 }

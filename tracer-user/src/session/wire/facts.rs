@@ -179,6 +179,8 @@ pub(in crate::session) struct Collected {
     pub(in crate::session) facts: NodeFacts,
     /// Facts of a kind that this program does not know.
     pub(in crate::session) unknown: u64,
+    /// Index of the namespace that names and links belong to.
+    current: usize,
 }
 
 impl Collected {
@@ -198,7 +200,13 @@ impl Collected {
                     2 => Role::Pod,
                     other => return Err(Fields("facts.namespace").unknown("role", other)),
                 };
-                self.facts.namespaces.push(Namespace { inode, role, names: Vec::new(), links: Vec::new() });
+                let namespace = Namespace { inode, role, names: Vec::new(), links: Vec::new() };
+                let namespaces = &mut self.facts.namespaces;
+                self.current = namespaces.iter().position(|known| known.inode == inode).unwrap_or(namespaces.len());
+                match namespaces.get_mut(self.current) {
+                    Some(known) => *known = namespace,
+                    None => namespaces.push(namespace),
+                }
             }
             FactBody::Name(name) => self.namespace("name")?.names.push(name),
             FactBody::Link(link) => self.namespace("link")?.links.push(link.into()),
@@ -216,7 +224,7 @@ impl Collected {
     }
 
     fn namespace(&mut self, part: &'static str) -> Result<&mut Namespace, Malformed> {
-        self.facts.namespaces.last_mut().ok_or(Malformed::Order { part, whole: "namespace" })
+        self.facts.namespaces.get_mut(self.current).ok_or(Malformed::Order { part, whole: "namespace" })
     }
 }
 

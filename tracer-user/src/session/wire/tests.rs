@@ -249,7 +249,10 @@ proptest! {
     #[test]
     fn facts_survive_being_split(node in node_facts()) {
         let mut collected = Collected::default();
-        for message in batches(facts(&node)) {
+        // Told early, as it was then, and again in the end.
+        let mut early = NodeFacts { namespaces: node.namespaces.clone(), ..NodeFacts::default() };
+        early.namespaces.iter_mut().for_each(|namespace| namespace.names.push("before".into()));
+        for message in batches(facts(&early)).into_iter().chain(batches(facts(&node))) {
             let Message::Facts(facts) = through(message) else { panic!("facts") };
             facts.into_iter().for_each(|fact| collected.add(fact).unwrap());
         }
