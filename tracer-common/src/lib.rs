@@ -204,8 +204,10 @@ pub const MAX_RULES: usize = 8;
 pub struct Wanted {
     /// How many of `rules` are in use.
     pub count: u32,
-    /// Always 0.
-    pub zero: u32,
+    /// How many of `ends` are in use.
+    pub flows: u32,
+    /// Per flow, the last four bytes of the end that is not a wildcard: a packet with neither address ending so is of no flow.
+    pub ends: [u32; MAX_RULES / 2],
     /// The rules.
     pub rules: [Rule; MAX_RULES],
 }

@@ -1,12 +1,12 @@
 //! What conntrack makes of a packet: read, not inferred, from the entry that `sk_buff._nfct` points to.
 
 use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
-use tracer_common::{Head, Learned, Translation, Tuple, address, flag, hook};
-use tracer_ebpf::parse::{Bytes, mapped, protocol};
+use tracer_common::{Head, Learned, Translation, Tuple, flag, hook};
+use tracer_ebpf::parse::{Bytes, join, mapped, protocol};
 
 use crate::{
     kernel::{LAYOUT, Memory, frozen},
-    maps::{ANY_LEARNED, EVENTS, LEARNED, LOST, WRITTEN, count},
+    maps::{ANY_LEARNED, EVENTS, LEARNED, LOST, count},
 };
 
 /// `NFCT_INFOMASK` of net/netfilter/nf_conntrack.h.
@@ -14,10 +14,10 @@ const INFO_MASK: u64 = 7;
 /// `IP_CT_IS_REPLY`: from this value of `enum ip_conntrack_info` on the packet goes the reply way.
 const IS_REPLY: u64 = 3;
 /// `IPS_SRC_NAT | IPS_DST_NAT`: set only when a rule really changes something.
-const NAT: u64 = 1 << 4 | 1 << 5;
-/// `sizeof(struct nf_conntrack_tuple)`, unchanged since 2.6: source address 16, source port or ICMP id 2, L3 protocol 2,
-/// destination address 16, destination port or ICMP type and code 2, L4 protocol 1, direction 1.
-const TUPLE_SIZE: usize = 40;
+const NAT: u32 = 1 << 4 | 1 << 5;
+/// `sizeof(struct nf_conntrack_tuple)` in words; the structure is unchanged since 2.6: source address 16 bytes, source port or
+/// ICMP id 2, L3 protocol 2, destination address 16, destination port or ICMP type and code 2, L4 protocol 1, direction 1.
+const TUPLE_WORDS: usize = 10;
 /// `AF_INET`, in the L3 protocol's field.
 const AF_INET: u16 = 2;
 
@@ -35,15 +35,16 @@ pub fn flags(nfct: u64) -> u8 {
 #[inline(always)]
 pub fn translation(nfct: u64, head: &Head) {
     let entry = Memory(nfct & !INFO_MASK);
-    let mut status = [0; 8];
-    if !entry.read(frozen(&LAYOUT.ct_status) as usize, &mut status) {
+    // An unsigned long, of which the lower half is used.
+    let mut status = [0; 2];
+    if !entry.read(frozen(&LAYOUT.ct_status), &mut status) {
         return;
     }
-    let status = u64::from_ne_bytes(status);
+    let status = if cfg!(target_endian = "little") { status[0] } else { status[1] };
     if status & NAT == 0 {
         return;
     }
-    translated(entry.0, status as u32, head);
+    translated(entry.0, status, head);
 }
 
 /// The rare part of [`translation`], with a stack frame of its own.
@@ -61,7 +62,6 @@ fn translated(entry: u64, status: u32, head: &Head) {
         count(&LOST, hook::QUEUE);
         return;
     };
-    count(&WRITTEN, hook::TRANSLATION);
     let at = record.as_mut_ptr();
     // SAFETY: the entry is a Translation's memory, 8-byte aligned, and every field of it is written here.
     unsafe {
@@ -77,22 +77,21 @@ fn translated(entry: u64, status: u32, head: &Head) {
 /// Reads one tuple; false where it cannot be read.
 #[inline(never)]
 fn tuple(at: u64, into: &mut Tuple) -> bool {
-    let mut bytes = [0; TUPLE_SIZE];
-    if !Memory(at).read(0, &mut bytes) {
+    let mut w = [0; TUPLE_WORDS];
+    if !Memory(at).read(0, &mut w) {
         return false;
     }
-    if u16::from_ne_bytes([bytes[18], bytes[19]]) == AF_INET {
-        into.src = mapped(bytes[0], bytes[1], bytes[2], bytes[3]);
-        into.dst = mapped(bytes[20], bytes[21], bytes[22], bytes[23]);
+    // Source address, then its port and the L3 protocol; destination address, then its port, L4 protocol and direction.
+    let [s0, s1, s2, s3, source, d0, d1, d2, d3, destination] = w;
+    let (source, destination) = (source.to_ne_bytes(), destination.to_ne_bytes());
+    if u16::from_ne_bytes([source[2], source[3]]) == AF_INET {
+        (into.src, into.dst) = (mapped(s0), mapped(d0));
     } else {
-        let (mut src, mut dst) = ([0; 16], [0; 16]);
-        src.copy_from_slice(&bytes[..16]);
-        dst.copy_from_slice(&bytes[20..36]);
-        (into.src, into.dst) = (address(src), address(dst));
+        (into.src, into.dst) = ([join(s0, s1), join(s2, s3)], [join(d0, d1), join(d2, d3)]);
     }
-    into.l4_src = u16::from_be_bytes([bytes[16], bytes[17]]);
-    into.l4_dst = u16::from_be_bytes([bytes[36], bytes[37]]);
-    into.protocol = u32::from(bytes[38]);
+    into.l4_src = u16::from_be_bytes([source[0], source[1]]);
+    into.l4_dst = u16::from_be_bytes([destination[0], destination[1]]);
+    into.protocol = u32::from(destination[2]);
     true
 }
 

@@ -1,26 +1,33 @@
 //! Does a packet belong to a wanted flow, and is it the packet that was tracked?
 
-use tracer_common::{Learned, Rule, Track, flow_mask};
+use tracer_common::{Learned, Rule, Track, Wanted, flow_mask};
 
 use crate::parse::{Headers, protocol};
 
-/// In what `headers`' addresses and protocol differ from the rule's; 0: in nothing.
+/// In what `headers` differs from the rule; 0: in nothing that matters.
 #[inline(always)]
-pub fn differs_by_address(rule: &Rule, headers: &Headers) -> u64 {
+pub fn differs(rule: &Rule, headers: &Headers) -> u64 {
+    // Fragments other than the first are wanted by their addresses alone.
+    let l4_mask = if headers.fragment { 0 } else { rule.l4_mask };
     (headers.src[0] ^ rule.src[0]) & rule.src_mask[0]
         | (headers.src[1] ^ rule.src[1]) & rule.src_mask[1]
         | (headers.dst[0] ^ rule.dst[0]) & rule.dst_mask[0]
         | (headers.dst[1] ^ rule.dst[1]) & rule.dst_mask[1]
         | u64::from(headers.protocol) ^ rule.protocol
+        | (headers.l4[0] ^ rule.l4) & l4_mask
 }
 
-/// In what the L4 header differs from the rule's; 0: in nothing that matters.
+/// Does a packet whose addresses end so belong to no flow for certain?
 #[inline(always)]
-pub fn differs_by_l4(rule: &Rule, headers: &Headers) -> u64 {
-    if headers.fragment {
-        return 0;
+pub fn strangers(wanted: &Wanted, src: u32, dst: u32) -> bool {
+    let mut stranger = true;
+    for (index, end) in wanted.ends.iter().enumerate() {
+        if index as u32 >= wanted.flows {
+            break;
+        }
+        stranger &= src != *end && dst != *end;
     }
-    (headers.l4[0] ^ rule.l4) & rule.l4_mask
+    stranger
 }
 
 /// The key under which a translated flow of this packet would have been learned.

@@ -10,7 +10,7 @@ use tracer_ebpf::{
 use crate::{
     kernel::Skb,
     maps::slot,
-    packet::{Data, network, submit, transport},
+    packet::{Data, parse, submit},
 };
 
 /// Runs at `kfree_skb` and `consume_skb`. The slot is looked up first: nearly every free on a machine is of a packet that
@@ -26,14 +26,13 @@ pub fn freed(skb: Skb, hook: u8, location: u64, reason: Option<u32>) {
     slot.skb = 0;
     let bytes = skb.at_network_header();
     let mut headers = Headers::default();
-    if !network(bytes.0, 0, &mut headers) {
+    if !parse(bytes.0, 0, &mut headers) {
         return;
     }
-    let (offset, _) = parse::inner(&bytes, &mut headers);
-    if offset != 0 && !network(bytes.0, offset, &mut headers) {
+    let (offset, _) = parse::inner(&headers);
+    if offset != 0 && !parse(bytes.0, offset, &mut headers) {
         return;
     }
-    transport(bytes.0, &mut headers);
     if !flow::is_tracked(&track, &headers) {
         return;
     }

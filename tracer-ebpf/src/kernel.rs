@@ -1,6 +1,8 @@
 //! Reading kernel structures: by direct loads where BTF vouches for the pointer, by `bpf_probe_read_kernel` elsewhere.
 
-use aya_ebpf::helpers::bpf_probe_read_kernel_buf;
+use core::ffi::c_void;
+
+use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
 use tracer_common::{ABSENT, Layout};
 
 use tracer_ebpf::parse::Bytes;
@@ -155,8 +157,9 @@ pub struct Memory(pub u64);
 
 impl Bytes for Memory {
     #[inline(always)]
-    fn read<const N: usize>(&self, offset: usize, into: &mut [u8; N]) -> bool {
+    fn read<const N: usize>(&self, offset: u32, into: &mut [u32; N]) -> bool {
+        let (size, from) = ((N * 4) as u32, (self.0 + u64::from(offset)) as *const c_void);
         // SAFETY: the helper answers an error for memory that cannot be read, and writes `into` alone.
-        unsafe { bpf_probe_read_kernel_buf((self.0 + offset as u64) as *const u8, into) }.is_ok()
+        unsafe { bpf_probe_read_kernel(into.as_mut_ptr().cast(), size, from) == 0 }
     }
 }

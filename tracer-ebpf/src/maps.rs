@@ -31,11 +31,7 @@ pub static ANY_LEARNED: Array<u32> = Array::with_max_entries(1, 0);
 #[map]
 pub static TRACK: Array<Track> = Array::with_max_entries(TRACK_SLOTS, 0);
 
-/// Per hook: records written, records lost because the ring was full.
-#[map]
-pub static WRITTEN: PerCpuArray<u64> = PerCpuArray::with_max_entries(hook::COUNT as u32, 0);
-
-/// See [`WRITTEN`].
+/// Per hook: records lost because the ring was full.
 #[map]
 pub static LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(hook::COUNT as u32, 0);
 

@@ -7,13 +7,13 @@ use aya_ebpf::{
 use tracer_common::{Head, Outer, Sighting, flag, hook};
 use tracer_ebpf::{
     flow,
-    parse::{self, Headers, protocol},
+    parse::{self, Bytes, FIRST_READ, Headers, Start},
 };
 
 use crate::{
     conntrack,
     kernel::{Device, Memory, PACKET_OTHERHOST, Skb},
-    maps::{ANY_LEARNED, EVENTS, LEARNED, LOST, SCOPE, WANTED, WRITTEN, count, slot},
+    maps::{ANY_LEARNED, EVENTS, LEARNED, LOST, SCOPE, WANTED, count, slot},
 };
 
 /// What wraps a packet, or why it was freed: [`tracer_common::Sighting::data`]. As words, so that it is 8-byte aligned and
@@ -35,14 +35,27 @@ pub fn seen(skb: Skb, hook: u8) {
         return;
     }
     let bytes = if hook == hook::RECEIVE { skb.at_data() } else { skb.at_network_header() };
+    let mut start = [0; FIRST_READ];
+    if !bytes.read(0, &mut start) {
+        return;
+    }
+    let Some(wanted_flows) = WANTED.get(0) else { return };
+    // The way nearly all packets go: ordinary, between strangers, not seen before.
+    if let Some((src, dst)) = parse::ordinary(&start)
+        && flow::strangers(wanted_flows, src, dst)
+        && !anything_learned()
+        && slot(identity).is_none_or(|slot| slot.skb != identity)
+    {
+        return;
+    }
     let mut headers = Headers::default();
     let mut data = [0; 5];
-    if !network(bytes.0, 0, &mut headers) {
+    if !parse_start(bytes.0, 0, &start, &mut headers) {
         return;
     }
     let mut flags = unwrap(&bytes, &mut headers, &mut data);
-    if !wanted(&bytes, &mut headers) {
-        if !was_recognised(identity, &bytes, &mut headers) {
+    if !wanted(&bytes, &headers) {
+        if !was_recognised(identity, &headers) {
             return;
         }
         flags |= flag::TRACKED;
@@ -59,32 +72,33 @@ fn forget(skb: u64) {
     }
 }
 
-/// [`parse::network`] as a function of its own, with its own stack frame.
+/// [`parse::packet`] as a function of its own, with its own stack frame.
 #[inline(never)]
-pub fn network(address: u64, offset: u32, headers: &mut Headers) -> bool {
-    parse::network(&Memory(address), offset, headers)
+fn parse_start(address: u64, offset: u32, start: &Start, headers: &mut Headers) -> bool {
+    parse::packet(&Memory(address), offset, start, headers)
 }
 
-/// [`parse::transport`] likewise.
+/// Reads and parses the headers at `offset`.
 #[inline(never)]
-pub fn transport(address: u64, headers: &mut Headers) {
-    parse::transport(&Memory(address), headers);
+pub fn parse(address: u64, offset: u32, headers: &mut Headers) -> bool {
+    let mut start = [0; FIRST_READ];
+    Memory(address).read(offset, &mut start) && parse::packet(&Memory(address), offset, &start, headers)
 }
 
 /// Goes to the innermost packet, keeping in `data` what wraps it. Returns the flags for it.
 #[inline(always)]
 fn unwrap(bytes: &Memory, headers: &mut Headers, data: &mut Data) -> u8 {
     let mut flags = 0;
-    let (offset, encapsulation) = parse::inner(bytes, headers);
+    let (offset, encapsulation) = parse::inner(headers);
     if offset != 0 {
         // SAFETY: Outer is 40 bytes without padding.
         *data = unsafe { core::mem::transmute::<Outer, Data>(parse::outer_fields(headers, encapsulation)) };
-        if network(bytes.0, offset, headers) {
+        if parse(bytes.0, offset, headers) {
             flags |= flag::ENCAPSULATED;
         } else {
             // Not a tunnel after all: ordinary UDP on that port.
             *data = [0; 5];
-            network(bytes.0, 0, headers);
+            parse(bytes.0, 0, headers);
         }
     }
     if headers.fragment {
@@ -94,58 +108,47 @@ fn unwrap(bytes: &Memory, headers: &mut Headers, data: &mut Data) -> u8 {
 }
 
 /// Is this packet wanted: by its own addresses, because conntrack translates a wanted flow into it, or because it is an
-/// ICMP error about one? Reads the L4 header only where the addresses do not already say no.
+/// ICMP error about one?
 #[inline(always)]
-fn wanted(bytes: &Memory, headers: &mut Headers) -> bool {
-    if flow_wanted(bytes.0, headers) {
-        return true;
-    }
-    if !matches!(headers.protocol, protocol::ICMP | protocol::ICMPV6) {
-        return false;
-    }
-    transport(bytes.0, headers);
-    headers.is_icmp_error() && quoted_wanted(bytes.0, parse::quoted_offset(headers))
+fn wanted(bytes: &Memory, headers: &Headers) -> bool {
+    flow_wanted(headers) || (headers.is_icmp_error() && quoted_wanted(bytes.0, parse::quoted_offset(headers)))
 }
 
 #[inline(never)]
 fn quoted_wanted(address: u64, offset: u32) -> bool {
     let mut quoted = Headers::default();
-    network(address, offset, &mut quoted) && flow_wanted(address, &mut quoted)
+    parse(address, offset, &mut quoted) && flow_wanted(&quoted)
 }
 
-/// Does the packet belong to a wanted flow or to one that was learned? Leaves the L4 header read if so.
+/// Does the packet belong to a wanted flow or to one that was learned?
 #[inline(never)]
-fn flow_wanted(address: u64, headers: &mut Headers) -> bool {
+fn flow_wanted(headers: &Headers) -> bool {
     let Some(wanted) = WANTED.get(0) else { return false };
     for (index, rule) in wanted.rules.iter().enumerate() {
         if index as u32 >= wanted.count {
             break;
         }
-        if flow::differs_by_address(rule, headers) != 0 {
-            continue;
-        }
-        transport(address, headers);
-        if flow::differs_by_l4(rule, headers) == 0 {
+        if flow::differs(rule, headers) == 0 {
             return true;
         }
     }
-    // A stale value costs one lookup, or one packet at the moment of learning.
-    if ANY_LEARNED.get(0).is_none_or(|any| *any == 0) {
-        return false;
-    }
-    transport(address, headers);
     // SAFETY: only read.
-    unsafe { LEARNED.get(flow::learned_key(headers)) }.is_some()
+    anything_learned() && unsafe { LEARNED.get(flow::learned_key(headers)) }.is_some()
+}
+
+/// A stale answer costs one lookup, or one packet at the moment of learning.
+#[inline(always)]
+fn anything_learned() -> bool {
+    ANY_LEARNED.get(0).is_some_and(|any| *any != 0)
 }
 
 /// Was this very packet recognised at an earlier hook, before NAT or something opaque hid its addresses?
 #[inline(always)]
-fn was_recognised(skb: u64, bytes: &Memory, headers: &mut Headers) -> bool {
+fn was_recognised(skb: u64, headers: &Headers) -> bool {
     let Some(slot) = slot(skb) else { return false };
     if slot.skb != skb {
         return false;
     }
-    transport(bytes.0, headers);
     let same = flow::is_tracked(slot, headers);
     if !same {
         // The pointer serves another packet by now.
@@ -190,7 +193,6 @@ pub fn submit(head: &Head, headers: &Headers, mark: u32, data: &Data) {
         count(&LOST, head.hook);
         return;
     };
-    count(&WRITTEN, head.hook);
     let at = entry.as_mut_ptr();
     let Headers { src, dst, l4, ip_id, ip_len, ttl: _, protocol: _, header_len: _, fragment: _, offset: _ } = headers;
     // SAFETY: the entry is a Sighting's memory, 8-byte aligned, and every field of it is written here.

@@ -1,16 +1,16 @@
-//! Packet headers -> [`Headers`]. Plain Rust over a [`Bytes`], with constant-size reads and few branches, so that the
-//! verifier can follow and the host can test it. What a transport header means is for userspace to read.
+//! Packet headers -> [`Headers`]. Plain Rust over a [`Bytes`], with constant-size reads by whole words and few branches, so
+//! that the verifier can follow and the host can test it. What a transport header means is for userspace to read.
 //!
 //! RFC 791 (IPv4), RFC 8200 (IPv6), RFC 792 and 4443 (ICMP), RFC 9293 (TCP), RFC 768 (UDP), RFC 2003 (IP in IP),
 //! RFC 7348 (VXLAN).
 
-use tracer_common::{Address, Outer, address, encapsulation};
+use tracer_common::{Address, Outer, encapsulation};
 
 /// Somewhere to read packet bytes from.
 pub trait Bytes {
-    /// Copies `N` bytes at `offset`; false where they cannot be read, `into` is then undefined. Into a buffer of the
-    /// caller's, because a BPF stack holds 512 bytes and every copy of a return value counts.
-    fn read<const N: usize>(&self, offset: usize, into: &mut [u8; N]) -> bool;
+    /// Copies `4 * N` bytes at `offset`, as words of the machine; false where they cannot be read, `into` is then undefined.
+    /// Into a buffer of the caller's, because a BPF stack holds 512 bytes and every copy of a return value counts.
+    fn read<const N: usize>(&self, offset: u32, into: &mut [u32; N]) -> bool;
 }
 
 /// IP protocol numbers.
@@ -19,6 +19,8 @@ pub mod protocol {
     pub const ICMP: u8 = 1;
     /// IPv4 in IP.
     pub const IPIP: u8 = 4;
+    /// TCP.
+    pub const TCP: u8 = 6;
     /// UDP.
     pub const UDP: u8 = 17;
     /// IPv6 in IP.
@@ -33,9 +35,9 @@ pub mod protocol {
 const VXLAN_PORTS: [u16; 2] = [4789, 8472];
 /// Bytes from the start of the UDP header to the inner IP header: UDP 8, VXLAN 8, Ethernet 14.
 const VXLAN_HEADERS: u32 = 8 + 8 + 14;
-/// Length of an IPv6 header; one read of this many bytes holds an IPv4 header too. Behind any packet in a linear
-/// `sk_buff` lies `skb_shared_info`, so that this much can be read of a shorter one.
-const FIRST_READ: usize = 40;
+/// Words of the one read that holds an IPv6 header and 16 bytes of what follows. Behind any packet in a linear `sk_buff`
+/// lies `skb_shared_info` of some 300 bytes, so that this much can be read of a shorter one.
+pub const FIRST_READ: usize = 14;
 /// IPv6 extension headers that are skipped at the most. More than two are not seen in practice.
 const MAX_EXTENSIONS: usize = 2;
 
@@ -46,7 +48,7 @@ pub struct Headers {
     pub src: Address,
     /// Destination address.
     pub dst: Address,
-    /// The first 16 bytes of the L4 header, after [`transport`].
+    /// The first 16 bytes of the L4 header. Words that lie beyond the packet's end, and all of a later fragment's, are 0.
     pub l4: [u64; 2],
     /// Where the IP header begins, bytes from where reading began.
     pub offset: u32,
@@ -71,7 +73,7 @@ impl Headers {
         self.offset + self.header_len
     }
 
-    /// Is this an ICMP error, which quotes the packet it is about? Needs [`transport`].
+    /// Is this an ICMP error, which quotes the packet it is about?
     #[inline(always)]
     pub fn is_icmp_error(&self) -> bool {
         let kind = self.l4[0].to_ne_bytes()[0];
@@ -83,119 +85,141 @@ impl Headers {
     }
 }
 
-/// A buffer for a read. Cleared and read by whole words.
-#[repr(C, align(8))]
-struct Aligned<const N: usize>([u8; N]);
-
+/// Two words as one of twice the size, in the order they lie in memory.
 #[inline(always)]
-fn be16(bytes: &[u8], at: usize) -> u16 {
-    u16::from_be_bytes([bytes[at], bytes[at + 1]])
+pub fn join(first: u32, second: u32) -> u64 {
+    let (a, b) = (u64::from(first), u64::from(second));
+    if cfg!(target_endian = "little") { a | b << 32 } else { a << 32 | b }
 }
 
-/// Four bytes of an IPv4 address.
+/// An IPv4 address, as it lies in the packet, mapped into IPv6.
 #[inline(always)]
-pub fn mapped(a: u8, b: u8, c: u8, d: u8) -> Address {
-    [0, u64::from_ne_bytes([0, 0, 0xff, 0xff, a, b, c, d])]
+pub fn mapped(word: u32) -> Address {
+    [0, join(0xffff_u32.to_be(), word)]
 }
 
-/// Reads the IP header at `offset`. False: not IP, or it cannot be read.
+/// The first bytes of an IP packet, as words of the machine.
+pub type Start = [u32; FIRST_READ];
+
+/// Last words of both addresses, protocol and first word of the L4 header of a packet whose headers are of the ordinary kind:
+/// no options, no extensions, not encapsulated, no ICMP error. None: any other packet, which takes a closer look.
 #[inline(always)]
-pub fn network(bytes: &impl Bytes, offset: u32, headers: &mut Headers) -> bool {
-    let mut buffer = Aligned([0; FIRST_READ]);
-    let b = &mut buffer.0;
-    if !bytes.read(offset as usize, b) {
-        return false;
+pub fn ordinary(w: &Start) -> Option<(u32, u32)> {
+    let first = u32::from_be(w[0]) >> 24;
+    let (src, dst, protocol, l4) = if first == 0x45 {
+        (w[3], w[4], u32::from_be(w[2]) >> 16 & 0xff, w[5])
+    } else if first >> 4 == 6 {
+        (w[5], w[9], u32::from_be(w[1]) >> 8 & 0xff, w[10])
+    } else {
+        return None;
+    };
+    let l4 = u32::from_be(l4);
+    match protocol as u8 {
+        protocol::ICMP if matches!(l4 >> 24, 0 | 8) => Some((src, dst)),
+        protocol::ICMPV6 if l4 >> 24 >= 128 => Some((src, dst)),
+        protocol::TCP => Some((src, dst)),
+        protocol::UDP if !VXLAN_PORTS.contains(&(l4 as u16)) => Some((src, dst)),
+        _ => None,
     }
+}
+
+/// Reads the IP packet's headers at `offset`, which begin with `w`. False: not IP, or they cannot be read.
+#[inline(always)]
+pub fn packet(bytes: &impl Bytes, offset: u32, w: &Start, headers: &mut Headers) -> bool {
     headers.offset = offset;
-    headers.l4 = [0; 2];
-    match b[0] >> 4 {
+    let first = u32::from_be(w[0]);
+    match first >> 28 {
         4 => {
-            headers.src = mapped(b[12], b[13], b[14], b[15]);
-            headers.dst = mapped(b[16], b[17], b[18], b[19]);
-            headers.ip_id = be16(b, 4);
-            headers.ip_len = be16(b, 2);
-            headers.ttl = b[8];
-            headers.protocol = b[9];
-            headers.fragment = be16(b, 6) & 0x1fff != 0;
-            headers.header_len = u32::from(b[0] & 0xf) * 4;
-            headers.header_len >= 20
+            headers.src = mapped(w[3]);
+            headers.dst = mapped(w[4]);
+            headers.ip_len = first as u16;
+            let second = u32::from_be(w[1]);
+            headers.ip_id = (second >> 16) as u16;
+            headers.fragment = second & 0x1fff != 0;
+            let third = u32::from_be(w[2]);
+            headers.ttl = (third >> 24) as u8;
+            headers.protocol = (third >> 16) as u8;
+            headers.header_len = (first >> 24 & 0xf) * 4;
+            if headers.header_len == 20 {
+                transport(headers, join(w[5], w[6]), join(w[7], w[8]));
+                return true;
+            }
+            headers.header_len > 20 && far_transport(bytes, headers)
         }
         6 => {
-            headers.src = address16(b, 8);
-            headers.dst = address16(b, 24);
+            headers.src = [join(w[2], w[3]), join(w[4], w[5])];
+            headers.dst = [join(w[6], w[7]), join(w[8], w[9])];
+            let second = u32::from_be(w[1]);
+            headers.ip_len = ((second >> 16) as u16).saturating_add(40);
             headers.ip_id = 0;
-            headers.ip_len = be16(b, 4).saturating_add(40);
-            headers.ttl = b[7];
-            headers.protocol = b[6];
             headers.fragment = false;
+            headers.ttl = second as u8;
+            headers.protocol = (second >> 8) as u8;
             headers.header_len = 40;
-            extensions(bytes, headers)
+            if !is_extension(headers.protocol) {
+                transport(headers, join(w[10], w[11]), join(w[12], w[13]));
+                return true;
+            }
+            extensions(bytes, headers) && far_transport(bytes, headers)
         }
         _ => false,
     }
 }
 
+/// IPv6 extension headers that are skipped: hop-by-hop, routing, fragment, destination options.
 #[inline(always)]
-fn address16(bytes: &[u8; FIRST_READ], at: usize) -> Address {
-    let mut copy = [0; 16];
-    copy.copy_from_slice(&bytes[at..at + 16]);
-    address(copy)
+fn is_extension(protocol: u8) -> bool {
+    matches!(protocol, 0 | 43 | protocol::FRAGMENT | 60)
 }
 
-/// Goes past IPv6 extension headers: hop-by-hop, routing, fragment, destination options.
+/// Goes past IPv6 extension headers.
 #[inline(always)]
 fn extensions(bytes: &impl Bytes, headers: &mut Headers) -> bool {
     for _ in 0..MAX_EXTENSIONS {
-        if !matches!(headers.protocol, 0 | 43 | protocol::FRAGMENT | 60) {
+        if !is_extension(headers.protocol) {
             return true;
         }
-        let mut buffer = Aligned([0; 8]);
-        let b = &mut buffer.0;
-        if !bytes.read(headers.l4_offset() as usize, b) {
+        let mut w = [0; 1];
+        if !bytes.read(headers.l4_offset(), &mut w) {
             return false;
         }
+        let word = u32::from_be(w[0]);
         if headers.protocol == protocol::FRAGMENT {
-            headers.fragment = be16(b, 2) & 0xfff8 != 0;
+            headers.fragment = word & 0xfff8 != 0;
             headers.header_len += 8;
         } else {
-            headers.header_len += (u32::from(b[1]) + 1) * 8;
+            headers.header_len += ((word >> 16 & 0xff) + 1) * 8;
         }
-        headers.protocol = b[0];
+        headers.protocol = (word >> 24) as u8;
     }
     true
 }
 
-/// Reads the beginning of the L4 header, if the packet has one. What lies beyond the packet's end reads as 0 where
-/// fewer than 8 or than 16 bytes belong to it.
+/// Reads an L4 header that the first read did not reach.
 #[inline(always)]
-pub fn transport(bytes: &impl Bytes, headers: &mut Headers) {
-    let mut buffer = Aligned([0; 16]);
-    if headers.fragment || !bytes.read(headers.l4_offset() as usize, &mut buffer.0) {
-        return;
-    }
-    let room = u32::from(headers.ip_len).saturating_sub(headers.header_len);
-    let words = address(buffer.0);
-    if room >= 8 {
-        headers.l4[0] = words[0];
-    }
-    if room >= 16 {
-        headers.l4[1] = words[1];
-    }
+fn far_transport(bytes: &impl Bytes, headers: &mut Headers) -> bool {
+    let mut w = [0; 4];
+    let read = bytes.read(headers.l4_offset(), &mut w);
+    transport(headers, join(w[0], w[1]), join(w[2], w[3]));
+    read
 }
 
-/// Where the IP packet inside `outer` begins, and how it is wrapped; 0: nothing that we unwrap. Reads the UDP header
-/// to tell VXLAN.
+/// Keeps of the L4 header what belongs to the packet.
 #[inline(always)]
-pub fn inner(bytes: &impl Bytes, outer: &mut Headers) -> (u32, u8) {
-    if outer.fragment {
-        return (0, 0);
-    }
+fn transport(headers: &mut Headers, first: u64, second: u64) {
+    let room = if headers.fragment { 0 } else { u32::from(headers.ip_len).saturating_sub(headers.header_len) };
+    headers.l4[0] = if room >= 8 { first } else { 0 };
+    headers.l4[1] = if room >= 16 { second } else { 0 };
+}
+
+/// Where the IP packet inside `outer` begins, and how it is wrapped; 0: nothing that we unwrap.
+#[inline(always)]
+pub fn inner(outer: &Headers) -> (u32, u8) {
     match outer.protocol {
-        protocol::IPIP | protocol::IPV6 => (outer.l4_offset(), encapsulation::IPIP),
+        protocol::IPIP | protocol::IPV6 if !outer.fragment => (outer.l4_offset(), encapsulation::IPIP),
         protocol::UDP => {
-            transport(bytes, outer);
             let l4 = outer.l4[0].to_ne_bytes();
-            if VXLAN_PORTS.contains(&be16(&l4, 2)) {
+            if VXLAN_PORTS.contains(&u16::from_be_bytes([l4[2], l4[3]])) {
                 (outer.l4_offset() + VXLAN_HEADERS, encapsulation::VXLAN)
             } else {
                 (0, 0)

@@ -2,6 +2,7 @@
 
 use std::{
     fs::{self, File},
+    os::unix::{fs::PermissionsExt, process::CommandExt},
     process::{Command, Output, Stdio},
 };
 
@@ -152,4 +153,104 @@ fn doctor_says_what_this_machine_can_do() {
     let fatal = text.contains("FATAL");
     assert_eq!(output.status.code(), Some(i32::from(fatal)), "{text}");
     assert!(!text.contains('\x1b'), "a pipe is plain");
+}
+
+/// Runs in a mount namespace of its own after `prepare`, with these files in the folder. Needs root.
+fn elsewhere(prepare: &str, inventory: &str, arguments: &str) -> String {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    fs::write(folder.path().join("inventory.toml"), inventory).expect("writes");
+    let script = format!("{prepare} && exec {} {arguments}", env!("CARGO_BIN_EXE_podpath"));
+    let mut command = Command::new("unshare");
+    command
+        .args(["--mount", "sh", "-c", &script])
+        .current_dir(folder.path())
+        .env_remove("COLUMNS")
+        .stdin(Stdio::null());
+    let output = command.output().expect("unshare is installed");
+    assert_eq!(output.status.code(), Some(1), "{}", told(&output));
+    told(&output)
+}
+
+#[test]
+fn a_lab_that_cannot_be_chosen() {
+    let labs = |names: &str| {
+        format!(
+            "mount -t tmpfs none /run && for lab in {names}; do mkdir -p /run/podpath/lab/$lab && touch /run/podpath/lab/$lab/inventory.toml; done"
+        )
+    };
+    insta::assert_snapshot!("no_lab", elsewhere(&labs(""), "", "trace bb2 bb1"));
+    insta::assert_snapshot!("several_labs", elsewhere(&labs("one two"), "", "trace bb2 bb1"));
+    insta::assert_snapshot!("no_such_lab", elsewhere(&labs("one two"), "", "trace bb2 bb1 --lab three"));
+}
+
+#[test]
+fn a_kernel_without_btf() {
+    let inventory =
+        format!("[[node]]\nname = \"node-1\"\ncommand = [\"{}\", \"session\"]\n", env!("CARGO_BIN_EXE_podpath-agent"));
+    let covered = "mount -t tmpfs none /sys/kernel/btf";
+    insta::assert_snapshot!(
+        "no_btf",
+        elsewhere(covered, &inventory, "trace 10.0.0.1 10.0.0.2 --inventory inventory.toml")
+    );
+}
+
+/// Inventory of one node that is reached so.
+fn node(command: &[&str]) -> String {
+    format!("[[node]]\nname = \"node-1\"\ncommand = {command:?}\n")
+}
+
+#[test]
+fn a_session_that_does_not_begin() {
+    let told = |command: &[&str]| {
+        let arguments = ["trace", "10.0.0.1", "10.0.0.2", "--inventory", "inventory.toml"];
+        in_folder(&[("inventory.toml", &node(command))], &arguments)
+    };
+    insta::assert_snapshot!("agent_not_found", told(&["podpath-agnt", "session"]));
+    insta::assert_snapshot!(
+        "agent_fails",
+        told(&["sh", "-c", "echo 'ssh: node-1: no route; giving up' >&2; exit 255"])
+    );
+    insta::assert_snapshot!("agent_silent", told(&["false"]));
+    insta::assert_snapshot!("agent_greets", told(&["echo", "Welcome to node-1"]));
+}
+
+#[test]
+fn names_without_an_identity_file() {
+    insta::assert_snapshot!("local_name", in_folder(&[], &["trace", "bb2", "10.0.0.2", "--local"]));
+    insta::assert_snapshot!("inventory_name", in_folder(&[("inventory.toml", &node(&["false"]))], &TRACE));
+}
+
+/// Runs both binaries as a user who may nothing. Needs root, to become that user.
+fn as_nobody(name: &str, arguments: &[&str], inventory: &str) -> String {
+    const NOBODY: u32 = 65534;
+    // Not from the target folder, which nobody else need be able to read.
+    let folder = tempfile::tempdir().expect("temporary folder");
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("own folder");
+    for (name, path) in
+        [("podpath", env!("CARGO_BIN_EXE_podpath")), ("podpath-agent", env!("CARGO_BIN_EXE_podpath-agent"))]
+    {
+        fs::copy(path, folder.path().join(name)).expect("copies");
+    }
+    fs::write(folder.path().join("inventory.toml"), inventory).expect("writes");
+    let mut command = Command::new(folder.path().join(name));
+    command.args(arguments).current_dir(folder.path()).env_remove("COLUMNS").stdin(Stdio::null());
+    let output = command.uid(NOBODY).gid(NOBODY).output().expect("starts, as root");
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let own = folder.path().to_str().expect("UTF-8");
+    // What a session says goes to podpath.
+    format!("--- stderr\n{}", String::from_utf8_lossy(&output.stderr).replace(own, "[folder]"))
+}
+
+#[test]
+fn without_root() {
+    let trace = ["trace", "10.0.0.1", "10.0.0.2", "--inventory", "inventory.toml"];
+    insta::assert_snapshot!("not_root", as_nobody("podpath", &trace, &node(&["podpath-agent", "session"])));
+    // What `ip netns exec` says to such a user.
+    let netns = [
+        "sh",
+        "-c",
+        "echo 'setting the network namespace \"lab-node1\" failed: Operation not permitted' >&2; exit 255",
+    ];
+    insta::assert_snapshot!("not_root_netns", as_nobody("podpath", &trace, &node(&netns)));
+    insta::assert_snapshot!("not_root_agent", as_nobody("podpath-agent", &["session"], ""));
 }

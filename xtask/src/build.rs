@@ -17,8 +17,9 @@ use crate::{
 
 /// The BPF target of the host's byte order: kernel and programs share memory.
 const TARGET: &str = if cfg!(target_endian = "big") { "bpfeb-unknown-none" } else { "bpfel-unknown-none" };
-/// BTF is made from debug information; aya and the verifier need it.
-const FLAGS: &str = "-Cdebuginfo=2\x1f-Clink-arg=--btf";
+/// BTF is made from debug information; aya and the verifier need it. Without the last one LLVM turns every clearing of an array
+/// into a call of a byte-by-byte memset, a loop that the verifier follows for each of its bytes.
+const FLAGS: &str = "-Cdebuginfo=2\x1f-Clink-arg=--btf\x1f-Clink-arg=--disable-expand-memcpy-in-order";
 
 /// Builds the kernel object and returns its path, `target/ebpf/podpath-ebpf.o` in the clone. The file is touched only
 /// when its bytes change, so that what embeds it is not built again for nothing.

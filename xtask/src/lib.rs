@@ -1,5 +1,6 @@
 //! podpath's workshop: builds the kernel object, brings up labs, runs tests and benches.
 
+pub mod bench;
 pub mod build;
 pub mod demo;
 pub mod interrupt;

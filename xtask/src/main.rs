@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
-use xtask::{build, demo, interrupt, lab, packages, test};
+use xtask::{bench, build, demo, interrupt, lab, packages, test};
 
 /// podpath's workshop: everything around the code that cargo alone does not do.
 ///
@@ -41,9 +41,19 @@ enum Task {
     /// Build all, bring up a lab of two Kubernetes-like nodes, trace pings across it, remove it again (needs root)
     Demo,
 
+    /// Measure podpath's own cost on this machine (needs root)
+    #[command(subcommand)]
+    Bench(Bench),
+
     /// Bring up, list and remove labs: clusters made of network namespaces (needs root)
     #[command(subcommand)]
     Lab(Lab),
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// ns per run of every kernel program, beside an empty one in the same run, by the kernel's own statistics
+    Hooks,
 }
 
 #[derive(Subcommand)]
@@ -90,6 +100,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Build => println!("{}", build::kernel_object()?.display()),
         Task::Test { skip, arguments } => return test::run(&test::Options { skip, arguments }),
         Task::Demo => return demo::run(),
+        Task::Bench(Bench::Hooks) => bench::hooks()?,
         Task::Lab(Lab::Up { profile, name }) => up(&profile, name.as_deref().unwrap_or(&profile))?,
         Task::Lab(Lab::Down { name, all }) => down(name, all)?,
         Task::Lab(Lab::Status) => status()?,

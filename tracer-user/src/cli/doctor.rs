@@ -11,7 +11,10 @@ use crate::doctor;
 /// # Errors
 /// The result could not be written.
 pub(super) fn run() -> Result<u8, Error> {
-    let checks = doctor::checks();
+    #[cfg_attr(not(target_os = "linux"), expect(unused_mut, reason = "only Linux has more to check"))]
+    let mut checks = doctor::checks();
+    #[cfg(target_os = "linux")]
+    checks.extend(crate::probe::doctor::checks());
     let look = Surroundings::of_stdout().look();
     write_stdout(doctor::text(&checks, look.color, look.width).as_bytes()).map_err(Error::Output)?;
     Ok(u8::from(!doctor::can_trace(&checks)))

@@ -31,7 +31,7 @@ pub(super) enum Error {
     #[error(transparent)]
     Identity(#[from] identity::Error),
     /// Nobody knows the name.
-    #[error("{unknown}; and this machine's resolver says of the host name {name}: {cause}")]
+    #[error("{}", neither(.unknown, .name, .cause))]
     HostName {
         /// What identity said.
         unknown: String,
@@ -83,6 +83,9 @@ pub(super) enum Error {
     /// A session failed.
     #[error(transparent)]
     Session(Box<session::DriveError>),
+    /// Asked to end before there was anything to show.
+    #[error("trace: interrupted before the first packet was seen; start it again")]
+    Interrupted,
     /// No threads or descriptors for the work.
     #[error("podpath could not start its threads: {0}; check the limits on threads and open files (ulimit -a)")]
     Runtime(#[source] io::Error),
@@ -95,6 +98,12 @@ impl From<session::DriveError> for Error {
     fn from(error: session::DriveError) -> Self {
         Self::Session(Box::new(error))
     }
+}
+
+/// `unknown` may end in a way out, which is to stand last.
+fn neither(unknown: &str, name: &str, cause: &io::Error) -> String {
+    let (what, way_out) = unknown.split_once("; ").unwrap_or((unknown, "give an address"));
+    format!("{what}, and this machine's resolver says of the host name {name}: {cause}; {way_out}")
 }
 
 fn choices(labs: &[String]) -> String {
@@ -119,9 +128,9 @@ fn whereabouts(node: Option<&str>) -> String {
 /// As it is printed: `podpath: thing: cause`, and the way out on a line of its own.
 pub(super) fn lines(error: &Error) -> String {
     let text = error.to_string();
-    // A message may have put its way out on a line of its own already.
+    let own_line = text.lines().skip(1).last().is_some_and(|last| last.starts_with("  "));
     match text.rsplit_once("; ") {
-        Some((what, way_out)) if !way_out.contains('\n') => format!("podpath: {what}\n  {way_out}\n"),
+        Some((what, way_out)) if !own_line => format!("podpath: {what}\n  {way_out}\n"),
         _ => format!("podpath: {text}\n"),
     }
 }
@@ -139,7 +148,9 @@ mod tests {
             Error::NoSuchLab { wanted: "x".into(), running: names(&["calico-bgp"]) },
             Error::NoSuchLab { wanted: "x".into(), running: Vec::new() },
             Error::HostName {
-                unknown: "www.example.com: no such pod or node in lab calico-bgp".into(),
+                unknown:
+                    "www.example.com: no such pod or node in lab calico-bgp; see which there are: kubectl get pods"
+                        .into(),
                 name: "www.example.com".into(),
                 cause: io::Error::other("Name or service not known"),
             },
@@ -148,6 +159,7 @@ mod tests {
             Error::SourceOnNoNode { source_name: "bb7".into(), node: Some("node-7".into()), nodes: names(&["node-1"]) },
             Error::SourceOnNoNode { source_name: "10.1.1.1".into(), node: None, nodes: names(&["node-1", "node-2"]) },
             Error::SameEnds { name: "bb1".into() },
+            Error::Interrupted,
             Error::Output(io::Error::other("No space left on device")),
         ];
         let text: String = all.iter().map(lines).collect();

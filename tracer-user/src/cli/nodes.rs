@@ -9,7 +9,7 @@ use crate::session::Failure;
 use crate::session::LiveNode;
 use crate::{
     identity::Directory,
-    session::{Connection, DriveError, Inventory, InventoryNode},
+    session::{Connection, DriveError, Inventory, InventoryNode, as_typed},
 };
 
 /// Where to trace, and who is who there.
@@ -40,7 +40,7 @@ impl Node {
     pub(super) fn connect(&self) -> Result<Connection, Error> {
         let Some(command) = &self.command else { return local(&self.name) };
         Connection::spawn(self.name.as_str(), &command.words()).map_err(|source| {
-            let (node, command) = (self.name.clone(), command.command.join(" "));
+            let (node, command) = (self.name.clone(), as_typed(&command.command));
             DriveError::Start { node, command, source }.into()
         })
     }

@@ -94,6 +94,22 @@ impl Progress {
     pub(super) fn now(&self, text: String) {
         self.0.set_message(text);
     }
+
+    /// To be cleared from elsewhere.
+    pub(super) fn line(&self) -> Line {
+        Line(self.0.clone())
+    }
+}
+
+/// The line that progress is shown on.
+#[derive(Clone, Debug)]
+pub(super) struct Line(ProgressBar);
+
+impl Line {
+    /// Leaves it empty, for a process that is about to end.
+    pub(super) fn clear(&self) {
+        self.0.finish_and_clear();
+    }
 }
 
 impl Drop for Progress {

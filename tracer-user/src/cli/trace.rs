@@ -9,7 +9,7 @@ use super::{
     ends::{self, Resolved},
     error::Error,
     nodes::{self, Cluster, Node},
-    terminal::{Progress, Surroundings, write_stdout},
+    terminal::{Line, Progress, Surroundings, write_stdout},
     watch::Watch,
 };
 use crate::{
@@ -28,6 +28,8 @@ const HEADERS: u32 = 28;
 const ARMED_WITHIN: Duration = Duration::from_secs(30);
 /// After the last request that a passive trace waits for: its reply.
 const LAST_REPLY: Duration = Duration::from_secs(1);
+/// Traced, and not all that was asked for completed.
+const NOT_ALL: u8 = 3;
 /// What a session may take beside the probes: arming, reading back.
 const MARGIN: Duration = Duration::from_secs(60);
 
@@ -50,15 +52,26 @@ pub(super) async fn run(args: &TraceArgs) -> Result<u8, Error> {
     let enough = Notify::new();
     let home = home.map(|index| cluster.nodes[index].name.clone());
     let mut report = Report::new(args, &resolved, home);
-    let driven = session::drive(connections.into_iter().zip(requests).collect(), plan, stopped(&enough), |step| {
-        if let Some(text) = report.step(&step) {
-            progress.now(text);
-        }
-        if report.enough() {
-            enough.notify_one();
-        }
-    })
+    let driven = session::drive(
+        connections.into_iter().zip(requests).collect(),
+        plan,
+        stopped(&enough, progress.line()),
+        |step| {
+            if let Some(text) = report.step(&step) {
+                progress.now(text);
+            }
+            if report.enough() {
+                enough.notify_one();
+            }
+        },
+    )
     .await?;
+    if driven.interrupted && driven.evidence.nodes.iter().all(|node| node.records.is_empty()) && !args.passive {
+        return Err(Error::Interrupted);
+    }
+    let unsent = if args.passive { 0 } else { usize::from(args.count).saturating_sub(driven.evidence.probes.len()) };
+    // Who ends it early knows that; what ended it otherwise took exchanges away that were asked for.
+    let cut_short = unsent > 0 && !driven.interrupted;
     progress.now("putting the path together".to_owned());
     let joined = join(&driven.evidence, &resolved.ends, &cluster.directory);
     let trace = assemble(args, &cluster, resolved, started, (driven, joined));
@@ -73,26 +86,50 @@ pub(super) async fn run(args: &TraceArgs) -> Result<u8, Error> {
         }
     };
     write_stdout(&bytes).map_err(Error::Output)?;
-    Ok(render::exit_code(&trace))
+    Ok(if cut_short { NOT_ALL } else { render::exit_code(&trace) })
 }
 
-/// Ctrl-C, or a passive trace has seen enough. A second Ctrl-C does not wait for anything: sessions end with their input,
-/// and leave nothing behind.
-async fn stopped(enough: &Notify) {
+/// Ctrl-C or another request to end, or a passive trace has seen enough. A second one does not wait for anything: sessions
+/// end with their input, and leave nothing behind.
+async fn stopped(enough: &Notify, line: Line) {
     tokio::select! {
         () = enough.notified() => tokio::time::sleep(LAST_REPLY).await,
-        interrupt = tokio::signal::ctrl_c() => {
-            if interrupt.is_err() {
-                // No handler, so Ctrl-C ends the process: nothing to wait for.
-                std::future::pending::<()>().await;
-            }
-            tokio::spawn(async {
-                if tokio::signal::ctrl_c().await.is_ok() {
-                    std::process::exit(130);
-                }
+        _code = asked_to_end() => {
+            tokio::spawn(async move {
+                let code = asked_to_end().await;
+                line.clear();
+                std::process::exit(code);
             });
         }
     }
+}
+
+/// Until a signal asks the process to end; returns the exit code that says which, as shells count them. Not SIGHUP: with the
+/// terminal gone nobody reads what was seen, and nohup(1) is to be obeyed.
+#[cfg(unix)]
+async fn asked_to_end() -> i32 {
+    use tokio::signal::unix::{SignalKind, signal};
+
+    let next = |kind: SignalKind| async move {
+        match signal(kind) {
+            Ok(mut signals) => signals.recv().await,
+            // No handler, so the signal itself ends the process: nothing to wait for.
+            Err(_) => std::future::pending().await,
+        };
+        128 + kind.as_raw_value()
+    };
+    tokio::select! {
+        code = next(SignalKind::interrupt()) => code,
+        code = next(SignalKind::terminate()) => code,
+    }
+}
+
+#[cfg(not(unix))]
+async fn asked_to_end() -> i32 {
+    if tokio::signal::ctrl_c().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+    130
 }
 
 /// What happened so far, for a person who waits.
@@ -204,13 +241,16 @@ fn assemble(
     started: String,
     (driven, joined): (Driven, Joined),
 ) -> Trace {
-    let Driven { evidence, nodes, warnings, interrupted: _ } = driven;
+    let Driven { evidence, nodes, warnings, interrupted } = driven;
+    let early = early_end(args, evidence.probes.len(), interrupted);
     let Joined { mut exchanges, routers, warnings: doubts, smallest_mtu } = joined;
-    // While the last one that was asked for came to its end, others began.
-    exchanges.truncate(args.count.into());
+    if args.passive {
+        // More may have begun while the last reply was waited for.
+        exchanges.truncate(args.count.into());
+    }
     let lost_events = nodes.iter().map(lost).sum();
     let nodes = nodes.into_iter().map(|node| TracedNode {
-        kernel: node.hello.map(|hello| hello.about.kernel).unwrap_or_default(),
+        kernel: node.hello.map(|hello| hello.about.kernel),
         complete: evidence.nodes.iter().any(|seen| seen.name == node.name && seen.complete),
         address: ends::node_address(&cluster.directory, &node.name),
         name: node.name,
@@ -223,7 +263,7 @@ fn assemble(
         exchanges,
         routers,
         lost_events,
-        warnings: [notes, warnings, doubts].concat(),
+        warnings: [notes, early, warnings, doubts].concat(),
         context: cluster.context.clone(),
         started,
         nodes: nodes.collect(),
@@ -234,6 +274,15 @@ fn assemble(
             format!("icmp echo {} B", u32::from(args.size) + HEADERS)
         },
     }
+}
+
+/// Fewer probes than asked for have an end that is known.
+fn early_end(args: &TraceArgs, probes: usize, interrupted: bool) -> Vec<String> {
+    if args.passive || probes >= usize::from(args.count) {
+        return Vec::new();
+    }
+    let why = if interrupted { "the trace was interrupted" } else { "the sending session ended early" };
+    vec![format!("{probes} of {} probes came to their end: {why}", args.count)]
 }
 
 /// Everything that a node saw and we did not get or understand.

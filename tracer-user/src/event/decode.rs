@@ -179,3 +179,157 @@ fn tuple(fields: &Fields<'_>, at: usize) -> Tuple {
         l4_dst: fields.u16(at + offset_of!(raw::Tuple, l4_dst)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The bytes of a record, written at the places that the kernel side's structures give.
+    struct Bytes([u8; RECORD_SIZE]);
+
+    impl Bytes {
+        fn of(hook: u8, flags: u8) -> Self {
+            let mut bytes = Self([0; RECORD_SIZE]);
+            bytes.put(offset_of!(raw::Head, hook), [hook]).put(offset_of!(raw::Head, flags), [flags]);
+            bytes
+        }
+
+        fn put<const N: usize>(&mut self, at: usize, value: [u8; N]) -> &mut Self {
+            self.0[at..at + N].copy_from_slice(&value);
+            self
+        }
+
+        fn address(&mut self, at: usize, text: &str) -> &mut Self {
+            self.put(at, crate::event::to_bytes(text.parse().expect("an address")))
+        }
+    }
+
+    /// An echo request from 10.0.0.1 to 10.0.0.2.
+    fn echo(hook: u8, flags: u8) -> Bytes {
+        let mut bytes = Bytes::of(hook, flags);
+        bytes
+            .put(offset_of!(raw::Head, time_ns), 123_456_u64.to_ne_bytes())
+            .put(offset_of!(raw::Head, skb), 77_u64.to_ne_bytes())
+            .put(offset_of!(raw::Head, cpu), 3_u16.to_ne_bytes())
+            .put(offset_of!(raw::Head, netns), 4_026_531_840_u32.to_ne_bytes())
+            .put(offset_of!(raw::Head, ifindex), 22_u32.to_ne_bytes())
+            .put(offset_of!(raw::Head, protocol), [1])
+            .put(offset_of!(raw::Head, ttl), [63])
+            .put(offset_of!(raw::Head, header_len), 20_u16.to_ne_bytes())
+            .put(offset_of!(raw::Sighting, mark), 0x4000_u32.to_ne_bytes())
+            .put(offset_of!(raw::Sighting, ip_id), 0x1234_u16.to_ne_bytes())
+            .put(offset_of!(raw::Sighting, ip_len), 84_u16.to_ne_bytes())
+            .put(offset_of!(raw::Sighting, l4), [8, 0, 0xaa, 0xbb, 0x12, 0x34, 0, 5, 1, 2, 3, 4, 5, 6, 7, 8])
+            .address(offset_of!(raw::Sighting, src), "10.0.0.1")
+            .address(offset_of!(raw::Sighting, dst), "10.0.0.2");
+        bytes
+    }
+
+    fn sighting_of(bytes: &Bytes) -> Sighting {
+        match record(&bytes.0) {
+            Ok(Record::Sighting(sighting)) => sighting,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn an_echo_request_is_read_field_by_field() {
+        let sighting = sighting_of(&echo(hook::QUEUE, flag::CONNTRACK | flag::TRACKED));
+        let packet = Packet {
+            src: "10.0.0.1".parse().expect("an address"),
+            dst: "10.0.0.2".parse().expect("an address"),
+            ttl: 63,
+            ip_id: 0x1234,
+            ip_len: 84,
+            l4: L4::Icmp { kind: 8, code: 0, id: 0x1234, seq: 5, nonce: 0x0102_0304_0506_0708 },
+        };
+        let expected = Sighting {
+            time_ns: 123_456,
+            skb: 77,
+            hook: Hook::Queue,
+            cpu: 3,
+            netns: 4_026_531_840,
+            ifindex: 22,
+            mark: 0x4000,
+            tracked: true,
+            conntrack: Some(CtDirection::Original),
+            packet,
+            outer: None,
+            free: None,
+        };
+        assert_eq!(sighting, expected);
+    }
+
+    #[test]
+    fn a_free_says_where_and_why() {
+        let mut bytes = echo(hook::DROP, flag::FREED | flag::REASON);
+        let at = offset_of!(raw::Sighting, data);
+        bytes.put(at + offset_of!(raw::Free, location), 0xffff_ffff_8123_4567_u64.to_ne_bytes());
+        bytes.put(at + offset_of!(raw::Free, reason), 3_u32.to_ne_bytes());
+        let free = sighting_of(&bytes).free.expect("a free");
+        assert_eq!((free.location, free.reason), (0xffff_ffff_8123_4567, Some(3)));
+        // Before 5.17 the kernel gives no reason; 0 would be one.
+        let older = sighting_of(&echo(hook::DROP, flag::FREED));
+        assert_eq!(older.free.expect("a free").reason, None);
+    }
+
+    #[test]
+    fn an_outer_header_is_read_where_there_is_one() {
+        let mut bytes = echo(hook::XMIT, flag::ENCAPSULATED);
+        let at = offset_of!(raw::Sighting, data);
+        bytes
+            .address(at + offset_of!(raw::Outer, src), "172.20.58.60")
+            .address(at + offset_of!(raw::Outer, dst), "172.20.50.50")
+            .put(at + offset_of!(raw::Outer, ttl), [62])
+            .put(at + offset_of!(raw::Outer, encapsulation), [encapsulation::IPIP]);
+        let outer = sighting_of(&bytes).outer.expect("an outer header");
+        assert_eq!((outer.src.to_string(), outer.ttl), ("172.20.58.60".to_owned(), 62));
+        assert_eq!(outer.encapsulation, Encapsulation::Ipip);
+        bytes.put(at + offset_of!(raw::Outer, encapsulation), [9]);
+        assert_eq!(record(&bytes.0), Err(Error::Encapsulation(9)));
+    }
+
+    #[test]
+    fn what_a_packet_is_too_short_for_is_not_read() {
+        let mut bytes = echo(hook::QUEUE, 0);
+        // ping -s 0: the nonce's bytes are not the packet's.
+        bytes.put(offset_of!(raw::Sighting, ip_len), 28_u16.to_ne_bytes());
+        assert!(matches!(sighting_of(&bytes).packet.l4, L4::Icmp { seq: 5, nonce: 0, .. }));
+        bytes.put(offset_of!(raw::Sighting, ip_len), 24_u16.to_ne_bytes());
+        assert_eq!(sighting_of(&bytes).packet.l4, L4::Other { protocol: 1 });
+    }
+
+    #[test]
+    fn what_is_no_record_is_refused() {
+        assert_eq!(record(&[0; 127]), Err(Error::Size(127)));
+        assert_eq!(record(&Bytes::of(42, 0).0), Err(Error::Hook(42)));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let _any = record(&bytes);
+        }
+
+        #[test]
+        fn every_record_of_the_right_size_and_a_known_hook_decodes(
+            mut bytes in proptest::collection::vec(any::<u8>(), RECORD_SIZE),
+            known in 1_u8..=6,
+        ) {
+            bytes[offset_of!(raw::Head, hook)] = known;
+            let decoded = record(&bytes);
+            let refused = matches!(decoded, Err(Error::Encapsulation(_)));
+            prop_assert!(refused || decoded.is_ok(), "{decoded:?}");
+        }
+
+        #[test]
+        fn addresses_survive(address in any::<IpAddr>()) {
+            // An IPv4-mapped IPv6 address and its IPv4 address are the same to the kernel programs.
+            prop_assert_eq!(from_bytes(crate::event::to_bytes(address)), address.to_canonical());
+        }
+    }
+}

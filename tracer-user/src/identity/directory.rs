@@ -69,7 +69,7 @@ impl Directory {
     /// Knows nobody: addresses only.
     #[must_use]
     pub fn empty() -> Directory {
-        Directory { context: "an empty directory".to_owned(), ..Directory::default() }
+        Directory { context: "this trace, which knows no identity file".to_owned(), ..Directory::default() }
     }
 
     /// Reads a file.

@@ -8,7 +8,7 @@ use super::{KUBECTL_COMMAND, MAX_FILE_BYTES};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file could not be read.
-    #[error("cannot read the identity file {}: {source}", path.display())]
+    #[error("{}: cannot read the identity file: {source}\n  name another in the inventory, or make one by: {KUBECTL_COMMAND} > FILE", path.display())]
     Read {
         /// Which.
         path: PathBuf,
@@ -134,7 +134,7 @@ impl fmt::Display for Reason {
                 write!(f, "the API knows no InternalIP or ExternalIP of this node; name its address instead")
             }
             Reason::Service { endpoints } if endpoints.is_empty() => {
-                write!(f, "services are not traced yet, and this one has no endpoints to trace to")
+                write!(f, "services are not traced yet, and this one has no endpoints; name a pod or an address")
             }
             Reason::Service { endpoints } => {
                 write!(f, "services are not traced yet; trace to one of its endpoints: {}", endpoints.join(", "))
@@ -159,7 +159,7 @@ pub enum ParseError {
 
 fn like(what: &str, similar: &[String]) -> String {
     match similar {
-        [] => String::new(),
+        [] => "; see which there are: kubectl get pods,nodes -A -o wide, or give an address".to_owned(),
         [one] => format!("; did you mean {one}?"),
         many => format!("; {}s like it: {}", what.split(' ').next().unwrap_or(what), many.join(", ")),
     }

@@ -1,8 +1,10 @@
 //! ICMP echo probes from inside the source's network namespace.
 //!
-//! The round-trip time is taken the way `ping` takes it: the clock is read just before the packet is handed to the
-//! kernel, and the kernel itself stamps the reply when its device delivers it, so that the time until our thread
-//! runs again does not count.
+//! The round-trip time is the kernel's own, by its stamps on our socket's packets (`SO_TIMESTAMPING`): from where the
+//! request is handed to its device's queue to where the reply's device delivers it. Neither the way through the system
+//! call nor the time until our thread runs again counts, and no program of ours has a part in it, so that it checks what
+//! they say. Where the kernel does not stamp the request, our clock just before the system call stands in: some
+//! 20 to 50 us more.
 
 use std::{
     io,
@@ -195,8 +197,8 @@ fn inject(
                 nonce: ping.nonce_base.wrapping_add(u64::from(sent)),
                 rtt_ns: None,
             };
-            match send(&socket, &header, &probe, ttl, ping.size) {
-                Ok(at) => pending.sent(probe, at),
+            match send(&mut socket, &header, &probe, ttl, ping.size) {
+                Ok((key, at)) => pending.sent(probe, key, at),
                 // Built, and then refused on its way out, by a netfilter rule or a full queue: a probe that got no
                 // further. Its path is what the trace is for.
                 Err(Errno::EPERM | Errno::ENOBUFS) => on_probe(probe),
@@ -213,7 +215,13 @@ fn inject(
             let pause = wake.map_or(STOP_CHECK, |at| at.saturating_duration_since(now)).min(STOP_CHECK);
             socket.wait(pause)?;
         }
-        while let Some((answer, at)) = socket.receive(&header)? {
+        loop {
+            let answer = socket.receive(&header)?;
+            // In this order, because an answer's request has its stamp by now.
+            while let Some((key, at)) = socket.handed_over()? {
+                pending.queued(key, at);
+            }
+            let Some((answer, at)) = answer else { break };
             pending.answer(answer, at).into_iter().for_each(&mut on_probe);
         }
         pending.expire(Instant::now()).for_each(&mut on_probe);
@@ -222,12 +230,18 @@ fn inject(
     Ok(())
 }
 
-/// Sends one probe; the time is read right before.
-fn send(socket: &EchoSocket, header: &Header, probe: &Probe, ttl: u8, size: u16) -> Result<pending::SendTime, Errno> {
+/// Sends one probe; the time is read right before. Returns the key of its stamp too.
+fn send(
+    socket: &mut EchoSocket,
+    header: &Header,
+    probe: &Probe,
+    ttl: u8,
+    size: u16,
+) -> Result<(u32, pending::SendTime), Errno> {
     let bytes = header.echo_request(probe, ttl, size);
     let at = pending::SendTime::now();
-    socket.send(&bytes, header.dst)?;
-    Ok(at)
+    let key = socket.send(&bytes, header.dst)?;
+    Ok((key, at))
 }
 
 /// The IP id of probe `seq`: a different one for each, and never 0, which the kernel would replace by one of its own.

@@ -8,19 +8,28 @@ use std::{
 use super::packet::Answer;
 use crate::path::Probe;
 
-/// When a probe was sent, by both clocks. The kernel stamps replies with the wall clock, which may be stepped in
+/// When a probe was sent, by both clocks. The kernel stamps packets with the wall clock, which may be stepped in
 /// between; the monotonic clock tells whether it was.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SendTime {
+    /// Before the system call that sent it.
     monotonic: Instant,
     wall: SystemTime,
+    /// When its device's queue got it; None if the kernel has not said (yet).
+    queued: Option<SystemTime>,
 }
 
 impl SendTime {
-    /// Now. The wall clock, from which the round trip is counted, is read last.
+    /// Now, by our own reading. The wall clock, from which the round trip is counted if the kernel gives no stamp, is
+    /// read last.
     pub(super) fn now() -> Self {
         let monotonic = Instant::now();
-        Self { monotonic, wall: SystemTime::now() }
+        Self { monotonic, wall: SystemTime::now(), queued: None }
+    }
+
+    /// From where the round trip counts: the kernel's stamp, unless the wall clock was stepped back before it.
+    fn start(&self) -> SystemTime {
+        self.queued.filter(|at| *at >= self.wall).unwrap_or(self.wall)
     }
 }
 
@@ -33,18 +42,26 @@ pub(super) struct ReceiveTime {
     pub(super) kernel: Option<SystemTime>,
 }
 
-/// Round-trip time in ns: by the kernel's stamp, unless the wall clock was stepped meanwhile.
+/// Round-trip time in ns: by the kernel's stamps, unless the wall clock was stepped meanwhile.
 fn round_trip(sent: SendTime, received: ReceiveTime) -> u64 {
     let upper = received.monotonic.saturating_duration_since(sent.monotonic);
-    let stamped = received.kernel.and_then(|at| at.duration_since(sent.wall).ok()).filter(|rtt| *rtt <= upper);
+    let stamped = received.kernel.and_then(|at| at.duration_since(sent.start()).ok()).filter(|rtt| *rtt <= upper);
     stamped.unwrap_or(upper).as_nanos().try_into().unwrap_or(u64::MAX)
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Sent {
+    probe: Probe,
+    /// Of the kernel's stamp on it.
+    key: u32,
+    at: SendTime,
 }
 
 /// The probes whose fate is open, oldest first.
 #[derive(Debug)]
 pub(super) struct Pending {
     timeout: Duration,
-    probes: VecDeque<(Probe, SendTime)>,
+    probes: VecDeque<Sent>,
 }
 
 impl Pending {
@@ -56,22 +73,29 @@ impl Pending {
         self.probes.is_empty()
     }
 
-    pub(super) fn sent(&mut self, probe: Probe, at: SendTime) {
-        self.probes.push_back((probe, at));
+    pub(super) fn sent(&mut self, probe: Probe, key: u32, at: SendTime) {
+        self.probes.push_back(Sent { probe, key, at });
+    }
+
+    /// A packet's device queue got it. Of several devices on its way the first counts.
+    pub(super) fn queued(&mut self, key: u32, at: SystemTime) {
+        if let Some(sent) = self.probes.iter_mut().find(|sent| sent.key == key) {
+            sent.at.queued.get_or_insert(at);
+        }
     }
 
     /// When the oldest probe expires.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
-        self.probes.front().map(|(_, at)| at.monotonic + self.timeout)
+        self.probes.front().map(|sent| sent.at.monotonic + self.timeout)
     }
 
     /// The probe that `answer` decides; None for duplicates, late replies and what was never sent.
     pub(super) fn answer(&mut self, answer: Answer, at: ReceiveTime) -> Option<Probe> {
-        let index = self.probes.iter().position(|(probe, _)| match answer {
+        let index = self.probes.iter().position(|Sent { probe, .. }| match answer {
             Answer::Reply { seq, nonce } => probe.seq == seq && probe.nonce == nonce,
             Answer::Refused { seq, ip_id } => probe.seq == seq && probe.ip_id == ip_id,
         })?;
-        let (probe, sent) = self.probes.remove(index)?;
+        let Sent { probe, key: _, at: sent } = self.probes.remove(index)?;
         let rtt_ns = match answer {
             Answer::Reply { .. } => {
                 Some(round_trip(sent, at)).filter(|rtt| u128::from(*rtt) <= self.timeout.as_nanos())
@@ -83,13 +107,13 @@ impl Pending {
 
     /// The probes that got no reply in time.
     pub(super) fn expire(&mut self, now: Instant) -> impl Iterator<Item = Probe> + '_ {
-        let expired = self.probes.iter().take_while(|(_, at)| at.monotonic + self.timeout <= now).count();
-        self.probes.drain(..expired).map(|(probe, _)| probe)
+        let expired = self.probes.iter().take_while(|sent| sent.at.monotonic + self.timeout <= now).count();
+        self.probes.drain(..expired).map(|sent| sent.probe)
     }
 
     /// Gives up on all.
     pub(super) fn drain(&mut self) -> impl Iterator<Item = Probe> + '_ {
-        self.probes.drain(..).map(|(probe, _)| probe)
+        self.probes.drain(..).map(|sent| sent.probe)
     }
 }
 
@@ -115,11 +139,26 @@ mod tests {
     fn a_reply_counts_once_and_by_the_kernels_stamp() {
         let at = SendTime::now();
         let mut pending = Pending::new(100 * MS);
-        pending.sent(probe(1), at);
+        pending.sent(probe(1), 1, at);
         let got = pending.answer(reply(1), after(at, 9 * MS, 2 * MS));
         assert_eq!(got, Some(Probe { rtt_ns: Some(2_000_000), ..probe(1) }));
         assert_eq!(pending.answer(reply(1), after(at, 9 * MS, 3 * MS)), None, "a duplicate");
         assert!(pending.is_empty());
+    }
+
+    #[test]
+    fn the_round_trip_counts_from_the_first_devices_queue() {
+        let at = SendTime::now();
+        let rtt = |stamps: &[(u32, SystemTime)]| {
+            let mut pending = Pending::new(100 * MS);
+            pending.sent(probe(1), 0, at);
+            pending.sent(probe(2), 1, at);
+            stamps.iter().for_each(|&(key, stamp)| pending.queued(key, stamp));
+            pending.answer(reply(2), after(at, 9 * MS, 8 * MS)).and_then(|probe| probe.rtt_ns)
+        };
+        assert_eq!(rtt(&[(1, at.wall + MS), (1, at.wall + 3 * MS)]), Some(7_000_000));
+        assert_eq!(rtt(&[(0, at.wall + 5 * MS), (7, at.wall + 6 * MS)]), Some(8_000_000), "another probe's");
+        assert_eq!(rtt(&[(1, at.wall - MS)]), Some(8_000_000), "the wall clock was stepped back");
     }
 
     #[test]
@@ -128,7 +167,7 @@ mod tests {
         let hour = Duration::from_secs(3600);
         for kernel in [at.wall + hour, at.wall - hour] {
             let mut pending = Pending::new(100 * MS);
-            pending.sent(probe(1), at);
+            pending.sent(probe(1), 1, at);
             let got = pending.answer(reply(1), ReceiveTime { monotonic: at.monotonic + 5 * MS, kernel: Some(kernel) });
             assert_eq!(got.and_then(|p| p.rtt_ns), Some(5_000_000));
         }
@@ -138,7 +177,7 @@ mod tests {
     fn wrong_nonce_or_sequence_number_decides_nothing() {
         let at = SendTime::now();
         let mut pending = Pending::new(100 * MS);
-        pending.sent(probe(1), at);
+        pending.sent(probe(1), 1, at);
         assert_eq!(pending.answer(Answer::Reply { seq: 1, nonce: 7 }, after(at, MS, MS)), None);
         assert_eq!(pending.answer(reply(2), after(at, MS, MS)), None);
         assert_eq!(pending.answer(Answer::Refused { seq: 1, ip_id: 7 }, after(at, MS, MS)), None);
@@ -149,9 +188,9 @@ mod tests {
     fn each_probe_has_its_own_time_limit_and_late_replies_do_not_count() {
         let at = SendTime::now();
         let mut pending = Pending::new(100 * MS);
-        pending.sent(probe(1), at);
-        let later = SendTime { monotonic: at.monotonic + 60 * MS, wall: at.wall + 60 * MS };
-        pending.sent(probe(2), later);
+        pending.sent(probe(1), 1, at);
+        let later = SendTime { monotonic: at.monotonic + 60 * MS, wall: at.wall + 60 * MS, queued: None };
+        pending.sent(probe(2), 2, later);
         assert_eq!(pending.next_deadline(), Some(at.monotonic + 100 * MS));
         assert_eq!(pending.expire(at.monotonic + 110 * MS).collect::<Vec<_>>(), [probe(1)]);
         assert_eq!(pending.answer(reply(1), after(at, 120 * MS, 120 * MS)), None);
@@ -162,7 +201,7 @@ mod tests {
     fn an_icmp_error_ends_the_probe_as_unanswered() {
         let at = SendTime::now();
         let mut pending = Pending::new(100 * MS);
-        pending.sent(probe(1), at);
+        pending.sent(probe(1), 1, at);
         let refused = Answer::Refused { seq: 1, ip_id: 101 };
         assert_eq!(pending.answer(refused, after(at, MS, MS)), Some(probe(1)));
     }

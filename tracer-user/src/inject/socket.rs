@@ -15,7 +15,7 @@ use nix::{
     sys::{
         socket::{
             AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, bind,
-            getsockopt, recvmsg, sendto, setsockopt, socket, sockopt,
+            getsockopt, recvmsg, sendto, socket, sockopt,
         },
         time::TimeSpec,
     },
@@ -27,10 +27,22 @@ use super::{
     pending::ReceiveTime,
 };
 
+/// Stamps on both ways: on what is received, when its device delivers it; on what is sent, when it is handed to its
+/// device's queue (in `__dev_queue_xmit`, net/core/dev.c). The latter come through the socket's error queue, numbered in
+/// the order of sending, each as a packet of its own without the sent one's content: nothing is cloned, so the traced
+/// packet takes its way alone.
+const STAMPS: libc::c_uint = libc::SOF_TIMESTAMPING_SOFTWARE
+    | libc::SOF_TIMESTAMPING_RX_SOFTWARE
+    | libc::SOF_TIMESTAMPING_TX_SCHED
+    | libc::SOF_TIMESTAMPING_OPT_ID
+    | libc::SOF_TIMESTAMPING_OPT_TSONLY;
+
 /// Sends packets whole (`IP_HDRINCL`), receives answers to probes with one ICMP id.
 pub(super) struct EchoSocket {
     fd: OwnedFd,
     src: Ipv4Addr,
+    /// The number that the kernel gives the stamp of the next packet.
+    next_key: u32,
     buffer: Vec<u8>,
     control: Vec<u8>,
 }
@@ -43,11 +55,12 @@ impl EchoSocket {
         let fd = socket(AddressFamily::Inet, SockType::Raw, flags, SockProtocol::Icmp).map_err(failed("socket"))?;
         attach_filter(&fd, id).map_err(failed("setsockopt SO_ATTACH_FILTER"))?;
         include_header(&fd).map_err(failed("setsockopt IP_HDRINCL"))?;
-        setsockopt(&fd, sockopt::ReceiveTimestampns, &true).map_err(failed("setsockopt SO_TIMESTAMPNS"))?;
+        set(&fd, libc::SOL_SOCKET, libc::SO_TIMESTAMPING, &STAMPS).map_err(failed("setsockopt SO_TIMESTAMPING"))?;
         let [a, b, c, d] = src.octets();
         bind(fd.as_raw_fd(), &SockaddrIn::new(a, b, c, d, 0)).map_err(failed("bind"))?;
         // Of an answer only the headers and the nonce matter.
-        Ok(Self { fd, src, buffer: vec![0; 256], control: nix::cmsg_space!(libc::timespec) })
+        let control = nix::cmsg_space!([libc::timespec; 3], libc::sock_extended_err, libc::sockaddr_in);
+        Ok(Self { fd, src, next_key: 0, buffer: vec![0; 256], control })
     }
 
     /// `net.ipv4.ip_default_ttl` of the namespace: what a socket without a TTL of its own says it has
@@ -57,15 +70,46 @@ impl EchoSocket {
         Ok(u8::try_from(ttl).unwrap_or(64))
     }
 
-    /// Sends an IP packet.
-    pub(super) fn send(&self, packet: &[u8], dst: Ipv4Addr) -> Result<(), Errno> {
+    /// Sends an IP packet; returns the key under which [`Self::handed_over`] tells when it left.
+    pub(super) fn send(&mut self, packet: &[u8], dst: Ipv4Addr) -> Result<u32, Errno> {
         let [a, b, c, d] = dst.octets();
         let to = SockaddrIn::new(a, b, c, d, 0);
+        let key = self.next_key;
         loop {
             match sendto(self.fd.as_raw_fd(), packet, &to, MsgFlags::empty()) {
-                Ok(_) => return Ok(()),
                 Err(Errno::EINTR) => {}
-                Err(cause) => return Err(cause),
+                sent => {
+                    // A packet that was built and then refused has taken a number too (`raw_send_hdrinc` in
+                    // net/ipv4/raw.c); after any other error nothing more is sent.
+                    self.next_key = key.wrapping_add(1);
+                    return sent.map(|_| key);
+                }
+            }
+        }
+    }
+
+    /// The key of a packet, and when its device's queue got it; None if there is no news now. A packet that passes
+    /// several devices is told of once for each, in order.
+    pub(super) fn handed_over(&mut self) -> Result<Option<(u32, SystemTime)>, Error> {
+        let failed = self.failed("recvmsg MSG_ERRQUEUE");
+        loop {
+            let mut iov = [IoSliceMut::new(&mut self.buffer)];
+            let control = Some(self.control.as_mut_slice());
+            let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
+            let (mut key, mut at) = (None, None);
+            match recvmsg::<()>(self.fd.as_raw_fd(), &mut iov, control, flags) {
+                Ok(message) => {
+                    for part in message.cmsgs().into_iter().flatten() {
+                        at = at.or(stamp(&part));
+                        key = key.or(stamped(&part));
+                    }
+                }
+                Err(Errno::EAGAIN) => return Ok(None),
+                Err(Errno::EINTR) => {}
+                Err(cause) => return Err(failed(cause)),
+            }
+            if let (Some(key), Some(at)) = (key, at) {
+                return Ok(Some((key, at)));
             }
         }
     }
@@ -86,7 +130,9 @@ impl EchoSocket {
             let mut iov = [IoSliceMut::new(&mut self.buffer)];
             let control = Some(self.control.as_mut_slice());
             let (length, kernel) = match recvmsg::<()>(self.fd.as_raw_fd(), &mut iov, control, MsgFlags::MSG_DONTWAIT) {
-                Ok(message) => (message.bytes, message.cmsgs().ok().and_then(|mut all| all.find_map(stamp))),
+                Ok(message) => {
+                    (message.bytes, message.cmsgs().ok().and_then(|mut all| all.find_map(|part| stamp(&part))))
+                }
                 Err(Errno::EAGAIN) => return Ok(None),
                 Err(Errno::EINTR) => continue,
                 Err(cause) => return Err(failed(cause)),
@@ -104,9 +150,24 @@ impl EchoSocket {
     }
 }
 
-fn stamp(message: ControlMessageOwned) -> Option<SystemTime> {
-    match message {
-        ControlMessageOwned::ScmTimestampns(at) => SystemTime::UNIX_EPOCH.checked_add(Duration::from(at)),
+/// The kernel's own stamp on a packet, received or sent.
+fn stamp(part: &ControlMessageOwned) -> Option<SystemTime> {
+    match part {
+        ControlMessageOwned::ScmTimestampsns(at) => {
+            // All zero where the kernel took none.
+            let at = Duration::from(at.system);
+            (!at.is_zero()).then(|| SystemTime::UNIX_EPOCH.checked_add(at)).flatten()
+        }
+        _ => None,
+    }
+}
+
+/// Which packet a message of the error queue is about, if it says when that was sent.
+fn stamped(part: &ControlMessageOwned) -> Option<u32> {
+    match part {
+        ControlMessageOwned::Ipv4RecvErr(about, _) if about.ee_origin == libc::SO_EE_ORIGIN_TIMESTAMPING => {
+            Some(about.ee_data)
+        }
         _ => None,
     }
 }
@@ -126,7 +187,7 @@ fn include_header(fd: &OwnedFd) -> Result<(), Errno> {
     set::<libc::c_int>(fd, libc::IPPROTO_IP, libc::IP_HDRINCL, &1)
 }
 
-/// `setsockopt` for the two options that nix does not have.
+/// `setsockopt` for the options that nix does not have, or not with all their values.
 fn set<T>(fd: &OwnedFd, level: libc::c_int, name: libc::c_int, value: &T) -> Result<(), Errno> {
     let length = libc::socklen_t::try_from(size_of_val(value)).expect("options are small");
     // SAFETY: `value` is a live T of `length` bytes, of the type this option takes; the kernel only reads it (and the

@@ -203,6 +203,39 @@ fn rtt_is_the_networks_time_and_not_our_threads() {
 }
 
 #[test]
+fn the_kernel_stamps_each_request_under_its_own_number() {
+    let pair = Pair::new();
+    let netns = Pair::netns(&pair.a);
+    let header = Header { src: A, dst: B, id: 0x4242 };
+    let probe = |seq| Probe { seq, id: header.id, ip_id: seq, nonce: 1, rtt_ns: None };
+    let work = || {
+        setns(&netns, CloneFlags::CLONE_NEWNET).expect("tests of injection need root");
+        let mut socket = EchoSocket::open(A, header.id).expect("opens");
+        let refused = |refuse: &str| {
+            let words: Vec<&str> = refuse.split(' ').collect();
+            assert!(Command::new("nft").args(words).status().expect("nft is installed").success(), "{refuse}");
+        };
+        for seq in 1..=4 {
+            if seq == 3 {
+                refused("add table ip refuse");
+                refused("add chain ip refuse out { type filter hook output priority 0 ; policy drop ; }");
+                assert_eq!(send(&mut socket, &header, &probe(seq), 64, 56).map(|sent| sent.0), Err(Errno::EPERM));
+                assert_eq!(socket.handed_over().expect("reads"), None, "no device saw it");
+                refused("delete table ip refuse");
+                continue;
+            }
+            let before = std::time::SystemTime::now();
+            let (key, _) = send(&mut socket, &header, &probe(seq), 64, 56).expect("sends");
+            let after = std::time::SystemTime::now();
+            let (stamped, at) = socket.handed_over().expect("reads").expect("a stamp by the time the call returns");
+            assert_eq!(stamped, key, "probe {seq}");
+            assert!((before..=after).contains(&at), "probe {seq}: {before:?} {at:?} {after:?}");
+        }
+    };
+    thread::scope(|scope| scope.spawn(work).join().expect("no panic"));
+}
+
+#[test]
 fn probes_are_unanswered_when_the_peer_drops_them() {
     let pair = Pair::new();
     ip(&format!("-n {} route add blackhole {A}", pair.b));

@@ -20,7 +20,7 @@ fn with_master(mut seen: SeenLink, master: u32) -> SeenLink {
 
 fn view(links: Vec<SeenLink>, ways_out: Vec<WayOut>) -> View {
     let links = links.into_iter().map(|seen| (seen.link.ifindex, seen)).collect();
-    View { links, ways_out, ..View::default() }
+    View { links, ways_out }
 }
 
 fn default_by(out: u32) -> WayOut {

@@ -91,7 +91,7 @@ impl<'a> Story<'a> {
 
         let mut there = hops::write(world, &self.request);
         there.finish(request_end, answered, answer);
-        let began_before = self.probe.is_none() && sender_was_watched(world) && !there.begins_at_its_sender();
+        let began_before = self.probe.is_none() && sender_was_watched(world) && !there.is_from_its_sender();
         let mut back = hops::write(world, &self.reply);
         if self.answered() {
             back.finish(reply_end, self.confirmed(), None);

@@ -91,7 +91,7 @@ impl<'a> Walk<'_, 'a> {
     }
 
     /// The first hop seen is that where the packet was made.
-    pub(super) fn begins_at_its_sender(&self) -> bool {
+    pub(super) fn is_from_its_sender(&self) -> bool {
         self.chain.first().is_some_and(|(node, first)| self.is_sender(node, first))
     }
 

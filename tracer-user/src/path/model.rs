@@ -51,7 +51,7 @@ pub struct TracedNode {
     /// Name.
     pub name: String,
     /// `uname -r`.
-    pub kernel: String,
+    pub kernel: Option<String>,
     /// The session ran to its end and delivered everything it saw.
     pub complete: bool,
     /// Address by which people know the node (InternalIP), if known.

@@ -1,1 +1,94 @@
-//! What this kernel allows the programs to do.
+//! What this kernel lets the programs do: tried out, not concluded from its version.
+
+use tracer_common::ABSENT;
+
+use super::{Error, Probe, Setup, TRACEPOINTS, btf::KernelTypes, layout};
+use crate::doctor::{Check, State};
+
+/// The smallest ring that the kernel accepts where pages are 64 KiB, bytes: enough to try.
+const SMALL_RING: u32 = 1 << 16;
+
+/// Loads the programs, attaches nothing, and says what this kernel has. Everything is unloaded again on return.
+pub fn checks() -> Vec<Check> {
+    let mut checks = match KernelTypes::open() {
+        Ok(types) => of_types(&types),
+        // Its own check says so already.
+        Err(_) => Vec::new(),
+    };
+    checks.push(programs(Probe::load(&Setup { flows: &[], scope: &[], ring_size: SMALL_RING }).map(drop)));
+    checks
+}
+
+fn check(name: &str, ok: bool, otherwise: State, found: &str, cost: &str) -> Check {
+    let state = if ok { State::Ok } else { otherwise };
+    let detail = if ok { found.to_owned() } else { format!("not {found}") };
+    Check { name: name.to_owned(), state, detail, cost: cost.to_owned() }
+}
+
+fn of_types(types: &KernelTypes) -> Vec<Check> {
+    let missing: Vec<_> = TRACEPOINTS.into_iter().filter(|name| !types.has_tracepoint(name)).collect();
+    let hooks = if missing.is_empty() { "all five in this kernel's BTF".to_owned() } else { missing.join(", ") };
+    let mut checks = vec![Check {
+        name: "tracepoints".to_owned(),
+        state: if missing.is_empty() { State::Ok } else { State::Fatal },
+        detail: hooks,
+        cost: "packets cannot be seen there; a kernel of 5.8 or later has them".to_owned(),
+    }];
+    // Without a layout the programs cannot be loaded, which is checked by itself.
+    if let Ok(layout) = layout::resolve(types) {
+        checks.push(check(
+            "NAT tuples",
+            layout.skb_nfct != ABSENT,
+            State::Missing,
+            "readable from the packet's conntrack entry",
+            "NAT is concluded from addresses that change, and replies to a translated address are not seen; this kernel has \
+             no conntrack, or not its types in BTF",
+        ));
+        checks.push(check(
+            "drop reasons",
+            layout.kfree_reason_arg != ABSENT,
+            State::Missing,
+            "named by this kernel",
+            "drops are explained by the function that freed the packet; kernels have reasons from 5.17",
+        ));
+        checks.push(check(
+            "place of frees",
+            layout.consume_location_arg != ABSENT,
+            State::Missing,
+            "known for packets freed as done",
+            "only a dropped packet's free says where; kernels tell the other from about 6.3",
+        ));
+    }
+    checks
+}
+
+fn programs(loaded: Result<(), Error>) -> Check {
+    let (state, detail) = match loaded {
+        Ok(()) => (State::Ok, "verified and loaded; unloaded again".to_owned()),
+        Err(error) => (State::Fatal, first_line(&error.to_string())),
+    };
+    Check {
+        name: "kernel programs".to_owned(),
+        state,
+        detail,
+        cost: "nothing can be traced on this machine until this is repaired".to_owned(),
+    }
+}
+
+/// The verifier's words run over many lines.
+fn first_line(text: &str) -> String {
+    text.lines().next().unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_fatal_and_says_why() {
+        let refused = programs(Err(Error::NotPermitted { what: "load eBPF programs" }));
+        assert_eq!(refused.state, State::Fatal);
+        assert!(refused.detail.contains("load eBPF programs: operation not permitted"), "{}", refused.detail);
+        assert_eq!(programs(Ok(())).state, State::Ok);
+    }
+}

@@ -2,7 +2,10 @@
 //!
 //! Everything is held by file descriptors of this process: when it ends, however it ends, the kernel removes all of it.
 
-use std::{net::IpAddr, time::Instant};
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 use aya::{
     Btf, Ebpf, EbpfError, EbpfLoader,
@@ -41,8 +44,8 @@ pub enum Error {
     NoObject,
     /// No BTF.
     #[error(
-        "{path}: {source}; podpath finds kernel structures by it, and it needs a kernel built with CONFIG_DEBUG_INFO_BTF=y \
-         (all big distributions since 2021 are)"
+        "no kernel BTF, by which the kernel's structures are found: {path}: {source}; \
+         boot a kernel with CONFIG_DEBUG_INFO_BTF=y (those of all big distributions have it since 2021)"
     )]
     NoBtf {
         /// The file.
@@ -109,6 +112,8 @@ pub struct Probe {
     /// Frees wait here for their names: `/proc/kallsyms` takes the kernel tens of milliseconds to print, which must
     /// not fall between the packets that are measured.
     frees: Vec<Record>,
+    /// Records taken out of the ring so far.
+    recorded: u64,
     attached: bool,
 }
 
@@ -125,6 +130,20 @@ pub struct Setup<'a> {
     /// Size of the ring, bytes; a power of two of at least a page.
     pub ring_size: u32,
 }
+
+/// What a program has cost so far.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cost {
+    /// Its name: one of [`TRACEPOINTS`], or [`EMPTY`].
+    pub program: String,
+    /// How often it ran.
+    pub runs: u64,
+    /// How long in all.
+    pub time: Duration,
+}
+
+/// The program that does nothing.
+pub const EMPTY: &str = "empty";
 
 impl Probe {
     /// Loads the programs for the running kernel and attaches them.
@@ -143,6 +162,7 @@ impl Probe {
             return Err(Error::NoObject);
         }
         let wanted = wanted(setup.flows)?;
+        raise_memory_limit();
         let types = KernelTypes::open()?;
         let layout = layout::resolve(&types)?;
         let btf = Btf::from_sys_fs()?;
@@ -164,7 +184,14 @@ impl Probe {
         let ring = programs.take_map("EVENTS").ok_or(Error::NoObject)?;
         let events = RingBuf::try_from(ring).map_err(|source| Error::Map { map: "EVENTS", source })?;
         tracing::debug!(elapsed = ?begin.elapsed(), "kernel programs loaded");
-        Ok(Self { programs, events, reasons: symbols::DropReasons::read(&types), frees: Vec::new(), attached: true })
+        Ok(Self {
+            programs,
+            events,
+            reasons: symbols::DropReasons::read(&types),
+            frees: Vec::new(),
+            recorded: 0,
+            attached: true,
+        })
     }
 
     /// Attaches one of [`TRACEPOINTS`].
@@ -184,6 +211,7 @@ impl Probe {
     pub fn drain(&mut self) -> Result<Vec<Record>, Error> {
         let mut records = Vec::new();
         while let Some(bytes) = self.events.next() {
+            self.recorded += 1;
             match decode::record(&bytes)? {
                 Record::Sighting(free) if free.free.is_some() => self.frees.push(Record::Sighting(free)),
                 record => records.push(record),
@@ -196,12 +224,16 @@ impl Probe {
         Ok(records)
     }
 
-    /// What was written and lost so far.
+    /// Empties the ring without looking at it, for a benchmark.
+    pub fn discard(&mut self) {
+        while self.events.next().is_some() {}
+    }
+
+    /// What was drained and lost so far.
     pub fn counters(&self) -> Result<Counters, Error> {
-        let written = self.per_hook("WRITTEN")?;
-        let lost = self.per_hook("LOST")?;
+        let lost = self.lost_per_hook()?;
         Ok(Counters {
-            recorded: written.iter().sum(),
+            recorded: self.recorded,
             lost_receive: lost[usize::from(hook::RECEIVE)],
             lost_queue: lost[usize::from(hook::QUEUE)],
             lost_xmit: lost[usize::from(hook::XMIT)],
@@ -220,7 +252,24 @@ impl Probe {
         Ok(())
     }
 
-    fn per_hook(&self, map: &'static str) -> Result<[u64; hook::COUNT], Error> {
+    /// Attaches a program that does nothing to `net_dev_start_xmit`, for a benchmark to measure the others against.
+    pub fn attach_empty(&mut self) -> Result<(), Error> {
+        let btf = Btf::from_sys_fs()?;
+        load_program(&mut self.programs, EMPTY, "net_dev_start_xmit", &btf)?;
+        self.attach(EMPTY)
+    }
+
+    /// What each attached program has cost, while the kernel's run statistics were on (`kernel.bpf_stats_enabled`).
+    pub fn costs(&mut self) -> Result<Vec<Cost>, Error> {
+        let programs = self.programs.programs().filter_map(|(name, program)| {
+            let info = program.info().ok()?;
+            Some(Cost { program: name.to_owned(), runs: info.run_count(), time: info.run_time() })
+        });
+        Ok(programs.collect())
+    }
+
+    fn lost_per_hook(&self) -> Result<[u64; hook::COUNT], Error> {
+        let map = "LOST";
         let data = self.programs.map(map).ok_or(Error::NoObject)?;
         let counters: PerCpuArray<_, u64> = PerCpuArray::try_from(data).map_err(|source| Error::Map { map, source })?;
         let mut sums = [0; hook::COUNT];
@@ -229,6 +278,14 @@ impl Probe {
             *sum = values.iter().sum();
         }
         Ok(sums)
+    }
+}
+
+/// Before 5.11 maps count against RLIMIT_MEMLOCK. Later kernels do not look at it, so that failing to raise it is no error.
+fn raise_memory_limit() {
+    use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
+    if let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY) {
+        tracing::debug!(%error, "RLIMIT_MEMLOCK stays as it is");
     }
 }
 
@@ -285,6 +342,9 @@ fn wanted(flows: &[Flow]) -> Result<Wanted, Error> {
         return Err(Error::TooManyFlows { asked: flows.len() });
     }
     for flow in flows {
+        let [.., a, b, c, d] = event::to_bytes(flow.a);
+        wanted.ends[wanted.flows as usize] = u32::from_ne_bytes([a, b, c, d]);
+        wanted.flows += 1;
         for rule in rules(flow) {
             wanted.rules[wanted.count as usize] = rule;
             wanted.count += 1;

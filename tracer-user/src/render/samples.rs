@@ -148,7 +148,7 @@ fn end((name, address): (&str, &str), node: Option<&str>) -> Endpoint {
 }
 
 fn traced(name: &str, address: &str) -> TracedNode {
-    TracedNode { name: name.to_owned(), kernel: "5.11.0".to_owned(), complete: true, address: Some(ip(address)) }
+    TracedNode { name: name.to_owned(), kernel: Some("5.11.0".to_owned()), complete: true, address: Some(ip(address)) }
 }
 
 fn trace(exchanges: Vec<Exchange>) -> Trace {

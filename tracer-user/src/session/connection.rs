@@ -72,10 +72,20 @@ impl Connection {
         else {
             return Err(io::ErrorKind::BrokenPipe.into());
         };
-        let command = words.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
+        let command = as_typed(words.iter().map(|word| word.to_string_lossy()));
         let process = Process { child, stderr: tokio::spawn(tail(stderr)), command };
         Ok(Self { host: Host::Process(Box::new(process)), ..Self::over(name, reader, writer) })
     }
+}
+
+/// A command as it can be typed into a shell.
+pub(crate) fn as_typed<W: AsRef<str>>(words: impl IntoIterator<Item = W>) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_-./:=@%+,".contains(c);
+    let typed = words.into_iter().map(|word| match word.as_ref() {
+        word if !word.is_empty() && word.chars().all(plain) => word.to_owned(),
+        word => format!("'{}'", word.replace('\'', r"'\''")),
+    });
+    typed.collect::<Vec<_>>().join(" ")
 }
 
 /// What holds the other end.
@@ -154,4 +164,18 @@ fn last_lines(bytes: &[u8]) -> String {
         .filter(|line| !line.is_empty())
         .collect();
     lines[lines.len().saturating_sub(3)..].join(" / ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::as_typed;
+
+    #[test]
+    fn a_command_is_shown_as_a_shell_takes_it() {
+        assert_eq!(
+            as_typed(["ssh", "root@node-1", "podpath-agent", "session"]),
+            "ssh root@node-1 podpath-agent session"
+        );
+        assert_eq!(as_typed(["sh", "-c", "echo it's; exit 3", ""]), r"sh -c 'echo it'\''s; exit 3' ''");
+    }
 }

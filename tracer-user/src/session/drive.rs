@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use super::{
-    Connection, Counters, Error, Hello, PROTOCOL, Request,
+    Connection, Counters, Error, Failure, Hello, Malformed, PROTOCOL, Request,
     connection::Remains,
     node::{Event, Node, talk},
     wire::Message,
@@ -120,7 +120,7 @@ pub struct DrivenNode {
 #[derive(Debug, thiserror::Error)]
 pub enum DriveError {
     /// A node's session did not get as far as being armed.
-    #[error("node {node}: {when}: {death}")]
+    #[error("node {node}: {when}: {death:#}")]
     Node {
         /// Its name.
         node: String,
@@ -169,20 +169,58 @@ pub struct Death {
     pub(super) remains: Option<Remains>,
 }
 
-impl fmt::Display for Death {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Death {
+    /// Cause and way out; the latter may be empty.
+    fn parts(&self) -> (String, String) {
         let Self { cause, remains } = self;
-        let Some(Remains { command, status, stderr }) = remains else { return cause.fmt(f) };
+        let Some(Remains { command, status, stderr }) = remains else { return in_parts(cause) };
         match cause {
             // It said itself why.
-            Error::Peer(_) | Error::Backend(_) | Error::Version { .. } => cause.fmt(f),
+            Error::Peer(_) | Error::Backend(_) | Error::Version { .. } => in_parts(cause),
             Error::EndOfInput => {
                 let status = status.as_deref().unwrap_or("did not exit, killed");
                 let said = if stderr.is_empty() { "it said nothing" } else { stderr };
-                write!(f, "its command ended ({status}): {said}; run it by hand to see more: {command}")
+                (format!("its command ended ({status}): {said}"), by_hand(command))
             }
-            _ if stderr.is_empty() => write!(f, "{cause} (command: {command})"),
-            _ => write!(f, "{cause} (command: {command}; it said: {stderr})"),
+            Error::Malformed(Malformed::Framing { reason }) => (
+                format!("what its command prints is not podpath's protocol ({reason})"),
+                format!(
+                    "only podpath-agent may print there, no greeting and no shell; run it by hand to see: {command}"
+                ),
+            ),
+            _ => {
+                let (cause, way_out) = in_parts(cause);
+                let said = if stderr.is_empty() { String::new() } else { format!("; it said: {stderr}") };
+                (format!("{cause} (command: {command}{said})"), way_out)
+            }
+        }
+    }
+}
+
+fn in_parts(error: &Error) -> (String, String) {
+    let Failure { thing, cause, way_out } = error.to_failure();
+    (format!("{thing}: {cause}"), way_out)
+}
+
+/// What to do about a command that ended before its time.
+fn by_hand(command: &str) -> String {
+    #[cfg(unix)]
+    if !nix::unistd::geteuid().is_root() {
+        return format!(
+            "podpath does not run as root, which the command may need: try sudo, or run it by hand: {command}"
+        );
+    }
+    format!("run it by hand to see more: {command}")
+}
+
+/// In one line; the alternate form has the way out on a line of its own.
+impl fmt::Display for Death {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (cause, way_out) = self.parts();
+        match (way_out.as_str(), f.alternate()) {
+            ("", _) => f.write_str(&cause),
+            (way_out, false) => write!(f, "{cause}; {way_out}"),
+            (way_out, true) => write!(f, "{cause}\n  {way_out}"),
         }
     }
 }

@@ -91,6 +91,21 @@ pub fn decode_stream(input: &[u8]) -> Result<usize, Error> {
     Ok(good)
 }
 
+/// A request and the order to send its probes, as bytes of the stream: what a test feeds an agent by hand.
+///
+/// # Errors
+/// The request does not fit into a frame.
+#[doc(hidden)]
+pub fn request_stream(request: &super::Request) -> Result<Vec<u8>, Error> {
+    use tokio_util::codec::Encoder;
+
+    let (mut codec, mut stream) = (codec(), bytes::BytesMut::new());
+    for message in [Message::Request(super::PROTOCOL, request.clone()), Message::Fire] {
+        codec.encode(wire::encode(message)?, &mut stream).map_err(|source| Error::Write { source })?;
+    }
+    Ok(stream.to_vec())
+}
+
 /// Messages that wait to be written.
 ///
 /// `urgent` goes first, then records, then `last`: so a slow peer still hears that the session lives, and what

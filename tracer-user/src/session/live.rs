@@ -69,15 +69,26 @@ fn not_armed() -> Failure {
     Failure::new("session", "asked to trace before it was armed", "use podpath and podpath-agent of the same release")
 }
 
-/// A failure of the kernel side: its own words say the way out.
+/// A failure of the kernel side.
 fn kernel(error: probe::Error) -> Failure {
-    Failure::new("kernel programs", error.to_string(), "`podpath doctor` says what this node lacks")
+    use probe::Error as E;
+
+    let text = error.to_string();
+    let (cause, way_out) = match error {
+        E::NoObject | E::NoBtf { .. } | E::NoField { .. } | E::NotPermitted { .. } | E::TooManyFlows { .. } => {
+            text.rsplit_once("; ").unwrap_or((&text, ""))
+        }
+        // The kernel's own words, and the verifier's have semicolons of their own.
+        _ => (text.as_str(), "`podpath doctor` says what this node lacks"),
+    };
+    Failure::new("kernel programs", cause, way_out)
 }
 
 impl Backend for LiveNode {
     fn hello(&mut self) -> Result<About, Failure> {
         if !geteuid().is_root() {
-            return Err(Failure::new("podpath-agent", "not root: it may not load kernel programs", "run it by sudo"));
+            let cause = format!("uid {} may not load them, only root may", geteuid());
+            return Err(Failure::new("kernel programs", cause, "run podpath by sudo, or its command on that node"));
         }
         let uts = uname().map_err(|errno| Failure::new("uname", errno.to_string(), ""))?;
         Ok(About {
@@ -194,4 +205,16 @@ fn tracked(sighting: &Sighting) -> Option<facts::Flow> {
     };
     let (src, dst) = (sighting.packet.src, sighting.packet.dst);
     Some(facts::Flow { netns: sighting.netns, protocol, src, dst, src_port, dst_port })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_of_the_kernel_side_ends_in_its_own_way_out() {
+        insta::assert_snapshot!(kernel(probe::Error::NoObject), @"kernel programs: this podpath-agent was built without its kernel programs; build it with `cargo xtask build`");
+        insta::assert_snapshot!(kernel(probe::Error::NotPermitted { what: "load eBPF programs" }), @"kernel programs: the kernel refuses to load eBPF programs: operation not permitted; run as root, or with CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN (`podpath doctor` says what is missing)");
+        assert_eq!(kernel(probe::Error::NoObject).way_out, "build it with `cargo xtask build`");
+    }
 }

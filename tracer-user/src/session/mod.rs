@@ -18,8 +18,9 @@ mod serve;
 mod tests;
 mod wire;
 
+pub(crate) use self::connection::as_typed;
 #[doc(hidden)]
-pub use self::link::decode_stream;
+pub use self::link::{decode_stream, request_stream};
 #[cfg(target_os = "linux")]
 pub use self::live::LiveNode;
 #[cfg(unix)]

@@ -100,13 +100,19 @@ async fn a_node_that_dies_before_it_is_armed_is_named() {
     // The others are stopped in order, and nothing was fired.
     assert_eq!(source.hear().await, Message::Stop);
     source.say(Message::End).await;
-    insta::assert_snapshot!(driving.await.unwrap().unwrap_err(), @"node b: session ended before it was armed: session: the input ended before the session was over; the other side was stopped or its connection broke");
+    insta::assert_snapshot!(driving.await.unwrap().unwrap_err(), @r"
+    node b: session ended before it was armed: session: the input ended before the session was over
+      the other side was stopped or its connection broke
+    ");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_refusal_to_arm_is_shown_in_the_nodes_words() {
     let node = FakeNode { refuses_to_arm: true, ..FakeNode::default() };
-    insta::assert_snapshot!(driven(vec![(Connection::local("a", node), request(60))]).await.unwrap_err(), @"node a: session ended before it was armed: kernel object: the verifier refused podpath_receive; run `podpath doctor`");
+    insta::assert_snapshot!(driven(vec![(Connection::local("a", node), request(60))]).await.unwrap_err(), @r"
+    node a: session ended before it was armed: kernel object: the verifier refused podpath_receive
+      run `podpath doctor`
+    ");
 }
 
 #[tokio::test(start_paused = true)]
@@ -127,7 +133,10 @@ async fn an_incompatible_agent_is_to_be_upgraded() {
         let error = driving.await.unwrap().unwrap_err().to_string();
         assert!(error.ends_with(upgrade), "{error}");
         if major == 0 {
-            insta::assert_snapshot!(error, @"node a: session ended before hello: protocol: podpath-agent speaks version 0.0 and podpath speaks version 1.0; upgrade podpath-agent");
+            insta::assert_snapshot!(error, @r"
+    node a: session ended before hello: protocol: podpath-agent speaks version 0.0 and podpath speaks version 1.0
+      upgrade podpath-agent
+    ");
         }
     }
 }
@@ -160,7 +169,10 @@ async fn a_node_that_dies_after_firing_leaves_what_it_saw() {
 async fn a_source_that_cannot_send_is_an_error() {
     let node = FakeNode { fails_to_fire: true, ..FakeNode::default() };
     let error = driven(vec![(Connection::local("a", node), ping_request(60))]).await.unwrap_err();
-    insta::assert_snapshot!(error, @"node a: session could not send a probe: ping from 10.0.0.1: send: Network is unreachable; check the pod's routes");
+    insta::assert_snapshot!(error, @r"
+    node a: session could not send a probe: ping from 10.0.0.1: send: Network is unreachable
+      check the pod's routes
+    ");
 }
 
 #[tokio::test(start_paused = true)]
@@ -219,11 +231,17 @@ async fn stop_before_anything_is_armed_is_no_error() {
 async fn a_command_that_fails_is_shown_with_its_last_words() {
     let script = "echo 'podpath-agent: not root; use sudo' >&2; exit 3";
     let connection = Connection::spawn("node1", &words(script)).unwrap();
-    insta::assert_snapshot!(driven(vec![(connection, request(60))]).await.unwrap_err(), @"node node1: session ended before hello: its command ended (exit status: 3): podpath-agent: not root; use sudo; run it by hand to see more: sh -c echo 'podpath-agent: not root; use sudo' >&2; exit 3");
+    insta::assert_snapshot!(driven(vec![(connection, request(60))]).await.unwrap_err(), @r"
+    node node1: session ended before hello: its command ended (exit status: 3): podpath-agent: not root; use sudo
+      run it by hand to see more: sh -c 'echo '\''podpath-agent: not root; use sudo'\'' >&2; exit 3'
+    ");
 }
 
 #[tokio::test]
 async fn a_command_that_speaks_another_language_is_refused() {
     let connection = Connection::spawn("node1", &words("echo Welcome to node1; cat >/dev/null")).unwrap();
-    insta::assert_snapshot!(driven(vec![(connection, request(60))]).await.unwrap_err(), @"node node1: session ended before hello: session: broken framing: a frame is longer than 65536 bytes; use podpath and podpath-agent of the same release (command: sh -c echo Welcome to node1; cat >/dev/null)");
+    insta::assert_snapshot!(driven(vec![(connection, request(60))]).await.unwrap_err(), @r"
+    node node1: session ended before hello: what its command prints is not podpath's protocol (a frame is longer than 65536 bytes)
+      only podpath-agent may print there, no greeting and no shell; run it by hand to see: sh -c 'echo Welcome to node1; cat >/dev/null'
+    ");
 }

@@ -1,0 +1,26 @@
+//! `cargo xtask bench`: podpath's own cost. Measured, never judged: the numbers are printed, no test depends on them.
+
+use std::{process::Command, time::Duration};
+
+use anyhow::{Result, bail};
+
+use crate::{build::kernel_object, cargo, packages, proc, workspace_root};
+
+/// A bench that takes longer hangs.
+const LIMIT: Duration = Duration::from_secs(20 * 60);
+
+/// Runs the bench of the kernel programs.
+///
+/// # Errors
+/// Not root, or it could not be built or run.
+pub fn hooks() -> Result<()> {
+    packages::need_root("measuring kernel programs", "cargo xtask bench hooks")?;
+    packages::ensure(packages::LAB)?;
+    kernel_object()?;
+    let mut cargo = Command::new(cargo());
+    cargo.current_dir(workspace_root()).args(["bench", "--quiet", "--package", "tracer-user", "--bench", "hooks"]);
+    if !proc::shown(&mut cargo, LIMIT)?.success() {
+        bail!("the bench failed; its words are above");
+    }
+    Ok(())
+}
