@@ -36,6 +36,9 @@ pub const SMALLEST: u16 = 8;
 /// What fits into an IPv4 packet beside 20 bytes of IP and 8 of ICMP header, bytes.
 pub const LARGEST: u16 = u16::MAX - 28;
 
+/// The kernel begins to stamp packets some time after the first socket asked for it (a work item patches the code:
+/// `net_enable_timestamp`). A packet received before would be stamped when it is read, which is tens of us too late.
+const STAMPS_BEGIN: Duration = Duration::from_millis(20);
 /// How often to ask whether the run is to stop.
 const STOP_CHECK: Duration = Duration::from_millis(50);
 
@@ -196,7 +199,7 @@ fn inject(
     let mut pending = Pending::new(ping.timeout);
     let first_ip_id: u16 = rand::random();
     let mut sent = 0;
-    let mut next_send = Instant::now();
+    let mut next_send = Instant::now() + STAMPS_BEGIN;
     while sent < ping.count || !pending.is_empty() {
         if stopped() {
             break;

@@ -24,7 +24,7 @@ pub(super) fn cause(names: &Names, exchange: &Exchange) -> String {
             Some(text) => names.shorten(text),
             None => format!("left {} {}, never seen again", names.short(&hop.node), interface(hop)),
         },
-        (Some(hop), _) => format!("{} {}", drop_reason(hop), place(names, hop)),
+        (Some(hop), _) => format!("{} {}{}", drop_reason(hop), place(names, hop), forwarding(exchange, hop)),
         (None, _) => match exchange.notes.first() {
             Some(note) => names.shorten(note),
             None if exchange.outcome == Outcome::Rejected => "an ICMP error came back".to_owned(),
@@ -37,6 +37,17 @@ fn place(names: &Names, hop: &Hop) -> String {
     match &hop.pod {
         Some(pod) => format!("in pod {pod} on node {}", names.short(&hop.node)),
         None => format!("on node {}", names.short(&hop.node)),
+    }
+}
+
+/// Where a packet was being forwarded to when it was dropped: which rules it met is told by both interfaces.
+fn forwarding(exchange: &Exchange, dropped: &Hop) -> String {
+    let mut hops = exchange.request.hops.iter().chain(&exchange.reply.hops);
+    let before = hops.by_ref().take_while(|hop| !std::ptr::eq(*hop, dropped)).last();
+    let routed = before.filter(|hop| hop.action == Action::Routed && hop.node == dropped.node);
+    match routed.and_then(|hop| hop.interface.as_deref()) {
+        Some(out) if Some(out) != dropped.interface.as_deref() => format!(", between {} and {out}", interface(dropped)),
+        _ => String::new(),
     }
 }
 

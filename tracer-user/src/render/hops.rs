@@ -60,8 +60,9 @@ impl<'a> Merger<'a> {
                 self.delivered(hop);
             }
             Action::Dropped => {
-                // The route that killed it is told with the drop.
-                self.route = None;
+                // A route that killed it is told with the drop.
+                self.route.take_if(|_| hop.detail.route.is_some());
+                self.flush();
                 self.push(hop, format!("DROPPED: {}", drop_reason(hop)));
             }
             Action::Lost => {

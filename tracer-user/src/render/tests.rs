@@ -4,7 +4,7 @@ use insta::assert_snapshot;
 use proptest::prelude::*;
 
 use super::{Style, exit_code, json, json_line, samples, text};
-use crate::path::model::{Action, Basis, Trace, Tunnel};
+use crate::path::model::{Action, Basis, Detail, DropDetail, Trace, Tunnel};
 
 const PIPE: Style = Style { color: false, width: 120, verbose: false };
 
@@ -182,6 +182,27 @@ fn nodes_whose_first_labels_collide_keep_their_full_names() {
         text.contains("node ip-172-20-58-60.other") && text.contains(&format!("node {}", samples::NODE2)),
         "{text}"
     );
+}
+
+#[test]
+fn dropped_by_netfilter_between_two_interfaces() {
+    let mut trace = samples::blackhole();
+    for exchange in &mut trace.exchanges {
+        let hops = &mut exchange.request.hops;
+        let dropped = hops.last_mut().expect("a hop");
+        dropped.detail.route = None;
+        dropped.detail.drop = Some(DropDetail {
+            why: "netfilter rule".to_owned(),
+            reason: Some("NETFILTER_DROP".to_owned()),
+            function: Some("nft_do_chain".to_owned()),
+        });
+        let mut routed = dropped.clone();
+        let route = Some("100.115.37.90 dev cali98fd8882b62 scope link".to_owned());
+        (routed.action, routed.basis) = (Action::Routed, Basis::Configured);
+        (routed.interface, routed.detail) = (Some("cali98fd8882b62".to_owned()), Detail { route, ..Detail::default() });
+        hops.insert(hops.len() - 1, routed);
+    }
+    assert_snapshot!(screen(&trace));
 }
 
 #[test]
