@@ -36,13 +36,12 @@ pub const SMALLEST: u16 = 8;
 /// What fits into an IPv4 packet beside 20 bytes of IP and 8 of ICMP header, bytes.
 pub const LARGEST: u16 = u16::MAX - 28;
 
-/// The kernel begins to stamp packets some time after the first socket asked for it (a work item patches the code:
-/// `net_enable_timestamp`). A packet received before would be stamped when it is read, which is tens of us too late.
-const STAMPS_BEGIN: Duration = Duration::from_millis(20);
 /// How often to ask whether the run is to stop.
 const STOP_CHECK: Duration = Duration::from_millis(50);
 
-/// Keeps the kernel stamping what it receives, for as long as it lives. To be had some time before [`run`].
+/// Keeps the kernel stamping what it receives, for as long as it lives. To be had some time before [`run`]: the kernel begins
+/// some milliseconds after the first socket asked for it (a work item patches the code: `net_enable_timestamp`), and a packet
+/// received before is stamped when it is read, tens of us too late.
 #[derive(Debug)]
 pub struct Stamps {
     /// None where that is impossible: then our thread's clock stands in for the stamps that are missing.
@@ -199,7 +198,7 @@ fn inject(
     let mut pending = Pending::new(ping.timeout);
     let first_ip_id: u16 = rand::random();
     let mut sent = 0;
-    let mut next_send = Instant::now() + STAMPS_BEGIN;
+    let mut next_send = Instant::now();
     while sent < ping.count || !pending.is_empty() {
         if stopped() {
             break;
