@@ -152,10 +152,12 @@ impl Hop {
     /// interface, action, TTL, and what else there is after a colon. `(inferred)` at the end where another basis would
     /// be usual.
     ///
-    ///     node2 default/bb2 eth0 sent ttl 64
-    ///     node1 ens5 routed ttl 63: default via 172.20.32.1 dev ens5
-    ///     node1 ens5 snat ttl 63: src 100.115.37.81 -> 172.20.50.50, id changed
-    ///     node1 ens5 dropped ttl 63: no route, blackhole 100.115.37.64/26 proto bird
+    /// ```text
+    /// node2 default/bb2 eth0 sent ttl 64
+    /// node1 ens5 routed ttl 63: default via 172.20.32.1 dev ens5
+    /// node1 ens5 snat ttl 63: src 100.115.37.81 -> 172.20.50.50, id changed
+    /// node1 ens5 dropped ttl 63: no route, blackhole 100.115.37.64/26 proto bird
+    /// ```
     pub fn line(&self, lab: &LabInfo) -> String {
         let host = lab.node(&self.node).map_or(self.node.as_str(), |node| node.host.as_str());
         let mut words = vec![host];
