@@ -20,13 +20,15 @@ pub mod hook {
     pub const CONSUME: u8 = 5;
     /// Not a hook: the record is a [`super::Translation`], read at the hook in the sighting that follows it.
     pub const TRANSLATION: u8 = 6;
+    /// Not a hook: where packets are counted whose headers could not be read at [`RECEIVE`].
+    pub const UNREAD: u8 = 7;
     /// Number of entries that a table indexed by hook needs.
-    pub const COUNT: usize = 7;
+    pub const COUNT: usize = 8;
 }
 
 /// Bits of [`Head::flags`].
 pub mod flag {
-    /// The packet was recognised by its tracked `sk_buff`, not by its addresses.
+    /// The packet was recognised by its tracked `sk_buff` or its conntrack entry, not by its addresses.
     pub const TRACKED: u8 = 1 << 0;
     /// A conntrack entry is attached to the packet.
     pub const CONNTRACK: u8 = 1 << 1;
@@ -230,6 +232,10 @@ pub struct Layout {
     pub skb_network_header: u32,
     /// `sk_buff.protocol`.
     pub skb_protocol: u32,
+    /// `sk_buff.len`.
+    pub skb_len: u32,
+    /// `sk_buff.data_len`: how much of it is not in the linear part.
+    pub skb_data_len: u32,
     /// `sk_buff.mark`.
     pub skb_mark: u32,
     /// `sk_buff._nfct`, or [`ABSENT`] without conntrack.
@@ -305,6 +311,20 @@ pub const SCOPE_PROBES: u32 = 8;
 /// The slots that a namespace may lie in.
 pub fn scope_slots(inode: u32) -> impl Iterator<Item = u32> {
     (0..SCOPE_PROBES).map(move |step| (inode.wrapping_add(step)) & (SCOPE_SLOTS - 1))
+}
+
+/// Bits of the table `LEARNED_BITS`, a power of two.
+pub const LEARNED_BITS: u32 = 1 << 12;
+
+/// The bit that stands for all flows between two addresses, of which the last words are given in either order.
+pub const fn learned_bit(a: u32, b: u32) -> u32 {
+    (a ^ b).wrapping_mul(0x9e37_79b9) >> (32 - LEARNED_BITS.trailing_zeros())
+}
+
+/// The last four bytes of an address, as a word of the machine.
+pub const fn last_word(address: &Address) -> u32 {
+    let [.., a, b, c, d] = address[1].to_ne_bytes();
+    u32::from_ne_bytes([a, b, c, d])
 }
 
 /// Which of the first 8 bytes of an L4 header name the flow: of ICMP the identifier, else both ports.

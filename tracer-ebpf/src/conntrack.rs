@@ -1,12 +1,13 @@
 //! What conntrack makes of a packet: read, not inferred, from the entry that `sk_buff._nfct` points to.
 
 use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
-use tracer_common::{Head, Learned, Translation, Tuple, flag, hook};
-use tracer_ebpf::parse::{Bytes, join, mapped, protocol};
+use tracer_common::{Head, Learned, Translation, Tuple, flag, hook, last_word, learned_bit};
+use tracer_ebpf::parse::{Bytes, Headers, join, mapped, protocol};
 
 use crate::{
     kernel::{LAYOUT, Memory, frozen},
-    maps::{ANY_LEARNED, EVENTS, LEARNED, LOST, count},
+    maps::{EVENTS, LEARNED, LOST, MAYBE_LEARNED, count},
+    packet::flow_wanted,
 };
 
 /// `NFCT_INFOMASK` of net/netfilter/nf_conntrack.h.
@@ -31,20 +32,63 @@ pub fn flags(nfct: u64) -> u8 {
     flag::CONNTRACK | reply
 }
 
-/// If the entry translates, records both its tuples, and makes the flow wanted as it looks on the other side.
+/// The entry that `_nfct` points to, and its status, if it translates.
 #[inline(always)]
-pub fn translation(nfct: u64, head: &Head) {
+fn translating(nfct: u64) -> Option<(u64, u32)> {
     let entry = Memory(nfct & !INFO_MASK);
     // An unsigned long, of which the lower half is used.
     let mut status = [0; 2];
-    if !entry.read(frozen(&LAYOUT.ct_status), &mut status) {
-        return;
+    if entry.0 == 0 || !entry.read(frozen(&LAYOUT.ct_status), &mut status) {
+        return None;
     }
     let status = if cfg!(target_endian = "little") { status[0] } else { status[1] };
-    if status & NAT == 0 {
-        return;
+    (status & NAT != 0).then_some((entry.0, status))
+}
+
+/// If the entry translates, records both its tuples, and makes the flow wanted as it looks on the other side.
+#[inline(always)]
+pub fn translation(nfct: u64, head: &Head) {
+    if let Some((entry, status)) = translating(nfct) {
+        translated(entry, status, head);
     }
-    translated(entry.0, status, head);
+}
+
+/// Does the entry translate a wanted flow? So it is with what a node itself sends: its addresses are rewritten before the
+/// first device sees it.
+#[inline(always)]
+pub fn is_of_wanted(nfct: u64) -> bool {
+    match translating(nfct) {
+        Some((entry, _)) => original_is_wanted(entry),
+        None => false,
+    }
+}
+
+#[inline(never)]
+fn original_is_wanted(entry: u64) -> bool {
+    let mut original = Tuple::default();
+    if !tuple(entry + u64::from(frozen(&LAYOUT.ct_original)), &mut original) {
+        return false;
+    }
+    let headers = Headers {
+        src: original.src,
+        dst: original.dst,
+        l4: [l4_of(&original, false), 0],
+        protocol: original.protocol as u8,
+        ..Headers::default()
+    };
+    flow_wanted(&headers)
+}
+
+/// Ports or ICMP identifier of a tuple, where they are in the L4 header; of its inverse on demand.
+#[inline(always)]
+fn l4_of(tuple: &Tuple, inverse: bool) -> u64 {
+    let (a, b) = (tuple.l4_src.to_be_bytes(), tuple.l4_dst.to_be_bytes());
+    let bytes = match (tuple.protocol as u8, inverse) {
+        (protocol::ICMP | protocol::ICMPV6, _) => [0, 0, 0, 0, a[0], a[1], 0, 0],
+        (_, false) => [a[0], a[1], b[0], b[1], 0, 0, 0, 0],
+        (_, true) => [b[0], b[1], a[0], a[1], 0, 0, 0, 0],
+    };
+    u64::from_ne_bytes(bytes)
 }
 
 /// The rare part of [`translation`], with a stack frame of its own.
@@ -98,28 +142,26 @@ fn tuple(at: u64, into: &mut Tuple) -> bool {
 /// Makes packets of this tuple wanted, both ways.
 #[inline(never)]
 fn learn(tuple: &Tuple) {
-    let icmp = matches!(tuple.protocol as u8, protocol::ICMP | protocol::ICMPV6);
-    let (a, b) = (tuple.l4_src.to_be_bytes(), tuple.l4_dst.to_be_bytes());
-    let mut key = Learned {
-        src: tuple.src,
-        dst: tuple.dst,
-        l4: u64::from_ne_bytes(if icmp {
-            [0, 0, 0, 0, a[0], a[1], 0, 0]
-        } else {
-            [a[0], a[1], b[0], b[1], 0, 0, 0, 0]
-        }),
-        protocol: u64::from(tuple.protocol),
-    };
-    // SAFETY: only read.
-    if unsafe { LEARNED.get(key) }.is_some() {
-        return;
-    }
-    // An LRU map always has room; should it fail all the same, the reply is missing, which the path shows.
-    let _ = LEARNED.insert(key, 1, 0);
+    let mut key =
+        Learned { src: tuple.src, dst: tuple.dst, l4: l4_of(tuple, false), protocol: u64::from(tuple.protocol) };
+    remember(&key);
     (key.src, key.dst) = (tuple.dst, tuple.src);
-    if !icmp {
-        key.l4 = u64::from_ne_bytes([b[0], b[1], a[0], a[1], 0, 0, 0, 0]);
+    key.l4 = l4_of(tuple, true);
+    remember(&key);
+    let bit = learned_bit(last_word(&tuple.src), last_word(&tuple.dst));
+    if let Some(word) = MAYBE_LEARNED.get_ptr_mut(bit / 32) {
+        // SAFETY: a map value lives as long as the map. Two CPUs that set bits of one word at once may lose one; the
+        // next packet of that flow sets it again.
+        unsafe { *word |= 1 << (bit % 32) };
     }
-    let _ = LEARNED.insert(key, 1, 0);
-    let _ = ANY_LEARNED.set(0, 1, 0);
+}
+
+/// Puts one key into `LEARNED` unless it is there.
+#[inline(always)]
+fn remember(key: &Learned) {
+    // SAFETY: only read.
+    if unsafe { LEARNED.get(key) }.is_none() && LEARNED.insert(key, 1, 0).is_err() {
+        // A reply that is not wanted is a reply that is not recorded.
+        count(&LOST, hook::QUEUE);
+    }
 }

@@ -9,7 +9,7 @@ use tracer_ebpf::{
 
 use crate::{
     kernel::Skb,
-    maps::slot,
+    maps::{LOST, count, slot},
     packet::{Data, parse, submit},
 };
 
@@ -27,10 +27,12 @@ pub fn freed(skb: Skb, hook: u8, location: u64, reason: Option<u32>) {
     let bytes = skb.at_network_header();
     let mut headers = Headers::default();
     if !parse(bytes.0, 0, &mut headers) {
+        count(&LOST, hook);
         return;
     }
     let (offset, _) = parse::inner(&headers);
-    if offset != 0 && !parse(bytes.0, offset, &mut headers) {
+    if offset != 0 && !parse(bytes.0, offset, &mut headers) && !parse(bytes.0, 0, &mut headers) {
+        count(&LOST, hook);
         return;
     }
     if !flow::is_tracked(&track, &headers) {

@@ -15,6 +15,8 @@ pub static LAYOUT: Layout = Layout {
     skb_data: 0,
     skb_network_header: 0,
     skb_protocol: 0,
+    skb_len: 0,
+    skb_data_len: 0,
     skb_mark: 0,
     skb_nfct: 0,
     skb_pkt_type: 0,
@@ -53,6 +55,8 @@ pub struct Skb(*const u8);
 
 /// `PACKET_OTHERHOST` of uapi/linux/if_packet.h: for somebody else, seen in promiscuous mode or on a bridge port.
 pub const PACKET_OTHERHOST: u8 = 3;
+/// An IPv4 header and what names a flow of the L4 header, bytes.
+const LEAST_HEADERS: u32 = 28;
 /// `ETH_P_IP` and `ETH_P_IPV6`, as stored in `sk_buff.protocol`.
 const ETH_P_IP: u16 = 0x0800u16.to_be();
 const ETH_P_IPV6: u16 = 0x86ddu16.to_be();
@@ -113,6 +117,17 @@ impl Skb {
         // SAFETY: the byte of sk_buff that holds the bit field.
         let byte: u8 = unsafe { load(self.0, frozen(&LAYOUT.skb_pkt_type)) };
         (byte >> frozen(&LAYOUT.skb_pkt_type_shift)) & 7
+    }
+
+    /// Do the packet's headers lie outside the linear part? So it comes from drivers that hand over page fragments, until the
+    /// IP layer pulls the headers in (`pskb_may_pull`), which it does after `netif_receive_skb`. What lies at `skb->data` then
+    /// is not the packet.
+    #[inline(always)]
+    pub fn headers_are_elsewhere(self) -> bool {
+        // SAFETY: fields of sk_buff.
+        let (len, elsewhere): (u32, u32) =
+            unsafe { (load(self.0, frozen(&LAYOUT.skb_len)), load(self.0, frozen(&LAYOUT.skb_data_len))) };
+        elsewhere != 0 && len.wrapping_sub(elsewhere) < LEAST_HEADERS
     }
 
     /// `sk_buff.mark`.

@@ -14,7 +14,7 @@ mod packet;
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use kernel::{LAYOUT, Skb, frozen};
-use tracer_common::{ABSENT, hook};
+use tracer_common::hook;
 
 /// A packet enters through a device.
 #[btf_tracepoint(function = "netif_receive_skb")]
@@ -66,7 +66,10 @@ fn argument(ctx: &BtfTracePointContext, index: usize) -> u64 {
 /// A packet is freed as done.
 #[btf_tracepoint(function = "consume_skb")]
 pub fn consume_skb(ctx: BtfTracePointContext) -> i32 {
-    let location = if frozen(&LAYOUT.consume_location_arg) == ABSENT { 0 } else { argument(&ctx, 1) };
+    let location = match frozen(&LAYOUT.consume_location_arg) {
+        1 => argument(&ctx, 1),
+        _ => 0,
+    };
     free::freed(Skb::new(ctx.arg(0)), hook::CONSUME, location, None);
     0
 }

@@ -4,7 +4,7 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, LruHashMap, PerCpuArray, RingBuf},
 };
-use tracer_common::{Learned, SCOPE_SLOTS, TRACK_SLOTS, Track, Wanted, hook, scope_slots};
+use tracer_common::{LEARNED_BITS, Learned, SCOPE_SLOTS, TRACK_SLOTS, Track, Wanted, hook, learned_bit, scope_slots};
 
 /// Records for userspace. The size is set at load.
 #[map]
@@ -23,12 +23,12 @@ pub static WANTED: Array<Wanted> = Array::with_max_entries(1, 0);
 #[map]
 pub static LEARNED: LruHashMap<Learned, u8> = LruHashMap::with_max_entries(4096, 0);
 
-/// One slot: is there anything in `LEARNED`? Spares every packet that nobody asked about a lookup.
+/// A bit per pair of addresses that something in `LEARNED` may be about. Spares packets of others a closer look.
 #[map]
-pub static ANY_LEARNED: Array<u32> = Array::with_max_entries(1, 0);
+pub static MAYBE_LEARNED: Array<u32> = Array::with_max_entries(LEARNED_BITS / 32, 0);
 
-/// Packets on their way, by a hash of their `sk_buff`. Not an LRU hash map: a slot costs a tenth of it, and a packet
-/// that loses its slot to another is still found by its addresses.
+/// Packets on their way, by a hash of their `sk_buff`. Not an LRU hash map: a slot costs a tenth of it. A packet that loses
+/// its slot to another is still found by its addresses where it has those that were asked for; its free is not.
 #[map]
 pub static TRACK: Array<Track> = Array::with_max_entries(TRACK_SLOTS, 0);
 
@@ -40,10 +40,17 @@ pub static LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(hook::COUNT as
 #[inline(always)]
 pub fn count(map: &PerCpuArray<u64>, index: u8) {
     if let Some(counter) = map.get_ptr_mut(u32::from(index)) {
-        // SAFETY: the value belongs to this CPU; a tracing program is not preempted by another of its kind that
-        // writes it, and an interrupt that does costs one count at worst.
+        // SAFETY: the value belongs to this CPU, and nothing else writes it but an interrupt that runs a program of
+        // ours between the load and the store: that costs one count of many.
         unsafe { *counter += 1 };
     }
+}
+
+/// May a flow between addresses that end so have been learned?
+#[inline(always)]
+pub fn maybe_learned(src: u32, dst: u32) -> bool {
+    let bit = learned_bit(src, dst);
+    MAYBE_LEARNED.get(bit / 32).is_some_and(|word| word >> (bit % 32) & 1 != 0)
 }
 
 /// Is this network namespace in scope?

@@ -4,7 +4,7 @@ use aya_ebpf::{
     bindings::BPF_RB_NO_WAKEUP,
     helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns},
 };
-use tracer_common::{Head, Outer, Sighting, flag, hook};
+use tracer_common::{Head, Outer, Sighting, flag, hook, last_word};
 use tracer_ebpf::{
     flow,
     parse::{self, Bytes, FIRST_READ, Headers, Start},
@@ -13,7 +13,7 @@ use tracer_ebpf::{
 use crate::{
     conntrack,
     kernel::{Device, Memory, PACKET_OTHERHOST, Skb},
-    maps::{ANY_LEARNED, EVENTS, LEARNED, LOST, WANTED, count, in_scope, slot},
+    maps::{EVENTS, LEARNED, LOST, WANTED, count, in_scope, maybe_learned, slot},
 };
 
 /// What wraps a packet, or why it was freed: [`tracer_common::Sighting::data`]. As words, so that it is 8-byte aligned and
@@ -33,6 +33,10 @@ pub fn seen(skb: Skb, hook: u8) {
     if !skb.is_ip() || (hook == hook::RECEIVE && skb.packet_type() == PACKET_OTHERHOST) {
         return;
     }
+    if hook == hook::RECEIVE && skb.headers_are_elsewhere() {
+        count(&LOST, hook::UNREAD);
+        return;
+    }
     let bytes = if hook == hook::RECEIVE { skb.at_data() } else { skb.at_network_header() };
     let mut start = [0; FIRST_READ];
     if !bytes.read(0, &mut start) {
@@ -42,7 +46,7 @@ pub fn seen(skb: Skb, hook: u8) {
     // The way nearly all packets go: ordinary, between strangers, not seen before.
     if let Some((src, dst)) = parse::ordinary(&start)
         && flow::strangers(wanted_flows, src, dst)
-        && !anything_learned()
+        && !maybe_learned(src, dst)
         && slot(identity).is_none_or(|slot| slot.skb != identity)
     {
         return;
@@ -54,7 +58,8 @@ pub fn seen(skb: Skb, hook: u8) {
     }
     let mut flags = unwrap(&bytes, &mut headers, &mut data);
     if !wanted(&bytes, &headers) {
-        if !was_recognised(identity, &headers) {
+        let known = was_recognised(identity, &headers) || hook == hook::QUEUE && conntrack::is_of_wanted(skb.nfct());
+        if !known {
             return;
         }
         flags |= flag::TRACKED;
@@ -121,7 +126,7 @@ fn quoted_wanted(address: u64, offset: u32) -> bool {
 
 /// Does the packet belong to a wanted flow or to one that was learned?
 #[inline(never)]
-fn flow_wanted(headers: &Headers) -> bool {
+pub fn flow_wanted(headers: &Headers) -> bool {
     let Some(wanted) = WANTED.get(0) else { return false };
     for (index, rule) in wanted.rules.iter().enumerate() {
         if index as u32 >= wanted.count {
@@ -131,17 +136,12 @@ fn flow_wanted(headers: &Headers) -> bool {
             return true;
         }
     }
+    let (src, dst) = (last_word(&headers.src), last_word(&headers.dst));
     // SAFETY: only read.
-    anything_learned() && unsafe { LEARNED.get(flow::learned_key(headers)) }.is_some()
+    maybe_learned(src, dst) && unsafe { LEARNED.get(flow::learned_key(headers)) }.is_some()
 }
 
-/// A stale answer costs one lookup, or one packet at the moment of learning.
-#[inline(always)]
-fn anything_learned() -> bool {
-    ANY_LEARNED.get(0).is_some_and(|any| *any != 0)
-}
-
-/// Was this very packet recognised at an earlier hook, before NAT or something opaque hid its addresses?
+/// Was this very packet recognised at an earlier hook, before NAT hid its addresses?
 #[inline(always)]
 fn was_recognised(skb: u64, headers: &Headers) -> bool {
     let Some(slot) = slot(skb) else { return false };

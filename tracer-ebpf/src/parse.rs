@@ -35,8 +35,8 @@ pub mod protocol {
 const VXLAN_PORTS: [u16; 2] = [4789, 8472];
 /// Bytes from the start of the UDP header to the inner IP header: UDP 8, VXLAN 8, Ethernet 14.
 const VXLAN_HEADERS: u32 = 8 + 8 + 14;
-/// Words of the one read that holds an IPv6 header and 16 bytes of what follows. Behind any packet in a linear `sk_buff`
-/// lies `skb_shared_info` of some 300 bytes, so that this much can be read of a shorter one.
+/// Words of the one read that holds an IPv6 header and 16 bytes of what follows. Behind the linear part of any `sk_buff`
+/// lies `skb_shared_info` of some 300 bytes, so that this much can be read of a shorter packet.
 pub const FIRST_READ: usize = 14;
 /// IPv6 extension headers that are skipped at the most. More than two are not seen in practice.
 const MAX_EXTENSIONS: usize = 2;
@@ -207,7 +207,9 @@ fn far_transport(bytes: &impl Bytes, headers: &mut Headers) -> bool {
 /// Keeps of the L4 header what belongs to the packet.
 #[inline(always)]
 fn transport(headers: &mut Headers, first: u64, second: u64) {
-    let room = if headers.fragment { 0 } else { u32::from(headers.ip_len).saturating_sub(headers.header_len) };
+    // A length of 0 is that of a packet too long for the field (BIG TCP, net/ipv6/ip6_offload.c).
+    let ip_len = if headers.ip_len == 0 { u32::MAX } else { u32::from(headers.ip_len) };
+    let room = if headers.fragment { 0 } else { ip_len.saturating_sub(headers.header_len) };
     headers.l4[0] = if room >= 8 { first } else { 0 };
     headers.l4[1] = if room >= 16 { second } else { 0 };
 }

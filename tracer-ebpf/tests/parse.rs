@@ -116,6 +116,14 @@ fn what_lies_behind_a_short_packet_is_not_its_own() {
 }
 
 #[test]
+fn a_packet_too_long_for_its_length_field_keeps_its_ports() {
+    let mut packet = ipv4(17, 0, &[], &[UDP.as_slice(), &[0; 8]].concat());
+    packet[2..4].fill(0);
+    let headers = parsed(&packet).expect("IPv4");
+    assert_eq!((headers.ip_len, headers.l4[0]), (0, words(&UDP)[0]));
+}
+
+#[test]
 fn only_the_first_fragment_has_a_transport_header() {
     let first = parsed(&ipv4(17, 0x2000, &[], &UDP)).expect("IPv4");
     assert!(!first.fragment);

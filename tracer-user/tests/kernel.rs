@@ -273,3 +273,25 @@ fn namespaces_that_share_a_slot_are_all_in_scope() {
     assert!(ninth.is_some());
     assert_eq!(passed(&finish(&mut probe), 8).len(), 3);
 }
+
+#[test]
+fn what_a_node_sends_is_known_although_its_addresses_are_rewritten_before_any_device() {
+    let pair = Pair::new("output");
+    sh(&format!(
+        "ip netns exec {a} iptables -t nat -A OUTPUT -d 203.0.113.9 -j DNAT --to-destination 198.51.100.2
+         ip -n {a} route add 203.0.113.9 via 198.51.100.2",
+        a = pair.a
+    ));
+    let [a, b] = pair.scope();
+    let service = Flow { b: Some("203.0.113.9".parse().unwrap()), ..flow() };
+    let mut probe = start(&[service], &[a, b], RING_SIZE);
+    pair.ping(&["-c", "1", "203.0.113.9"]);
+    let seen = finish(&mut probe);
+    assert_eq!(passed(&seen, 8), [(Hook::Queue, a), (Hook::Xmit, a), (Hook::Receive, b)], "{seen:#?}");
+    assert_eq!(passed(&seen, 0), [(Hook::Queue, b), (Hook::Xmit, b), (Hook::Receive, a)], "{seen:#?}");
+    assert!(seen.iter().all(|s| s.packet.src != service_address() && s.packet.dst != service_address()));
+}
+
+fn service_address() -> IpAddr {
+    "203.0.113.9".parse().unwrap()
+}

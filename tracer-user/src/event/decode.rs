@@ -109,7 +109,11 @@ fn packet(fields: &Fields<'_>, flags: u8) -> Packet {
 fn l4(fields: &Fields<'_>, flags: u8) -> L4 {
     let protocol = fields.u8(offset_of!(raw::Head, protocol));
     let header_len = fields.u16(offset_of!(raw::Head, header_len));
-    let room = usize::from(fields.u16(offset_of!(raw::Sighting, ip_len)).saturating_sub(header_len));
+    // A length of 0 is that of a packet too long for the field (BIG TCP).
+    let room = match fields.u16(offset_of!(raw::Sighting, ip_len)) {
+        0 => usize::MAX,
+        ip_len => usize::from(ip_len.saturating_sub(header_len)),
+    };
     if flags & flag::FRAGMENT != 0 || room < 8 {
         return L4::Other { protocol };
     }

@@ -46,7 +46,7 @@ pub struct Sighting {
     pub ifindex: u32,
     /// `skb->mark`.
     pub mark: u32,
-    /// Recognised by its tracked `sk_buff`, not by its addresses.
+    /// Recognised by its tracked `sk_buff` or its conntrack entry, not by its addresses.
     pub tracked: bool,
     /// The direction of the packet in its conntrack entry, if one is attached.
     pub conntrack: Option<CtDirection>,

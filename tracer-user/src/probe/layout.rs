@@ -12,8 +12,9 @@ pub fn resolve(types: &KernelTypes) -> Result<Layout, Error> {
     let must = |structure: &'static str, path: &'static str| {
         types.field(structure, path).ok_or(Error::NoField { structure, field: path })
     };
-    // Bit fields in BTF count from the least significant bit on little-endian machines.
+    // Bits count from the least significant one on little-endian machines, from the most significant one on the others.
     let pkt_type = must("sk_buff", "pkt_type")?;
+    let pkt_type_bit = pkt_type.bit_offset % 8;
     let tuplehash = types.field("nf_conn", "tuplehash").map(|f| f.offset());
     let tuple = types.field("nf_conntrack_tuple_hash", "tuple").map(|f| f.offset());
     let stride = types.size("nf_conntrack_tuple_hash");
@@ -33,10 +34,12 @@ pub fn resolve(types: &KernelTypes) -> Result<Layout, Error> {
         skb_data: must("sk_buff", "data")?.offset(),
         skb_network_header: must("sk_buff", "network_header")?.offset(),
         skb_protocol: must("sk_buff", "protocol")?.offset(),
+        skb_len: must("sk_buff", "len")?.offset(),
+        skb_data_len: must("sk_buff", "data_len")?.offset(),
         skb_mark: must("sk_buff", "mark")?.offset(),
         skb_nfct,
         skb_pkt_type: pkt_type.offset(),
-        skb_pkt_type_shift: pkt_type.bit_offset % 8,
+        skb_pkt_type_shift: if cfg!(target_endian = "little") { pkt_type_bit } else { 8 - 3 - pkt_type_bit },
         dev_ifindex: must("net_device", "ifindex")?.offset(),
         dev_net: must("net_device", "nd_net.net")?.offset(),
         net_inum: must("net", "ns.inum")?.offset(),

@@ -66,7 +66,7 @@ pub enum Error {
     },
     /// Not allowed.
     #[error(
-        "the kernel refuses to {what}: operation not permitted; run as root, or with CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN (`podpath doctor` says what is missing)"
+        "the kernel refuses to {what}: operation not permitted; run as root (`podpath doctor` says what is missing)"
     )]
     NotPermitted {
         /// What was tried.
@@ -113,7 +113,7 @@ pub enum Error {
 pub struct Probe {
     programs: Ebpf,
     events: RingBuf<MapData>,
-    reasons: symbols::DropReasons,
+    symbols: symbols::Symbols,
     /// Frees wait here for their names: `/proc/kallsyms` takes the kernel tens of milliseconds to print, which must
     /// not fall between the packets that are measured.
     frees: Vec<Record>,
@@ -121,6 +121,9 @@ pub struct Probe {
     recorded: u64,
     attached: bool,
 }
+
+/// So many records are taken out of the ring in one go while more may come: what the ring holds.
+const MOST_AT_ONCE: usize = RING_SIZE as usize / tracer_common::RECORD_SIZE;
 
 /// So many frees wait at the most; then they are named even while the trace runs.
 const MAX_FREES_WAITING: usize = 10_000;
@@ -191,7 +194,7 @@ impl Probe {
         Ok(Self {
             programs,
             events,
-            reasons: symbols::DropReasons::read(&types),
+            symbols: symbols::Symbols::read(&types),
             frees: Vec::new(),
             recorded: 0,
             attached: true,
@@ -219,9 +222,13 @@ impl Probe {
                 Record::Sighting(free) if free.free.is_some() => self.frees.push(Record::Sighting(free)),
                 record => records.push(record),
             }
+            // Else a flood that is faster than this loop would keep it here for ever.
+            if self.attached && records.len() + self.frees.len() >= MOST_AT_ONCE {
+                break;
+            }
         }
         if !self.attached || self.frees.len() > MAX_FREES_WAITING {
-            symbols::name_frees(&mut self.frees, &self.reasons);
+            self.symbols.name_frees(&mut self.frees);
             records.append(&mut self.frees);
         }
         Ok(records)

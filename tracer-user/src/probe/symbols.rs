@@ -9,52 +9,56 @@ use std::{
 use super::btf::KernelTypes;
 use crate::event::{Free, Record};
 
-/// Drop reasons of the core networking code, by number, without their prefix. Other subsystems number theirs from 1 << 16.
-pub struct DropReasons(HashMap<u32, String>);
+/// Names for frees, learned as they are needed.
+pub struct Symbols {
+    /// Drop reasons of the core networking code, by number, without their prefix; empty before 5.17. Other subsystems number
+    /// theirs from 1 << 16.
+    reasons: HashMap<u32, String>,
+    /// Functions by return address; None: `/proc/kallsyms` does not tell.
+    functions: HashMap<u64, Option<String>>,
+}
 
-impl DropReasons {
-    /// Reads them from BTF; none before 5.17.
+impl Symbols {
+    /// Reads the drop reasons from BTF.
     pub fn read(types: &KernelTypes) -> Self {
         let short = |name: String| name.trim_start_matches("SKB_").trim_start_matches("DROP_REASON_").to_owned();
-        Self(types.enumeration("skb_drop_reason").into_iter().map(|(value, name)| (value, short(name))).collect())
+        let reasons = types.enumeration("skb_drop_reason").into_iter().map(|(value, name)| (value, short(name)));
+        Self { reasons: reasons.collect(), functions: HashMap::new() }
     }
-}
 
-/// Fills in the names in every free among the records. Reads `/proc/kallsyms` once, and only if there is a free;
-/// where kptr_restrict hides the addresses the names stay unknown.
-pub fn name_frees(records: &mut [Record], reasons: &DropReasons) {
-    let frees = || {
-        records.iter().filter_map(|r| match r {
-            Record::Sighting(s) => s.free.as_ref(),
+    /// Fills in the names in every free among the records. Reads `/proc/kallsyms` once for all places that are new, and not
+    /// at all if none is; where kptr_restrict hides the addresses the names stay unknown.
+    pub fn name_frees(&mut self, records: &mut [Record]) {
+        let locations = records.iter().filter_map(|record| match record {
+            Record::Sighting(sighting) => sighting.free.as_ref().map(|free| free.location),
             Record::Translation(_) => None,
-        })
-    };
-    let locations: BTreeSet<u64> = frees().map(|f| f.location).filter(|l| *l != 0).collect();
-    let functions = functions_at(&locations);
-    for record in records {
-        let Record::Sighting(sighting) = record else { continue };
-        let Some(Free { location, function, reason, reason_name }) = &mut sighting.free else { continue };
-        *function = functions.get(location).cloned();
-        *reason_name = reason.and_then(|r| reasons.0.get(&r).cloned());
+        });
+        let new: BTreeSet<u64> = locations.filter(|at| *at != 0 && !self.functions.contains_key(at)).collect();
+        if !new.is_empty() {
+            let mut found = functions_at(&new);
+            self.functions.extend(new.into_iter().map(|at| (at, found.remove(&at))));
+        }
+        for record in records {
+            let Record::Sighting(sighting) = record else { continue };
+            let Some(Free { location, function, reason, reason_name }) = &mut sighting.free else { continue };
+            *function = self.functions.get(location).cloned().flatten();
+            *reason_name = reason.and_then(|r| self.reasons.get(&r).cloned());
+        }
     }
 }
 
-/// The function that each address lies in.
+/// The function that each return address lies in.
 fn functions_at(addresses: &BTreeSet<u64>) -> HashMap<u64, String> {
     let Ok(file) = File::open("/proc/kallsyms") else { return HashMap::new() };
-    if addresses.is_empty() {
-        return HashMap::new();
-    }
     // Best candidate so far per address; the file is not sorted across modules.
     let mut best: HashMap<u64, (u64, String)> = HashMap::new();
     for line in BufReader::with_capacity(1 << 16, file).lines().map_while(Result::ok) {
         let Some((start, name)) = text_symbol(&line) else { continue };
-        for address in addresses.range(start..) {
-            let better = best.get(address).is_none_or(|(known, _)| start > *known);
-            if !better {
-                continue;
+        // A call may be a function's last instruction: the return address is then that of the next function.
+        for address in addresses.range(start + 1..) {
+            if best.get(address).is_none_or(|(known, _)| start > *known) {
+                best.insert(*address, (start, name.to_owned()));
             }
-            best.insert(*address, (start, name.to_owned()));
         }
     }
     best.into_iter().map(|(address, (_, name))| (address, name)).collect()
