@@ -145,7 +145,8 @@ fn status() -> Result<()> {
         println!("no lab is up; bring one up by: cargo xtask lab up calico-bgp");
     }
     for lab in labs {
-        println!("{}  {}  {}", lab.name, lab.profile, lab.inventory.display());
+        let half = if lab.complete { "" } else { "  half-built: `lab up` rebuilds it, `lab down` removes it" };
+        println!("{}  {}  {}{half}", lab.name, lab.profile, lab.inventory.display());
     }
     Ok(())
 }

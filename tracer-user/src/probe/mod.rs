@@ -3,19 +3,19 @@
 //! Everything is held by file descriptors of this process: when it ends, however it ends, the kernel removes all of it.
 
 use std::{
-    net::IpAddr,
+    os::fd::{AsFd, AsRawFd},
     time::{Duration, Instant},
 };
 
 use aya::{
     Btf, Ebpf, EbpfError, EbpfLoader,
     maps::{Array, MapData, MapError, PerCpuArray, RingBuf},
-    programs::{BtfTracePoint, ProgramError},
+    programs::{BtfTracePoint, ProgramError, ProgramFd},
 };
-use tracer_common::{MAX_RULES, Rule, Wanted, address, hook, scope_slots};
+use tracer_common::{MAX_RULES, Wanted, hook, scope_slots};
 
 use crate::{
-    event::{self, Record, decode},
+    event::{Record, decode},
     session::{Counters, Flow},
 };
 
@@ -23,6 +23,7 @@ pub mod btf;
 pub mod doctor;
 pub mod layout;
 pub mod symbols;
+mod wanted;
 
 use btf::KernelTypes;
 
@@ -119,6 +120,8 @@ pub struct Probe {
     frees: Vec<Record>,
     /// Records taken out of the ring so far.
     recorded: u64,
+    /// Known after [`Self::detach`].
+    skipped_frees: u64,
     attached: bool,
 }
 
@@ -169,7 +172,7 @@ impl Probe {
         if OBJECT.is_empty() {
             return Err(Error::NoObject);
         }
-        let wanted = wanted(setup.flows)?;
+        let wanted = wanted::rules(setup.flows)?;
         raise_memory_limit();
         let types = KernelTypes::open()?;
         let layout = layout::resolve(&types)?;
@@ -197,6 +200,7 @@ impl Probe {
             symbols: symbols::Symbols::read(&types),
             frees: Vec::new(),
             recorded: 0,
+            skipped_frees: 0,
             attached: true,
         })
     }
@@ -249,6 +253,8 @@ impl Probe {
             lost_xmit: lost[usize::from(hook::XMIT)],
             lost_drop: lost[usize::from(hook::DROP)],
             lost_consume: lost[usize::from(hook::CONSUME)],
+            unread: lost[usize::from(hook::UNREAD)],
+            skipped_frees: self.skipped_frees,
         })
     }
 
@@ -257,6 +263,8 @@ impl Probe {
         self.attached = false;
         for name in TRACEPOINTS {
             let program = tracepoint(&mut self.programs, name)?;
+            // The device hooks run with softirqs off, so that only the free hooks can be interrupted by themselves.
+            self.skipped_frees += program.fd().map(recursion_misses).unwrap_or_default();
             program.unload().map_err(|source| Error::Program { step: "unload", program: name.to_owned(), source })?;
         }
         Ok(())
@@ -289,6 +297,14 @@ impl Probe {
         }
         Ok(sums)
     }
+}
+
+/// How often the kernel passed a program over because it was running on that CPU already (`bpf_prog_inc_misses_counter`
+/// in kernel/trace/bpf_trace.c, from about 6.2); 0 where the kernel does not say.
+fn recursion_misses(program: &ProgramFd) -> u64 {
+    let path = format!("/proc/self/fdinfo/{}", program.as_fd().as_raw_fd());
+    let info = std::fs::read_to_string(path).unwrap_or_default();
+    info.lines().find_map(|line| line.strip_prefix("recursion_misses:")?.trim().parse().ok()).unwrap_or(0)
 }
 
 /// Before 5.11 maps count against RLIMIT_MEMLOCK. Later kernels do not look at it, so that failing to raise it is no error.
@@ -359,57 +375,4 @@ where
         }
         otherwise(error)
     }
-}
-
-/// The two directions of each flow.
-fn wanted(flows: &[Flow]) -> Result<Wanted, Error> {
-    let mut wanted = Wanted::default();
-    if flows.len() * 2 > MAX_RULES {
-        return Err(Error::TooManyFlows { asked: flows.len() });
-    }
-    for flow in flows {
-        let [.., a, b, c, d] = event::to_bytes(flow.a);
-        wanted.ends[wanted.flows as usize] = u32::from_ne_bytes([a, b, c, d]);
-        wanted.flows += 1;
-        for rule in rules(flow) {
-            wanted.rules[wanted.count as usize] = rule;
-            wanted.count += 1;
-        }
-    }
-    Ok(wanted)
-}
-
-fn rules(flow: &Flow) -> [Rule; 2] {
-    let Flow { a, b, protocol, a_port, b_port } = *flow;
-    let end = |end: Option<IpAddr>| match end {
-        Some(end) => (address(event::to_bytes(end)), [u64::MAX; 2]),
-        None => ([0; 2], [0; 2]),
-    };
-    let ((a, a_mask), (b, b_mask)) = (end(Some(a)), end(b));
-    let (forward, backward) = if matches!(protocol, 1 | 58) {
-        // An ICMP identifier is the same both ways.
-        let id = l4_bytes(4, a_port);
-        (id, id)
-    } else {
-        (either(l4_bytes(0, a_port), l4_bytes(2, b_port)), either(l4_bytes(0, b_port), l4_bytes(2, a_port)))
-    };
-    let protocol = u64::from(protocol);
-    [
-        Rule { src: a, src_mask: a_mask, dst: b, dst_mask: b_mask, l4: forward.0, l4_mask: forward.1, protocol },
-        Rule { src: b, src_mask: b_mask, dst: a, dst_mask: a_mask, l4: backward.0, l4_mask: backward.1, protocol },
-    ]
-}
-
-/// A port at this place in the first 8 bytes of the L4 header, and the mask of that place.
-fn l4_bytes(at: usize, port: Option<u16>) -> (u64, u64) {
-    let (mut bytes, mut mask) = ([0; 8], [0; 8]);
-    if let Some(port) = port {
-        bytes[at..at + 2].copy_from_slice(&port.to_be_bytes());
-        mask[at..at + 2].fill(0xff);
-    }
-    (u64::from_ne_bytes(bytes), u64::from_ne_bytes(mask))
-}
-
-fn either(a: (u64, u64), b: (u64, u64)) -> (u64, u64) {
-    (a.0 | b.0, a.1 | b.1)
 }

@@ -123,7 +123,11 @@ impl<'a> Rows<'a> {
             _ => None,
         };
         let known: Vec<String> = both.into_iter().chain(one).collect();
-        let text = if known.is_empty() { "time unknown".to_owned() } else { known.join("; ") };
+        let text = if known.is_empty() {
+            "time unknown (no reply to compare the clocks by)".to_owned()
+        } else {
+            known.join("; ")
+        };
         self.aside("~ wire ~", text);
     }
 

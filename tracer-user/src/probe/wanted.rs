@@ -1,0 +1,117 @@
+//! Wanted flows as the programs compare them.
+
+use std::net::IpAddr;
+
+use tracer_common::{MAX_RULES, Rule, Wanted, address};
+
+use super::Error;
+use crate::{event, session::Flow};
+
+/// The two directions of each flow, as the programs compare them.
+pub(super) fn rules(flows: &[Flow]) -> Result<Wanted, Error> {
+    let mut wanted = Wanted::default();
+    if flows.len() * 2 > MAX_RULES {
+        return Err(Error::TooManyFlows { asked: flows.len() });
+    }
+    for flow in flows {
+        let [.., a, b, c, d] = event::to_bytes(flow.a);
+        wanted.ends[wanted.flows as usize] = u32::from_ne_bytes([a, b, c, d]);
+        wanted.flows += 1;
+        for rule in both_ways(flow) {
+            wanted.rules[wanted.count as usize] = rule;
+            wanted.count += 1;
+        }
+    }
+    Ok(wanted)
+}
+
+fn both_ways(flow: &Flow) -> [Rule; 2] {
+    let Flow { a, b, protocol, a_port, b_port } = *flow;
+    let end = |end: Option<IpAddr>| match end {
+        Some(end) => (address(event::to_bytes(end)), [u64::MAX; 2]),
+        None => ([0; 2], [0; 2]),
+    };
+    let ((a, a_mask), (b, b_mask)) = (end(Some(a)), end(b));
+    let (forward, backward) = if matches!(protocol, 1 | 58) {
+        // An ICMP identifier is the same both ways.
+        let id = l4_bytes(4, a_port);
+        (id, id)
+    } else {
+        (either(l4_bytes(0, a_port), l4_bytes(2, b_port)), either(l4_bytes(0, b_port), l4_bytes(2, a_port)))
+    };
+    let protocol = u64::from(protocol);
+    [
+        Rule { src: a, src_mask: a_mask, dst: b, dst_mask: b_mask, l4: forward.0, l4_mask: forward.1, protocol },
+        Rule { src: b, src_mask: b_mask, dst: a, dst_mask: a_mask, l4: backward.0, l4_mask: backward.1, protocol },
+    ]
+}
+
+/// A port at this place in the first 8 bytes of the L4 header, and the mask of that place.
+fn l4_bytes(at: usize, port: Option<u16>) -> (u64, u64) {
+    let (mut bytes, mut mask) = ([0; 8], [0; 8]);
+    if let Some(port) = port {
+        bytes[at..at + 2].copy_from_slice(&port.to_be_bytes());
+        mask[at..at + 2].fill(0xff);
+    }
+    (u64::from_ne_bytes(bytes), u64::from_ne_bytes(mask))
+}
+
+fn either(a: (u64, u64), b: (u64, u64)) -> (u64, u64) {
+    (a.0 | b.0, a.1 | b.1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: [u64; 2] = [u64::MAX; 2];
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().expect("an address")
+    }
+
+    fn bytes(text: &str) -> [u64; 2] {
+        address(event::to_bytes(ip(text)))
+    }
+
+    fn word(bytes: [u8; 8]) -> u64 {
+        u64::from_ne_bytes(bytes)
+    }
+
+    #[test]
+    fn an_icmp_flow_has_one_identifier_both_ways() {
+        let flow =
+            Flow { a: ip("10.0.0.1"), b: Some(ip("10.0.0.2")), protocol: 1, a_port: Some(0x1234), b_port: Some(9) };
+        let wanted = rules(&[flow]).expect("fits");
+        assert_eq!((wanted.count, wanted.flows), (2, 1));
+        assert_eq!(wanted.ends[0], u32::from_ne_bytes([10, 0, 0, 1]));
+        let id = (word([0, 0, 0, 0, 0x12, 0x34, 0, 0]), word([0, 0, 0, 0, 0xff, 0xff, 0, 0]));
+        let [there, back] = [wanted.rules[0], wanted.rules[1]];
+        assert_eq!((there.src, there.dst, there.protocol), (bytes("10.0.0.1"), bytes("10.0.0.2"), 1));
+        assert_eq!((back.src, back.dst), (there.dst, there.src));
+        assert_eq!([(there.l4, there.l4_mask), (back.l4, back.l4_mask)], [id, id]);
+        assert_eq!([there.src_mask, there.dst_mask, back.src_mask, back.dst_mask], [ALL; 4]);
+    }
+
+    #[test]
+    fn ports_change_places_on_the_way_back_and_wildcards_have_no_mask() {
+        let flow = Flow { a: ip("fd00::1"), b: None, protocol: 6, a_port: None, b_port: Some(443) };
+        let wanted = rules(&[flow]).expect("fits");
+        let [there, back] = [wanted.rules[0], wanted.rules[1]];
+        assert_eq!(
+            (there.l4, there.l4_mask),
+            (word([0, 0, 1, 0xbb, 0, 0, 0, 0]), word([0, 0, 0xff, 0xff, 0, 0, 0, 0]))
+        );
+        assert_eq!((back.l4, back.l4_mask), (word([1, 0xbb, 0, 0, 0, 0, 0, 0]), word([0xff, 0xff, 0, 0, 0, 0, 0, 0])));
+        assert_eq!((there.dst_mask, back.src_mask), ([0; 2], [0; 2]));
+    }
+
+    #[test]
+    fn too_many_flows_are_refused() {
+        let flow = Flow { a: ip("10.0.0.1"), b: None, protocol: 1, a_port: None, b_port: None };
+        let most = MAX_RULES / 2;
+        assert_eq!(rules(&vec![flow.clone(); most]).expect("fits").flows as usize, most);
+        let refused = rules(&vec![flow; most + 1]).map_err(|error| error.to_string());
+        assert_eq!(refused, Err("5 flows asked for; a session can follow 4 at a time".to_owned()));
+    }
+}
