@@ -80,8 +80,9 @@ fn warnings(world: &World<'_>) -> Vec<String> {
     let mut warnings = Vec::new();
     for node in &world.evidence.nodes {
         let name = &node.name;
-        if node.lost > 0 {
-            warnings.push(format!("{name}: {} events could not be recorded; hops may be missing", node.lost));
+        let lost = node.lost.saturating_sub(node.unread);
+        if lost > 0 {
+            warnings.push(format!("{name}: {lost} events could not be recorded; hops may be missing"));
         }
         if !node.complete {
             warnings.push(format!("{name}: its session did not end in order; hops may be missing"));

@@ -242,6 +242,8 @@ impl Probe {
             lost_xmit: lost[usize::from(hook::XMIT)],
             lost_drop: lost[usize::from(hook::DROP)],
             lost_consume: lost[usize::from(hook::CONSUME)],
+            unread: 0,
+            skipped_frees: 0,
         })
     }
 

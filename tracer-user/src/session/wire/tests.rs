@@ -211,9 +211,10 @@ fn message() -> impl Strategy<Value = Message> {
     );
     let probe = any::<(u16, u16, u16, u64, Option<u64>)>()
         .prop_map(|(seq, id, ip_id, nonce, rtt_ns)| Message::Probe(Probe { seq, id, ip_id, nonce, rtt_ns }));
-    let counters = any::<([u64; 6], u64)>().prop_map(|(numbers, discarded)| {
-        let [recorded, lost_receive, lost_queue, lost_xmit, lost_drop, lost_consume] = numbers;
-        let counters = Counters { recorded, lost_receive, lost_queue, lost_xmit, lost_drop, lost_consume };
+    let counters = any::<([u64; 8], u64)>().prop_map(|(numbers, discarded)| {
+        let [recorded, lost_receive, lost_queue, lost_xmit, lost_drop, lost_consume, unread, skipped_frees] = numbers;
+        let counters =
+            Counters { recorded, lost_receive, lost_queue, lost_xmit, lost_drop, lost_consume, unread, skipped_frees };
         Message::Counters(counters, discarded)
     });
     prop_oneof![
@@ -374,6 +375,14 @@ fn values_that_do_not_decode_name_message_and_field() {
     };
     let order = facts.into_iter().try_for_each(|fact| Collected::default().add(fact)).unwrap_err();
     insta::assert_snapshot!(order, @"message facts: link before its namespace");
+}
+
+#[test]
+fn a_peer_that_counts_less_counts_none_of_the_rest() {
+    // counters { recorded: 5, lost_queue: 2, discarded: 17 }
+    let older = field(9, &[1 << 3, 5, 3 << 3, 2, 7 << 3, 17]);
+    let counters = Counters { recorded: 5, lost_queue: 2, ..Counters::default() };
+    assert_eq!(decode(older[..].into()).unwrap(), Message::Counters(counters, 17));
 }
 
 #[test]
