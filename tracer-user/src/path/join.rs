@@ -92,6 +92,7 @@ fn warnings(world: &World<'_>) -> Vec<String> {
                 "{name}: routes or rules changed during the trace; those shown may not be those the packets took"
             ));
         }
+        warnings.extend(node.facts.notes.iter().map(|note| format!("{name}: {note}")));
     }
     warnings
 }

@@ -1,7 +1,11 @@
 use std::{net::IpAddr, time::Duration};
 
 use ipnet::IpNet;
-use proptest::{collection::vec, option, prelude::*};
+use proptest::{
+    collection::{btree_set, vec},
+    option,
+    prelude::*,
+};
 
 use super::*;
 use crate::{
@@ -175,15 +179,22 @@ fn node_facts() -> impl Strategy<Value = NodeFacts> {
         any::<(u32, u8, Ends, Ends, u32, u32)>().prop_map(|(netns, protocol, original, reply, status, timeout_s)| {
             ConntrackEntry { netns, protocol, original, reply, status, timeout_s }
         });
-    (vec(namespace, 0..4), vec(answer(), 0..4), vec(neighbour, 0..4), vec(entry, 0..4), any::<bool>()).prop_map(
-        |(namespaces, routes, neighbours, conntrack, routes_changed)| NodeFacts {
+    (
+        vec(namespace, 0..4),
+        vec(answer(), 0..4),
+        vec(neighbour, 0..4),
+        vec(entry, 0..4),
+        any::<bool>(),
+        btree_set(text(), 0..4),
+    )
+        .prop_map(|(namespaces, routes, neighbours, conntrack, routes_changed, notes)| NodeFacts {
             namespaces,
             routes,
             neighbours,
             conntrack,
             routes_changed,
-        },
-    )
+            notes: notes.into_iter().collect(),
+        })
 }
 
 fn request() -> impl Strategy<Value = Request> {
@@ -251,7 +262,9 @@ proptest! {
     fn facts_survive_being_split(node in node_facts()) {
         let mut collected = Collected::default();
         // Told early, as it was then, and again in the end.
-        let mut early = NodeFacts { namespaces: node.namespaces.clone(), ..NodeFacts::default() };
+        let mut early =
+            NodeFacts { namespaces: node.namespaces.clone(), notes: node.notes.clone(), ..NodeFacts::default() };
+        early.notes.pop();
         early.namespaces.iter_mut().for_each(|namespace| namespace.names.push("before".into()));
         for message in batches(facts(&early)).into_iter().chain(batches(facts(&node))) {
             let Message::Facts(facts) = through(message) else { panic!("facts") };
