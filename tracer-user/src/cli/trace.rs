@@ -15,7 +15,7 @@ use super::{
 use crate::{
     path::{
         Joined, join,
-        model::{Trace, TracedNode},
+        model::{Outcome, Trace, TracedNode},
     },
     render,
     session::{self, Driven, DrivenNode, Flow, Ping, Plan, Request},
@@ -249,6 +249,7 @@ fn assemble(
         exchanges.truncate(args.count.into());
     }
     let lost_events = nodes.iter().map(lost).sum();
+    let frees = skipped_frees(&nodes, exchanges.iter().map(|exchange| exchange.outcome));
     let nodes = nodes.into_iter().map(|node| TracedNode {
         kernel: node.hello.map(|hello| hello.about.kernel),
         complete: evidence.nodes.iter().any(|seen| seen.name == node.name && seen.complete),
@@ -263,7 +264,7 @@ fn assemble(
         exchanges,
         routers,
         lost_events,
-        warnings: [notes, early, warnings, doubts].concat(),
+        warnings: [notes, early, warnings, doubts, frees].concat(),
         context: cluster.context.clone(),
         started,
         nodes: nodes.collect(),
@@ -283,6 +284,24 @@ fn early_end(args: &TraceArgs, probes: usize, interrupted: bool) -> Vec<String> 
     }
     let why = if interrupted { "the trace was interrupted" } else { "the sending session ended early" };
     vec![format!("{probes} of {} probes came to their end: {why}", args.count)]
+}
+
+/// Frees that the kernel did not show can only matter to an exchange that came to a bad end: otherwise silence, because on a
+/// busy node there are always some.
+fn skipped_frees(nodes: &[DrivenNode], mut outcomes: impl Iterator<Item = Outcome>) -> Vec<String> {
+    if outcomes.all(|outcome| outcome == Outcome::Delivered) {
+        return Vec::new();
+    }
+    let skipped = |node: &DrivenNode| node.counters.map_or(0, |counters| counters.skipped_frees);
+    let told = nodes.iter().filter(|node| skipped(node) > 0).map(|node| {
+        format!(
+            "{}: the kernel did not show up to {} frees of packets, mostly of other flows; why a packet was dropped may be \
+             missing for that",
+            node.name,
+            skipped(node)
+        )
+    });
+    told.collect()
 }
 
 /// Everything that a node saw and we did not get or understand.
@@ -336,6 +355,22 @@ items:
         let flows: Vec<Vec<_>> = flows.collect();
         let (pod, node) = (("100.115.37.81".to_owned(), true), ("172.20.50.50".to_owned(), false));
         assert_eq!(flows, [vec![pod.clone()], vec![pod, node]]);
+    }
+
+    #[test]
+    fn skipped_frees_are_told_where_an_exchange_came_to_a_bad_end() {
+        let node = |name: &str, skipped_frees| DrivenNode {
+            name: name.to_owned(),
+            counters: Some(session::Counters { skipped_frees, ..session::Counters::default() }),
+            ..DrivenNode::default()
+        };
+        let nodes = [node("node-1", 0), node("node-2", 12), DrivenNode::default()];
+        let told = |outcomes: &[Outcome]| skipped_frees(&nodes, outcomes.iter().copied());
+        assert_eq!(told(&[]), [""; 0]);
+        assert_eq!(told(&[Outcome::Delivered; 3]), [""; 0]);
+        let told = told(&[Outcome::Delivered, Outcome::Lost]);
+        insta::assert_snapshot!(told.join("\n"), @"node-2: the kernel did not show up to 12 frees of packets, mostly of other flows; why a packet was dropped may be missing for that");
+        assert_eq!(lost(&nodes[1]), 0, "most were nobody's");
     }
 
     #[test]

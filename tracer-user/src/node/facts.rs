@@ -17,6 +17,9 @@ pub struct NodeFacts {
     pub conntrack: Vec<ConntrackEntry>,
     /// A route or rule of a namespace in scope changed while the trace ran: the routes may not be those the packets took.
     pub routes_changed: bool,
+    /// What could not be read on the node, a sentence each and each once: namespaces left out, facts not found. A namespace that
+    /// merely vanished is none.
+    pub notes: Vec<String>,
 }
 
 /// One network namespace in scope.

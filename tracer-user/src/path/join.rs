@@ -80,8 +80,9 @@ fn warnings(world: &World<'_>) -> Vec<String> {
     let mut warnings = Vec::new();
     for node in &world.evidence.nodes {
         let name = &node.name;
-        if node.lost > 0 {
-            warnings.push(format!("{name}: {} events could not be recorded; hops may be missing", node.lost));
+        let lost = node.lost.saturating_sub(node.unread);
+        if lost > 0 {
+            warnings.push(format!("{name}: {lost} events could not be recorded; hops may be missing"));
         }
         if !node.complete {
             warnings.push(format!("{name}: its session did not end in order; hops may be missing"));
@@ -91,6 +92,7 @@ fn warnings(world: &World<'_>) -> Vec<String> {
                 "{name}: routes or rules changed during the trace; those shown may not be those the packets took"
             ));
         }
+        warnings.extend(node.facts.notes.iter().map(|note| format!("{name}: {note}")));
     }
     warnings
 }

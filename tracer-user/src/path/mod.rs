@@ -43,8 +43,10 @@ pub struct NodeEvidence {
     pub records: Vec<Record>,
     /// What the node looks like.
     pub facts: NodeFacts,
-    /// Records that the kernel side could not reserve.
+    /// What was not recorded or did not arrive, and may have been of a wanted flow.
     pub lost: u64,
+    /// Those of `lost` that were received packets which could not be read: the driver has a warning of its own for them.
+    pub unread: u64,
     /// The session ended in order and delivered everything it saw.
     pub complete: bool,
 }

@@ -16,7 +16,7 @@ use super::{About, Backend, Counters, Failure, InjectorJob, Ping, Request};
 use crate::{
     event::{CtDirection, Hook, L4, Record, Sighting, Translation},
     inject,
-    node::{Node, facts},
+    node::{self, Node, facts},
     path,
     probe::{self, Probe, RING_SIZE, Setup},
 };
@@ -34,6 +34,7 @@ pub struct LiveNode {
     probe: Option<Probe>,
     records: Vec<Record>,
     looked: Option<Instant>,
+    notes: Notes,
     stamps: Option<inject::Stamps>,
 }
 
@@ -58,11 +59,47 @@ impl LiveNode {
         }
         self.looked = Some(Instant::now());
         let (Some(node), Some(probe)) = (&mut self.node, &mut self.probe) else { return Ok(()) };
-        // A survey that fails now is no reason to end a trace: the namespaces known so far stay in scope.
-        for inode in node.refresh().unwrap_or_default() {
-            probe.add_namespace(inode).map_err(kernel)?;
+        match node.refresh() {
+            Ok(new) => {
+                self.notes.of_node(node.notes());
+                new.into_iter().try_for_each(|inode| self.notes.of_new_pod(probe.add_namespace(inode)))
+            }
+            // No reason to end a trace: the namespaces known so far stay in scope.
+            Err(error) => {
+                self.notes.add(format!("could not look for new pods: {error}"));
+                Ok(())
+            }
         }
-        Ok(())
+    }
+}
+
+/// What could not be read on the node, each text once: a survey a second finds the same again.
+#[derive(Default)]
+struct Notes(Vec<String>);
+
+impl Notes {
+    fn add(&mut self, note: String) {
+        if !self.0.contains(&note) {
+            self.0.push(note);
+        }
+    }
+
+    /// Of what the node's reader could not read. A namespace out of scope by now, though a record is from it, has vanished: that is how
+    /// pods end. If it could not be read any more, the survey that left it out has a note of that.
+    fn of_node<'e>(&mut self, errors: impl IntoIterator<Item = &'e node::Error>) {
+        let unread = errors.into_iter().filter(|error| !matches!(error, node::Error::OutOfScope { .. }));
+        unread.for_each(|error| self.add(error.to_string()));
+    }
+
+    /// A pod more than the kernel's table can hold is no reason to end the trace of the others.
+    fn of_new_pod(&mut self, added: Result<(), probe::Error>) -> Result<(), Failure> {
+        match added {
+            Err(error @ probe::Error::TooManyNamespaces) => {
+                self.add(format!("not all pods that started during the trace could be recorded in: {error}"));
+                Ok(())
+            }
+            added => added.map_err(kernel),
+        }
     }
 }
 
@@ -107,6 +144,7 @@ impl Backend for LiveNode {
         })?;
         let setup = Setup { flows: &request.flows, scope: &node.scope(), ring_size: RING_SIZE };
         self.probe = Some(Probe::start(&setup).map_err(kernel)?);
+        self.notes.of_node(node.notes());
         self.node = Some(node);
         self.looked = Some(Instant::now());
         Ok(())
@@ -114,7 +152,7 @@ impl Backend for LiveNode {
 
     fn known(&mut self) -> facts::NodeFacts {
         let namespaces = self.node.as_ref().map(|node| node.namespaces().to_vec()).unwrap_or_default();
-        facts::NodeFacts { namespaces, ..facts::NodeFacts::default() }
+        facts::NodeFacts { namespaces, notes: self.notes.0.clone(), ..facts::NodeFacts::default() }
     }
 
     fn drain(&mut self) -> Result<Vec<Record>, Failure> {
@@ -159,10 +197,9 @@ impl Backend for LiveNode {
     fn finish(&mut self) -> Result<(facts::NodeFacts, Counters), Failure> {
         let node = self.node()?;
         let questions = path::route_questions(&self.records, node.namespaces());
-        let (facts, notes) = node.facts(&questions, &conntrack_flows(&self.records));
-        for note in notes {
-            tracing::warn!("{note}");
-        }
+        let (mut facts, unread) = node.facts(&questions, &conntrack_flows(&self.records));
+        self.notes.of_node(&unread);
+        facts.notes = std::mem::take(&mut self.notes.0);
         let counters = self.probe()?.counters().map_err(kernel)?;
         Ok((facts, counters))
     }
@@ -223,5 +260,22 @@ mod tests {
         insta::assert_snapshot!(kernel(probe::Error::NoObject), @"kernel programs: this podpath-agent was built without its kernel programs; build it with `cargo xtask build`");
         insta::assert_snapshot!(kernel(probe::Error::NotPermitted { what: "load eBPF programs" }), @"kernel programs: the kernel refuses to load eBPF programs: operation not permitted; run as root, or with CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN (`podpath doctor` says what is missing)");
         assert_eq!(kernel(probe::Error::NoObject).way_out, "build it with `cargo xtask build`");
+    }
+
+    #[test]
+    fn what_could_not_be_read_is_noted_once_and_what_vanished_never() {
+        let refused = || node::Error::Enter { netns: 7, source: std::io::Error::from_raw_os_error(1) };
+        let mut notes = Notes::default();
+        notes.of_node(&[refused(), node::Error::OutOfScope { netns: 8 }]);
+        notes.of_node(&[refused()]);
+        for _ in 0..2 {
+            notes.of_new_pod(Err(probe::Error::TooManyNamespaces)).expect("the trace goes on");
+        }
+        notes.of_new_pod(Ok(())).expect("no failure");
+        notes.of_new_pod(Err(probe::Error::NoObject)).expect_err("anything else ends the trace");
+        insta::assert_snapshot!(notes.0.join("\n"), @r"
+        cannot enter network namespace 7: Operation not permitted (os error 1); entering needs CAP_SYS_ADMIN, run as root
+        not all pods that started during the trace could be recorded in: too many network namespaces on this node for one session; please report it with the output of `ip netns | wc -l`
+        ");
     }
 }

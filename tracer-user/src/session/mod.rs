@@ -132,7 +132,7 @@ pub struct Ping {
     pub nonce_base: u64,
 }
 
-/// Records that could not be reserved in the ring, by hook, and how many were.
+/// What the kernel side recorded, and what it could not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Records written to the ring.
@@ -147,12 +147,27 @@ pub struct Counters {
     pub lost_drop: u64,
     /// Lost at `consume_skb`.
     pub lost_consume: u64,
+    /// Packets received whose headers lay outside the readable part of the sk_buff (page fragments); some may have been of a
+    /// wanted flow.
+    pub unread: u64,
+    /// Frees that the kernel did not show because a program of ours was already running on that CPU
+    /// (`kernel/trace/bpf_trace.c`, `prog->active`); most are of packets nobody asked about.
+    pub skipped_frees: u64,
 }
 
 impl Counters {
-    /// All that was lost.
+    /// All records that were lost: those that could not be reserved in the ring. Not what may have been nobody's anyway.
     pub fn lost(&self) -> u64 {
-        let Self { recorded: _, lost_receive, lost_queue, lost_xmit, lost_drop, lost_consume } = *self;
+        let Self {
+            recorded: _,
+            lost_receive,
+            lost_queue,
+            lost_xmit,
+            lost_drop,
+            lost_consume,
+            unread: _,
+            skipped_frees: _,
+        } = *self;
         lost_receive + lost_queue + lost_xmit + lost_drop + lost_consume
     }
 }

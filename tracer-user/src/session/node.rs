@@ -192,11 +192,18 @@ impl Node {
                 collected.unknown
             ));
         }
+        let Counters { unread, .. } = counters.unwrap_or_default();
+        if unread > 0 {
+            driven.warnings.push(format!(
+                "node {name}: {unread} received packets could not be read, their headers lay in page fragments; a packet shown as lost on the way to this node may have arrived"
+            ));
+        }
         driven.evidence.nodes.push(NodeEvidence {
             name: name.clone(),
             records,
             facts: collected.facts,
-            lost: counters.map_or(0, |counters| counters.lost()) + discarded + unknown,
+            lost: counters.map_or(0, |counters| counters.lost()) + discarded + unknown + unread,
+            unread,
             complete: drained && discarded == 0 && unknown == 0,
         });
         driven.nodes.push(DrivenNode { name, hello, counters, discarded, unknown });

@@ -86,6 +86,24 @@ fn request_lost_on_the_wire() {
     assert_eq!(hop.detail.text.as_deref(), Some("left node0 ens5, never arrived at node1 ens5"));
     w.evidence.nodes[1].lost = 1;
     assert_eq!(w.join().exchanges[0].outcome, Outcome::Incomplete, "it may have arrived");
+    assert_eq!(w.join().warnings, ["node1: 1 events could not be recorded; hops may be missing"]);
+    w.evidence.nodes[1].unread = 1;
+    let joined = w.join();
+    assert_eq!(joined.exchanges[0].outcome, Outcome::Incomplete, "it may have arrived unread");
+    assert_eq!(joined.warnings, [""; 0], "told by the driver");
+}
+
+#[test]
+fn what_a_node_could_not_read_is_told_with_its_name() {
+    let mut w = two_nodes();
+    cross_node(&mut w, 1);
+    w.answer(RouteKind::Unicast, None);
+    let note =
+        "cannot list links, addresses and routes in network namespace 7: the list changed 3 times while it was read";
+    w.evidence.nodes[1].facts.notes = vec![note.to_owned()];
+    let joined = w.check();
+    assert_eq!(joined.exchanges[0].outcome, Outcome::Delivered);
+    assert_eq!(joined.warnings, [format!("node1: {note}")]);
 }
 
 #[test]

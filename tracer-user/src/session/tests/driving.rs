@@ -8,7 +8,7 @@ use tokio::time::{Instant, timeout};
 use super::stand_in::{FakeNode, Peer, facts, ping_request, record, request};
 use crate::path::Probe;
 use crate::session::{
-    Connection, DriveError, Driven, PROTOCOL, Plan, Progress, Request, Version, drive, wire::Message,
+    Connection, Counters, DriveError, Driven, PROTOCOL, Plan, Progress, Request, Version, drive, wire::Message,
 };
 
 const PLAN: Plan =
@@ -199,6 +199,26 @@ async fn what_is_not_understood_or_was_discarded_is_told() {
     let driven = driving.await.unwrap().unwrap();
     assert_eq!((driven.evidence.nodes[0].lost, driven.evidence.nodes[0].complete), (17, false));
     insta::assert_snapshot!(driven.warnings.join("\n"), @"node a: 17 records were discarded because this side read too slowly; trace fewer probes at a time");
+}
+
+#[tokio::test(start_paused = true)]
+async fn packets_that_could_not_be_read_are_told_and_leave_doubt() {
+    let (connection, mut peer) = Peer::connected("a");
+    let driving = tokio::spawn(driven(vec![(connection, request(60))]));
+    peer.get_armed().await;
+    assert_eq!(peer.hear().await, Message::Stop);
+    let counters = Counters { recorded: 9, lost_drop: 2, unread: 3, skipped_frees: 4, ..Counters::default() };
+    peer.say(Message::Counters(counters, 0)).await;
+    peer.say(Message::Drained).await;
+    peer.say(Message::End).await;
+    let driven = driving.await.unwrap().unwrap();
+    let [a] = &driven.evidence.nodes[..] else { panic!("one node") };
+    // Doubt is about the two and the three; what is called lost are the two.
+    assert_eq!((a.lost, a.unread, a.complete), (5, 3, true));
+    assert_eq!(driven.nodes[0].counters, Some(counters));
+    assert_eq!(counters.lost(), 2);
+    // Of frees that were skipped the driver says nothing: whether they matter depends on how the exchanges ended.
+    insta::assert_snapshot!(driven.warnings.join("\n"), @"node a: 3 received packets could not be read, their headers lay in page fragments; a packet shown as lost on the way to this node may have arrived");
 }
 
 #[tokio::test(start_paused = true)]

@@ -114,7 +114,11 @@ pub(super) fn about() -> About {
 
 pub(super) fn facts() -> NodeFacts {
     let namespace = Namespace { inode: 1, role: Role::Node, names: vec!["node1".into()], links: vec![] };
-    NodeFacts { namespaces: vec![namespace], ..NodeFacts::default() }
+    NodeFacts {
+        namespaces: vec![namespace],
+        notes: vec!["a namespace could not be read".into()],
+        ..NodeFacts::default()
+    }
 }
 
 pub(super) fn record() -> Record {

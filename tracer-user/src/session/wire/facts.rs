@@ -11,7 +11,7 @@ use crate::node::facts::{
 /// One fact. A kind that this program does not know leaves `body` empty.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(in crate::session) struct Fact {
-    #[prost(oneof = "FactBody", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
+    #[prost(oneof = "FactBody", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
     body: Option<FactBody>,
 }
 
@@ -33,6 +33,8 @@ enum FactBody {
     Conntrack(WireConntrack),
     #[prost(bool, tag = "8")]
     RoutesChanged(bool),
+    #[prost(string, tag = "9")]
+    Note(String),
 }
 
 #[derive(Clone, Copy, PartialEq, prost::Message)]
@@ -151,7 +153,7 @@ type Ends = (std::net::IpAddr, std::net::IpAddr, u16, u16);
 
 /// All facts, in the order in which [`Collected`] wants them.
 pub(in crate::session) fn facts(node: &NodeFacts) -> Vec<Fact> {
-    let NodeFacts { namespaces, routes, neighbours, conntrack, routes_changed } = node;
+    let NodeFacts { namespaces, routes, neighbours, conntrack, routes_changed, notes } = node;
     let mut bodies = Vec::new();
     for Namespace { inode, role, names, links } in namespaces {
         let role = match role {
@@ -169,6 +171,7 @@ pub(in crate::session) fn facts(node: &NodeFacts) -> Vec<Fact> {
     bodies.extend(neighbours.iter().map(|neighbour| FactBody::Neighbour(neighbour.into())));
     bodies.extend(conntrack.iter().map(|entry| FactBody::Conntrack(entry.into())));
     bodies.push(FactBody::RoutesChanged(*routes_changed));
+    bodies.extend(notes.iter().cloned().map(FactBody::Note));
     bodies.into_iter().map(|body| Fact { body: Some(body) }).collect()
 }
 
@@ -219,6 +222,9 @@ impl Collected {
             FactBody::Neighbour(neighbour) => self.facts.neighbours.push(neighbour.try_into()?),
             FactBody::Conntrack(entry) => self.facts.conntrack.push(entry.try_into()?),
             FactBody::RoutesChanged(changed) => self.facts.routes_changed = changed,
+            // Told early and in the end, but one note.
+            FactBody::Note(note) if self.facts.notes.contains(&note) => {}
+            FactBody::Note(note) => self.facts.notes.push(note),
         }
         Ok(())
     }

@@ -101,6 +101,10 @@ pub(super) struct Counters {
     lost_consume: u64,
     #[prost(uint64, tag = "7")]
     discarded: u64,
+    #[prost(uint64, tag = "8")]
+    unread: u64,
+    #[prost(uint64, tag = "9")]
+    skipped_frees: u64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -249,15 +253,54 @@ impl TryFrom<Probe> for path::Probe {
 
 impl From<(session::Counters, u64)> for Counters {
     fn from((counters, discarded): (session::Counters, u64)) -> Self {
-        let session::Counters { recorded, lost_receive, lost_queue, lost_xmit, lost_drop, lost_consume } = counters;
-        Self { recorded, lost_receive, lost_queue, lost_xmit, lost_drop, lost_consume, discarded }
+        let session::Counters {
+            recorded,
+            lost_receive,
+            lost_queue,
+            lost_xmit,
+            lost_drop,
+            lost_consume,
+            unread,
+            skipped_frees,
+        } = counters;
+        Self {
+            recorded,
+            lost_receive,
+            lost_queue,
+            lost_xmit,
+            lost_drop,
+            lost_consume,
+            discarded,
+            unread,
+            skipped_frees,
+        }
     }
 }
 
 impl From<Counters> for (session::Counters, u64) {
     fn from(counters: Counters) -> Self {
-        let Counters { recorded, lost_receive, lost_queue, lost_xmit, lost_drop, lost_consume, discarded } = counters;
-        (session::Counters { recorded, lost_receive, lost_queue, lost_xmit, lost_drop, lost_consume }, discarded)
+        let Counters {
+            recorded,
+            lost_receive,
+            lost_queue,
+            lost_xmit,
+            lost_drop,
+            lost_consume,
+            discarded,
+            unread,
+            skipped_frees,
+        } = counters;
+        let counters = session::Counters {
+            recorded,
+            lost_receive,
+            lost_queue,
+            lost_xmit,
+            lost_drop,
+            lost_consume,
+            unread,
+            skipped_frees,
+        };
+        (counters, discarded)
     }
 }
 

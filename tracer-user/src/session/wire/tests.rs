@@ -1,7 +1,11 @@
 use std::{net::IpAddr, time::Duration};
 
 use ipnet::IpNet;
-use proptest::{collection::vec, option, prelude::*};
+use proptest::{
+    collection::{btree_set, vec},
+    option,
+    prelude::*,
+};
 
 use super::*;
 use crate::{
@@ -175,15 +179,22 @@ fn node_facts() -> impl Strategy<Value = NodeFacts> {
         any::<(u32, u8, Ends, Ends, u32, u32)>().prop_map(|(netns, protocol, original, reply, status, timeout_s)| {
             ConntrackEntry { netns, protocol, original, reply, status, timeout_s }
         });
-    (vec(namespace, 0..4), vec(answer(), 0..4), vec(neighbour, 0..4), vec(entry, 0..4), any::<bool>()).prop_map(
-        |(namespaces, routes, neighbours, conntrack, routes_changed)| NodeFacts {
+    (
+        vec(namespace, 0..4),
+        vec(answer(), 0..4),
+        vec(neighbour, 0..4),
+        vec(entry, 0..4),
+        any::<bool>(),
+        btree_set(text(), 0..4),
+    )
+        .prop_map(|(namespaces, routes, neighbours, conntrack, routes_changed, notes)| NodeFacts {
             namespaces,
             routes,
             neighbours,
             conntrack,
             routes_changed,
-        },
-    )
+            notes: notes.into_iter().collect(),
+        })
 }
 
 fn request() -> impl Strategy<Value = Request> {
@@ -211,9 +222,10 @@ fn message() -> impl Strategy<Value = Message> {
     );
     let probe = any::<(u16, u16, u16, u64, Option<u64>)>()
         .prop_map(|(seq, id, ip_id, nonce, rtt_ns)| Message::Probe(Probe { seq, id, ip_id, nonce, rtt_ns }));
-    let counters = any::<([u64; 6], u64)>().prop_map(|(numbers, discarded)| {
-        let [recorded, lost_receive, lost_queue, lost_xmit, lost_drop, lost_consume] = numbers;
-        let counters = Counters { recorded, lost_receive, lost_queue, lost_xmit, lost_drop, lost_consume };
+    let counters = any::<([u64; 8], u64)>().prop_map(|(numbers, discarded)| {
+        let [recorded, lost_receive, lost_queue, lost_xmit, lost_drop, lost_consume, unread, skipped_frees] = numbers;
+        let counters =
+            Counters { recorded, lost_receive, lost_queue, lost_xmit, lost_drop, lost_consume, unread, skipped_frees };
         Message::Counters(counters, discarded)
     });
     prop_oneof![
@@ -250,7 +262,9 @@ proptest! {
     fn facts_survive_being_split(node in node_facts()) {
         let mut collected = Collected::default();
         // Told early, as it was then, and again in the end.
-        let mut early = NodeFacts { namespaces: node.namespaces.clone(), ..NodeFacts::default() };
+        let mut early =
+            NodeFacts { namespaces: node.namespaces.clone(), notes: node.notes.clone(), ..NodeFacts::default() };
+        early.notes.pop();
         early.namespaces.iter_mut().for_each(|namespace| namespace.names.push("before".into()));
         for message in batches(facts(&early)).into_iter().chain(batches(facts(&node))) {
             let Message::Facts(facts) = through(message) else { panic!("facts") };
@@ -374,6 +388,14 @@ fn values_that_do_not_decode_name_message_and_field() {
     };
     let order = facts.into_iter().try_for_each(|fact| Collected::default().add(fact)).unwrap_err();
     insta::assert_snapshot!(order, @"message facts: link before its namespace");
+}
+
+#[test]
+fn a_peer_that_counts_less_counts_none_of_the_rest() {
+    // counters { recorded: 5, lost_queue: 2, discarded: 17 }
+    let older = field(9, &[1 << 3, 5, 3 << 3, 2, 7 << 3, 17]);
+    let counters = Counters { recorded: 5, lost_queue: 2, ..Counters::default() };
+    assert_eq!(decode(older[..].into()).unwrap(), Message::Counters(counters, 17));
 }
 
 #[test]
