@@ -258,7 +258,7 @@ mod tests {
     #[test]
     fn a_failure_of_the_kernel_side_ends_in_its_own_way_out() {
         insta::assert_snapshot!(kernel(probe::Error::NoObject), @"kernel programs: this podpath-agent was built without its kernel programs; build it with `cargo xtask build`");
-        insta::assert_snapshot!(kernel(probe::Error::NotPermitted { what: "load eBPF programs" }), @"kernel programs: the kernel refuses to load eBPF programs: operation not permitted; run as root, or with CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN (`podpath doctor` says what is missing)");
+        insta::assert_snapshot!(kernel(probe::Error::NotPermitted { what: "load eBPF programs" }), @"kernel programs: the kernel refuses to load eBPF programs: operation not permitted; run as root (`podpath doctor` says what is missing)");
         assert_eq!(kernel(probe::Error::NoObject).way_out, "build it with `cargo xtask build`");
     }
 
