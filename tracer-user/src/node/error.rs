@@ -75,9 +75,6 @@ pub enum Failure {
     /// The kernel's answer cannot be decoded.
     #[error("answer of the kernel not understood: {0}")]
     Decode(#[from] DecodeError),
-    /// The tables kept changing while they were listed.
-    #[error("the list changed {0} times while it was read")]
-    Unstable(u32),
 }
 
 impl Failure {
@@ -90,7 +87,7 @@ impl Failure {
     pub(super) fn errno(&self) -> Option<i32> {
         match self {
             Self::Refused(error) => error.raw_os_error(),
-            Self::Socket(_) | Self::Decode(_) | Self::Unstable(_) => None,
+            Self::Socket(_) | Self::Decode(_) => None,
         }
     }
 }

@@ -20,7 +20,8 @@ use super::error::Failure;
 const BUFFER: usize = 32 * 1024;
 /// The kernel answers at once; this only bounds the damage if it does not, seconds.
 const PATIENCE_S: i64 = 5;
-/// Attempts at a list that changes while it is read.
+/// Attempts at a list that changes while it is read. On a node where pods come and go all the time the last one
+/// counts as it is: a node half seen is better than none.
 const ATTEMPTS: u32 = 4;
 
 /// What a netlink protocol's message must be able to do.
@@ -81,7 +82,10 @@ impl Netlink {
         message: &M,
         mut keep: impl FnMut(M) -> Option<T>,
     ) -> Result<Vec<T>, Failure> {
-        for _ in 0..ATTEMPTS {
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            let last = attempt == ATTEMPTS;
             self.send(message.clone(), NLM_F_REQUEST | NLM_F_DUMP)?;
             let mut found = Vec::new();
             let mut changed = false;
@@ -95,11 +99,13 @@ impl Netlink {
                     break;
                 }
             }
-            if !changed {
+            if changed && last {
+                tracing::warn!("a netlink list changed {ATTEMPTS} times while it was read; it may lack something");
+            }
+            if !changed || last {
                 return Ok(found);
             }
         }
-        Err(Failure::Unstable(ATTEMPTS))
     }
 
     fn send<M: Message>(&mut self, message: M, flags: u16) -> Result<(), Failure> {
