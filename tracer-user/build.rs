@@ -5,11 +5,14 @@ use std::{env, fs, path::PathBuf};
 
 fn main() {
     let manifest = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("set by cargo"));
-    let object = manifest.join("../target/ebpf/podpath-ebpf.o");
+    let folder = manifest.join("../target/ebpf");
+    let object = folder.join("podpath-ebpf.o");
+    if !object.exists() {
+        // An empty one stands for none: cargo takes a missing file for a changed one, and would build this crate anew each
+        // time. Where it cannot be written, that is all that happens.
+        let _unwritable = fs::create_dir_all(&folder).and_then(|()| fs::write(&object, []));
+    }
     println!("cargo::rerun-if-changed={}", object.display());
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("set by cargo")).join("podpath-ebpf.o");
-    match fs::read(&object) {
-        Ok(bytes) => fs::write(&out, bytes).expect("OUT_DIR is writable"),
-        Err(_) => fs::write(&out, []).expect("OUT_DIR is writable"),
-    }
+    fs::write(&out, fs::read(&object).unwrap_or_default()).expect("OUT_DIR is writable");
 }
