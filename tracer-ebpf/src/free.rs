@@ -1,16 +1,15 @@
 //! A packet is freed: if it is one that was recognised, say where and why.
 
-use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns};
-use tracer_common::{Free, Head, flag};
+use tracer_common::{Free, flag};
 use tracer_ebpf::{
     flow,
     parse::{self, Headers},
 };
 
 use crate::{
-    kernel::Skb,
+    kernel::{Device, Skb},
     maps::{LOST, count, slot},
-    packet::{Data, parse, submit},
+    packet::{Data, head, parse, submit},
 };
 
 /// Runs at `kfree_skb` and `consume_skb`. The slot is looked up first: nearly every free on a machine is of a packet that
@@ -40,20 +39,8 @@ pub fn freed(skb: Skb, hook: u8, location: u64, reason: Option<u32>) {
     }
     let reason_flag = if reason.is_some() { flag::REASON } else { 0 };
     let fragment = if headers.fragment { flag::FRAGMENT } else { 0 };
-    let head = Head {
-        // SAFETY: helpers without arguments.
-        time_ns: unsafe { bpf_ktime_get_ns() },
-        skb: track.skb,
-        hook,
-        flags: flag::TRACKED | flag::FREED | reason_flag | fragment,
-        // SAFETY: as above.
-        cpu: unsafe { bpf_get_smp_processor_id() } as u16,
-        netns: track.netns,
-        ifindex: track.ifindex,
-        protocol: headers.protocol,
-        ttl: headers.ttl,
-        header_len: headers.header_len as u16,
-    };
+    let device = Device { netns: track.netns, ifindex: track.ifindex };
+    let head = head(identity, hook, flag::TRACKED | flag::FREED | reason_flag | fragment, device, &headers);
     let free = Free { location, reason: reason.unwrap_or(0), zero: [0; 28] };
     // SAFETY: Free is 40 bytes without padding.
     let data = unsafe { core::mem::transmute::<Free, Data>(free) };

@@ -27,12 +27,13 @@ pub static LEARNED: LruHashMap<Learned, u8> = LruHashMap::with_max_entries(4096,
 #[map]
 pub static MAYBE_LEARNED: Array<u32> = Array::with_max_entries(LEARNED_BITS / 32, 0);
 
-/// Packets on their way, by a hash of their `sk_buff`. Not an LRU hash map: a slot costs a tenth of it. A packet that loses
-/// its slot to another is still found by its addresses where it has those that were asked for; its free is not.
+/// Packets on their way, by a hash of their `sk_buff`. Not an LRU hash map: every free of the machine asks, and the kernel
+/// turns the lookup in an array into a few instructions (`array_map_gen_lookup`). A packet that loses its slot to another is
+/// still found by its addresses where it has those that were asked for; its free is not.
 #[map]
 pub static TRACK: Array<Track> = Array::with_max_entries(TRACK_SLOTS, 0);
 
-/// Per hook: records lost because the ring was full.
+/// Per hook: what could not be recorded, because the ring was full or the packet could not be read.
 #[map]
 pub static LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(hook::COUNT as u32, 0);
 

@@ -161,10 +161,24 @@ fn was_recognised(skb: u64, headers: &Headers) -> bool {
 fn record(skb: Skb, identity: u64, hook: u8, device: Device, headers: &Headers, flags: u8, data: &Data) {
     let nfct = skb.nfct();
     let flags = flags | conntrack::flags(nfct);
-    let head = Head {
+    let head = head(identity, hook, flags, device, headers);
+    if let Some(slot) = slot(head.skb) {
+        *slot = flow::track(head.skb, headers, device.netns, device.ifindex);
+    }
+    // An encapsulated packet's entry is the tunnel's, not the flow's.
+    if hook == hook::QUEUE && flags & (flag::CONNTRACK | flag::ENCAPSULATED) == flag::CONNTRACK {
+        conntrack::translation(nfct, &head);
+    }
+    submit(&head, headers, skb.mark(), data);
+}
+
+/// What a record begins with, here and now.
+#[inline(always)]
+pub fn head(skb: u64, hook: u8, flags: u8, device: Device, headers: &Headers) -> Head {
+    Head {
         // SAFETY: a helper without arguments.
         time_ns: unsafe { bpf_ktime_get_ns() },
-        skb: identity,
+        skb,
         hook,
         flags,
         // SAFETY: as above.
@@ -174,15 +188,7 @@ fn record(skb: Skb, identity: u64, hook: u8, device: Device, headers: &Headers, 
         protocol: headers.protocol,
         ttl: headers.ttl,
         header_len: headers.header_len as u16,
-    };
-    if let Some(slot) = slot(head.skb) {
-        *slot = flow::track(head.skb, headers, device.netns, device.ifindex);
     }
-    // An encapsulated packet's entry is the tunnel's, not the flow's.
-    if hook == hook::QUEUE && flags & (flag::CONNTRACK | flag::ENCAPSULATED) == flag::CONNTRACK {
-        conntrack::translation(nfct, &head);
-    }
-    submit(&head, headers, skb.mark(), data);
 }
 
 /// Writes one sighting to the ring, field by field: a whole one does not fit on the stack beside the rest.

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -255,7 +256,16 @@ fn down_leaves_nothing_and_may_be_repeated() {
     assert!(Path::new("/run/podpath/lab/t-down/identity.yaml").exists());
 
     let mut resident = Command::new("ip").args(["netns", "exec", "t-down-bb1", "sleep", "600"]).spawn().unwrap();
-    std::thread::sleep(Duration::from_millis(100));
+    // `ip netns exec` needs a moment to enter; only a process that is inside counts.
+    let entered = || {
+        let inode = |path: &str| fs::metadata(path).map(|file| file.ino()).ok();
+        inode(&format!("/proc/{}/ns/net", resident.id())) == inode("/run/netns/t-down-bb1")
+    };
+    let start = Instant::now();
+    while !entered() {
+        assert!(start.elapsed() < Duration::from_secs(10), "sleep never entered the lab");
+        std::thread::sleep(Duration::from_millis(5));
+    }
     drop(lab);
     let status = resident.try_wait().unwrap();
     let _ = resident.kill();

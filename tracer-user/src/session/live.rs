@@ -21,8 +21,9 @@ use crate::{
     probe::{self, Probe, RING_SIZE, Setup},
 };
 
-/// New pods are looked for this often while a trace runs.
-const LOOK_FOR_PODS_EVERY: Duration = Duration::from_secs(1);
+/// New pods are looked for this often while a trace runs. Looking enters every pod's namespace, which on a large node takes
+/// so long that it would be felt in what is measured; an ordinary trace is over before.
+const LOOK_FOR_PODS_EVERY: Duration = Duration::from_secs(5);
 
 /// So many records are kept for the questions to the routes at the end. What comes later raises no new question in practice.
 const KEPT_RECORDS: usize = 100_000;
