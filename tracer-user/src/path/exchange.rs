@@ -104,6 +104,7 @@ impl<'a> Story<'a> {
         let (request, reply) = self.date(there.hops, back.hops, others);
         let exchange = Exchange {
             seq: u32::from(self.seq),
+            what: None,
             outcome: verdict.outcome,
             failed_direction: verdict.failed,
             rtt_ns,

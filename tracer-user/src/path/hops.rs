@@ -332,7 +332,7 @@ fn tunnel(s: &Sighting) -> Option<Tunnel> {
         Encapsulation::Gre => "gre",
         Encapsulation::Geneve => "geneve",
     };
-    Some(Tunnel { kind: kind.to_owned(), src: outer.src, dst: outer.dst })
+    Some(Tunnel { kind: kind.to_owned(), vni: None, src: outer.src, dst: outer.dst })
 }
 
 impl Touch<'_> {

@@ -2,7 +2,7 @@
 
 use super::{
     group::{Role, echo},
-    model::{Action, Detail, Nat, NatSide},
+    model::{Action, Basis, Detail, Nat, NatSide},
     touch::Header,
 };
 use crate::event::{CtDirection, L4, Packet, Sighting, Translation};
@@ -54,10 +54,11 @@ pub(super) fn rewrites(before: &Packet, after: &Packet, direction: CtDirection) 
     };
     let mut rewrites = Rewrites::default();
     if from.dst != to.dst || port_with_dst || from.dst_port != to.dst_port {
-        rewrites.before_routing = Some((dst_action, Nat { before: from, after: middle.clone() }));
+        rewrites.before_routing =
+            Some((dst_action, Nat { moment: Basis::Inferred, before: from, after: middle.clone() }));
     }
     if middle.src != to.src || port_with_src {
-        rewrites.after_routing = Some((src_action, Nat { before: middle, after: to }));
+        rewrites.after_routing = Some((src_action, Nat { moment: Basis::Inferred, before: middle, after: to }));
     }
     rewrites
 }
