@@ -3,14 +3,16 @@
 use std::net::IpAddr;
 
 use super::{
-    Probe,
+    Answer, Probe,
     chain::{Between, Chain, between},
     clock::{Bounds, Offset},
     drops::{self, End},
-    group::{Group, Role, Sorted},
+    errors::Said,
+    group::{Group, RST, Role, Sorted},
     hops::{self, Timed},
-    model::{Direction, Exchange, Outcome, Path},
+    model::{Direction, Exchange, Outcome, Path, What},
     shares,
+    touch::{Touch, Way},
     world::World,
 };
 use crate::{
@@ -20,13 +22,15 @@ use crate::{
 
 /// The chains of one exchange.
 pub(super) struct Story<'a> {
-    seq: u16,
+    seq: u32,
+    what: Option<What>,
+    notes: Vec<String>,
     probe: Option<&'a Probe>,
     pub(super) request: Chain<'a>,
     pub(super) reply: Chain<'a>,
     pub(super) bounds: Bounds,
     /// An ICMP error about the request.
-    error: Option<&'a Sighting>,
+    error: Option<Said>,
 }
 
 /// An exchange, and which routers its request passed.
@@ -46,7 +50,12 @@ struct Verdict {
 }
 
 impl<'a> Story<'a> {
-    pub(super) fn new(world: &World<'a>, group: &Group<'a>, sorted: &[Sorted<'a>], errors: &[&'a Sighting]) -> Self {
+    pub(super) fn new(
+        world: &World<'a>,
+        group: &Group<'a>,
+        sorted: &[Sorted<'a>],
+        error: Option<&'a Sighting>,
+    ) -> Self {
         let request = Chain::new(world, Role::Request, &group.request, sorted);
         let reply = Chain::new(world, Role::Reply, &group.reply, sorted);
         let mut bounds = Bounds::new(sorted.len());
@@ -58,8 +67,10 @@ impl<'a> Story<'a> {
                 }
             }
         }
-        let error = errors.iter().find(|e| group.request.iter().flatten().any(|s| is_about(e, s))).copied();
-        Self { seq: group.seq, probe: group.probe, request, reply, bounds, error }
+        let Group { seq, what, probe, request: _, reply: _, again: _, notes } = group;
+        let told = Said::told(probe.and_then(|p| p.answer));
+        let error = told.or_else(|| error.and_then(Said::seen));
+        Self { seq: *seq, what: *what, notes: notes.clone(), probe: *probe, request, reply, bounds, error }
     }
 
     /// Every device the packets passed.
@@ -72,9 +83,18 @@ impl<'a> Story<'a> {
         !self.reply.fragments.is_empty() || self.confirmed()
     }
 
-    /// The injector got the reply.
+    /// The injector got the reply, be it a refusal.
     fn confirmed(&self) -> bool {
-        self.probe.is_some_and(|p| p.rtt_ns.is_some())
+        self.probe.is_some_and(|p| p.rtt_ns.is_some() && !matches!(p.answer, Some(Answer::IcmpError { .. })))
+    }
+
+    /// What came back says that nobody takes the request: the port is closed, or somebody refuses in its name.
+    fn refused(&self) -> bool {
+        let reset = |(_, first): (usize, &Touch<'_>)| match first.first.packet.l4 {
+            L4::Tcp { flags, .. } => flags & RST != 0,
+            _ => false,
+        };
+        self.probe.is_some_and(|p| p.answer == Some(Answer::Reset)) || self.reply.first().is_some_and(reset)
     }
 
     /// `others`: the bounds that the trace's other exchanges give, the best first.
@@ -97,14 +117,17 @@ impl<'a> Story<'a> {
             back.finish(reply_end, self.confirmed(), None);
         }
         let chains = [&self.request, &self.reply];
-        let mut notes: Vec<String> = chains.iter().flat_map(|c| c.doubts.iter().chain(&c.notes).cloned()).collect();
+        let mut notes = self.notes.clone();
+        let of_chains = chains.iter().flat_map(|c| c.doubts.iter().chain(&c.notes).cloned());
+        notes.extend(of_chains);
         notes.append(&mut there.notes);
         notes.append(&mut back.notes);
-        notes.extend(verdict.note);
+        // A verdict's own words come first: they may be all that the first screen shows.
+        notes.splice(0..0, verdict.note);
         let (request, reply) = self.date(there.hops, back.hops, others);
         let exchange = Exchange {
-            seq: u32::from(self.seq),
-            what: None,
+            seq: self.seq,
+            what: self.what,
             outcome: verdict.outcome,
             failed_direction: verdict.failed,
             rtt_ns,
@@ -122,8 +145,13 @@ impl<'a> Story<'a> {
         if !self.request.doubts.is_empty() || !self.reply.doubts.is_empty() {
             return is(Outcome::Incomplete, None);
         }
+        let refused = self.refused().then(|| self.refusal(world));
         if self.confirmed() {
-            return is(Outcome::Delivered, None);
+            let outcome = if refused.is_some() { Outcome::Rejected } else { Outcome::Delivered };
+            return Verdict { note: refused, ..is(outcome, None) };
+        }
+        if let (Some(note), End::Delivered | End::Left) = (&refused, reply) {
+            return Verdict { note: Some(note.clone()), ..is(Outcome::Rejected, None) };
         }
         if !self.reply.fragments.is_empty() {
             return match reply {
@@ -137,14 +165,59 @@ impl<'a> Story<'a> {
                 End::Unknown(_) | End::Unseen => is(Outcome::Incomplete, None),
             };
         }
-        if let Some(error) = self.error {
-            return Verdict { note: Some(error_in_words(error)), ..is(Outcome::Rejected, Some(Direction::Request)) };
+        if let Some(error) = &self.error {
+            let note = Some(self.error_in_words(world, error));
+            return Verdict { note, ..is(Outcome::Rejected, Some(Direction::Request)) };
         }
         match request {
             End::Dropped { .. } => is(Outcome::Dropped, Some(Direction::Request)),
             End::Lost(_) => is(Outcome::Lost, Some(Direction::Request)),
             End::Delivered => unanswered(world),
             End::Left | End::Unknown(_) | End::Unseen => is(Outcome::Incomplete, None),
+        }
+    }
+
+    /// The port that was asked for, as the source sent it.
+    fn port(&self) -> Option<u16> {
+        let of_packet = |(_, touch): (usize, &Touch<'_>)| match touch.first.packet.l4 {
+            L4::Tcp { dst_port, .. } | L4::Udp { dst_port, .. } => Some(dst_port),
+            _ => None,
+        };
+        self.probe.map(|p| p.dst_port).filter(|p| *p != 0).or_else(|| self.request.first().and_then(of_packet))
+    }
+
+    /// A reset: by the destination itself, or by somebody in its name.
+    fn refusal(&self, world: &World<'_>) -> String {
+        let destination = world.ends.destination.address;
+        let port = self.port().map_or_else(String::new, |p| format!(" {p}"));
+        let Some((node, first)) = self.reply.first() else {
+            return format!("refused: a reset came back from port{port} of {destination}");
+        };
+        let reached = self.request.last().is_some_and(|(n, t)| n == node && t.at().netns == first.at().netns);
+        let here = world.namespaces(node);
+        if first.way == Way::Out && reached && here.owns(first.at().netns, first.first.packet.src) {
+            return format!("refused: nothing listens on port{port} of {destination}");
+        }
+        // A rule with `tcp-reset` answers with the destination's address as source.
+        match (first.way, here.leads_out(first.at())) {
+            (Way::Out, _) => format!(
+                "rejected by {}: it answered with a reset in the name of {destination}, as a firewall rule does",
+                world.place(node, first.at())
+            ),
+            (Way::In, true) => format!(
+                "refused: a reset came back from port{port} of {destination}, or from a firewall before it that is not traced"
+            ),
+            (Way::In, false) => format!("refused: a reset came back from port{port} of {destination}"),
+        }
+    }
+
+    fn error_in_words(&self, world: &World<'_>, error: &Said) -> String {
+        let destination = world.ends.destination.address;
+        match self.port() {
+            Some(port) if error.is_port() && error.from == destination => {
+                format!("refused: nothing listens on port {port} of {destination} (ICMP port unreachable)")
+            }
+            _ => format!("request: {} answered with an ICMP error: {}", error.from, error.words()),
         }
     }
 
@@ -202,29 +275,4 @@ fn dated(timed: Timed, start: u64, offsets: &[Option<Offset>]) -> super::model::
         hop.error_ns = offset.error_ns;
     }
     hop
-}
-
-/// ICMP messages that say a packet was not delivered (RFC 792): unreachable, time exceeded, parameter problem.
-pub(super) fn is_error(s: &Sighting) -> bool {
-    matches!((s.packet.src, s.packet.l4), (IpAddr::V4(_), L4::Icmp { kind: 3 | 11 | 12, .. }))
-}
-
-/// An ICMP error repeats the head of the packet it is about; the first 8 bytes of that hold its length (bytes 2 and 3)
-/// and its identification (4 and 5).
-fn is_about(error: &Sighting, packet: &Sighting) -> bool {
-    let L4::Icmp { nonce, .. } = error.packet.l4 else { return false };
-    let bytes = nonce.to_be_bytes();
-    let len = u16::from_be_bytes([bytes[2], bytes[3]]);
-    let id = u16::from_be_bytes([bytes[4], bytes[5]]);
-    error.packet.dst == packet.packet.src && (len, id) == (packet.packet.ip_len, packet.packet.ip_id)
-}
-
-fn error_in_words(error: &Sighting) -> String {
-    let L4::Icmp { kind, code, .. } = error.packet.l4 else { return String::new() };
-    let what = match kind {
-        3 => "destination unreachable",
-        11 => "time exceeded",
-        _ => "parameter problem",
-    };
-    format!("request: {} answered with an ICMP error: {what}, code {code}", error.packet.src)
 }

@@ -7,6 +7,7 @@ use crate::{event::Record, node::facts::NodeFacts};
 mod chain;
 mod clock;
 mod drops;
+mod errors;
 mod exchange;
 mod group;
 mod hops;
