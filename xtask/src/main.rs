@@ -60,7 +60,7 @@ enum Bench {
 enum Lab {
     /// Bring a lab up; one that is up already is left as it is
     Up {
-        /// Which cluster to rebuild: calico-bgp (kops, Calico with BGP), kind-calico (kind with Calico)
+        /// Which cluster to rebuild: calico-bgp (kops, Calico with BGP; a wrong name lists all)
         profile: String,
         /// What to call it, to have several side by side [default: the profile's name]
         #[arg(long)]

@@ -31,6 +31,9 @@ pub(super) fn set_up(lab: &str, profile: &Profile, node: &Node) -> Namespace {
             format!("link add {} type bridge", bridge.name),
             format!("addr add {} brd + dev {}", bridge.address, bridge.name),
             format!("link set {} up", bridge.name),
+            // A new bridge has a carrier until it first looks at its ports.
+            format!("link set {} type bridge stp_state 1", bridge.name),
+            format!("link set {} type bridge stp_state 0", bridge.name),
         ]);
         namespace.idle.push(bridge.name.clone());
     }
