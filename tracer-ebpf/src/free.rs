@@ -41,7 +41,7 @@ pub fn freed(skb: Skb, hook: u8, location: u64, reason: Option<u32>) {
     let fragment = if headers.fragment { flag::FRAGMENT } else { 0 };
     let device = Device { netns: track.netns, ifindex: track.ifindex };
     let head = head(identity, hook, flag::TRACKED | flag::FREED | reason_flag | fragment, device, &headers);
-    let free = Free { location, reason: reason.unwrap_or(0), zero: [0; 28] };
+    let free = Free { location, reason: reason.unwrap_or(0), ..Free::default() };
     // SAFETY: Free is 40 bytes without padding.
     let data = unsafe { core::mem::transmute::<Free, Data>(free) };
     submit(&head, &headers, skb.mark(), &data);

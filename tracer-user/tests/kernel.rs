@@ -75,7 +75,7 @@ fn sightings(records: Vec<Record>) -> Vec<Sighting> {
         .into_iter()
         .filter_map(|r| match r {
             Record::Sighting(s) => Some(s),
-            Record::Translation(_) => None,
+            Record::Translation(_) | Record::Rewrite(_) => None,
         })
         .collect();
     sightings.sort_by_key(|s| s.time_ns);
@@ -194,7 +194,7 @@ fn masquerading_is_read_from_conntrack_and_the_reply_is_followed() {
         .iter()
         .find_map(|record| match record {
             Record::Translation(translation) => Some(translation.clone()),
-            Record::Sighting(_) => None,
+            Record::Sighting(_) | Record::Rewrite(_) => None,
         })
         .expect("a translation");
     assert_eq!(translation.original.src.to_string(), "198.51.100.1");

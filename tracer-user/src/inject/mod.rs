@@ -19,7 +19,10 @@ use nix::{
     sched::{CloneFlags, setns},
 };
 
-use crate::{path::Probe, session::Ping};
+use crate::{
+    path::Probe,
+    session::{Ping, ProbeKind},
+};
 
 mod packet;
 mod pending;
@@ -183,7 +186,9 @@ fn check(ping: &Ping) -> Result<Header, Error> {
     if ping.interval.is_zero() {
         return Err(Error::Interval);
     }
-    Ok(Header { src, dst, id: ping.id })
+    // Other kinds of probes are not built yet: those of this protocol's version are echoes.
+    let ProbeKind::Echo { id } = ping.kind else { return Err(Error::Ipv6 { src: ping.src, dst: ping.dst }) };
+    Ok(Header { src, dst, id })
 }
 
 /// The whole run, already in the namespace.
@@ -208,10 +213,11 @@ fn inject(
             sent += 1;
             let probe = Probe {
                 seq: sent,
-                id: ping.id,
+                id: header.id,
                 ip_id: ip_id(first_ip_id, sent),
                 nonce: ping.nonce_base.wrapping_add(u64::from(sent)),
-                rtt_ns: None,
+                protocol: 1,
+                ..Probe::default()
             };
             match send(&mut socket, &header, &probe, ttl, ping.size) {
                 Ok((key, at)) => pending.sent(probe, key, at),

@@ -131,7 +131,7 @@ mod tests {
     const HEADER: Header = Header { src: Ipv4Addr::new(10, 0, 0, 1), dst: Ipv4Addr::new(10, 0, 0, 2), id: 0x1234 };
 
     fn probe(seq: u16) -> Probe {
-        Probe { seq, id: HEADER.id, ip_id: 0xbeef, nonce: 0x0102_0304_0506_0708, rtt_ns: None }
+        Probe { seq, id: HEADER.id, ip_id: 0xbeef, nonce: 0x0102_0304_0506_0708, protocol: 1, ..Probe::default() }
     }
 
     fn ip(src: Ipv4Addr, dst: Ipv4Addr, payload: &[u8]) -> Vec<u8> {

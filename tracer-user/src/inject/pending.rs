@@ -124,7 +124,7 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     fn probe(seq: u16) -> Probe {
-        Probe { seq, id: 1, ip_id: seq + 100, nonce: u64::from(seq) + 1000, rtt_ns: None }
+        Probe { seq, id: 1, ip_id: seq + 100, nonce: u64::from(seq) + 1000, protocol: 1, ..Probe::default() }
     }
 
     fn reply(seq: u16) -> Answer {

@@ -127,7 +127,7 @@ fn ping(count: u16) -> Ping {
     Ping {
         src: A.into(),
         dst: B.into(),
-        id: 0x4242,
+        kind: ProbeKind::Echo { id: 0x4242 },
         count,
         interval: Duration::from_millis(20),
         size: 56,
@@ -207,7 +207,7 @@ fn the_kernel_stamps_each_request_under_its_own_number() {
     let pair = Pair::new();
     let netns = Pair::netns(&pair.a);
     let header = Header { src: A, dst: B, id: 0x4242 };
-    let probe = |seq| Probe { seq, id: header.id, ip_id: seq, nonce: 1, rtt_ns: None };
+    let probe = |seq| Probe { seq, id: header.id, ip_id: seq, nonce: 1, protocol: 1, ..Probe::default() };
     let work = || {
         setns(&netns, CloneFlags::CLONE_NEWNET).expect("tests of injection need root");
         let mut socket = EchoSocket::open(A, header.id).expect("opens");
@@ -284,7 +284,7 @@ fn size_interval_ttl_and_source_are_as_asked() {
 #[test]
 fn other_peoples_pings_answer_nothing() {
     let pair = Pair::new();
-    let other = Ping { id: 0x1111, interval: Duration::from_millis(5), ..ping(40) };
+    let other = Ping { kind: ProbeKind::Echo { id: 0x1111 }, interval: Duration::from_millis(5), ..ping(40) };
     let (ours, theirs) = thread::scope(|scope| {
         let theirs = scope.spawn(|| pair.run(&other).expect("runs"));
         let ours = pair.run(&Ping { dst: NOBODY.into(), ..ping(5) }).expect("runs");

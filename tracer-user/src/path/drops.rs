@@ -87,7 +87,7 @@ fn no_route(answer: &RouteAnswer) -> Option<Option<String>> {
 
 fn cause(free: &Sighting, answer: Option<&RouteAnswer>) -> Cause {
     let unknown = Free::default();
-    let Free { location: _, function, reason, reason_name } = free.free.as_ref().unwrap_or(&unknown);
+    let Free { location: _, function, reason, reason_name, netfilter: _ } = free.free.as_ref().unwrap_or(&unknown);
     let number = reason.map(|r| r.to_string());
     let name = reason_name.as_deref().filter(|r| *r != "NOT_SPECIFIED");
     let by_reason = name.and_then(reason_in_words);

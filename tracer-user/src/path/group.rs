@@ -28,6 +28,7 @@ impl<'a> Sorted<'a> {
             match record {
                 Record::Sighting(s) => sorted.sightings.push(s),
                 Record::Translation(t) => sorted.translations.push(t),
+                Record::Rewrite(_) => {}
             }
         }
         sorted.sightings.sort_by_key(|s| touch::order(s));

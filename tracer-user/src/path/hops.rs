@@ -329,6 +329,8 @@ fn tunnel(s: &Sighting) -> Option<Tunnel> {
     let kind = match outer.encapsulation {
         Encapsulation::Ipip => "ipip",
         Encapsulation::Vxlan => "vxlan",
+        Encapsulation::Gre => "gre",
+        Encapsulation::Geneve => "geneve",
     };
     Some(Tunnel { kind: kind.to_owned(), src: outer.src, dst: outer.dst })
 }

@@ -72,9 +72,9 @@ fn namespaces(node: usize) -> Vec<Namespace> {
         let peer = Some(LinkRef { netns: inode(node, 0), ifindex: veth(p) });
         let eth0 = Link { peer, ..link(ETH0, "eth0", Some("veth"), Some(pod(node, p))) };
         let names = Vec::new();
-        pods.push(Namespace { inode: inode(node, p), role: Role::Pod, names, links: vec![eth0] });
+        pods.push(Namespace { inode: inode(node, p), role: Role::Pod, names, links: vec![eth0], settings: Vec::new() });
     }
-    let own = Namespace { inode: inode(node, 0), role: Role::Node, names: Vec::new(), links };
+    let own = Namespace { inode: inode(node, 0), role: Role::Node, names: Vec::new(), links, settings: Vec::new() };
     std::iter::once(own).chain(pods).collect()
 }
 
@@ -137,7 +137,7 @@ impl Walk {
         let (src, dst) = (self.ends.source.address, self.ends.destination.address);
         self.packet = Packet { src, dst, ttl: 64, ip_id: 0x100 + seq, ip_len: 84, l4 };
         self.conntrack = None;
-        let probe = Probe { seq, id: 77, ip_id: 0x100 + seq, nonce, rtt_ns: None };
+        let probe = Probe { seq, id: 77, ip_id: 0x100 + seq, nonce, protocol: 1, ..Probe::default() };
         self.evidence.probes.push(probe);
         self
     }
@@ -330,6 +330,7 @@ impl Walk {
             function: Some(function.to_owned()),
             reason: reason.map(|_| 5),
             reason_name: reason.map(str::to_owned),
+            netfilter: None,
         };
         self.sighting(hook, at, Some(free));
         self

@@ -221,6 +221,7 @@ fn conntrack_flows(records: &[Record]) -> Vec<facts::Flow> {
     let flows = records.iter().filter_map(|record| match record {
         Record::Translation(translation) => Some(translated(translation)),
         Record::Sighting(sighting) => tracked(sighting),
+        Record::Rewrite(_) => None,
     });
     flows.filter(|flow| seen.insert(flow.clone())).collect()
 }

@@ -94,6 +94,8 @@ pub struct Request {
     pub time_limit: Duration,
     /// Set on the source's node only: what to inject on `fire`.
     pub ping: Option<Ping>,
+    /// Let the kernel trace the rules that the flows' packets meet, by a table of our own that vanishes with the session.
+    pub trace_rules: bool,
 }
 
 /// A wanted flow.
@@ -111,24 +113,48 @@ pub struct Flow {
     pub b_port: Option<u16>,
 }
 
-/// ICMP echo probes.
+/// What a probe is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProbeKind {
+    /// An ICMP or ICMPv6 echo request.
+    Echo {
+        /// Identifier of all of them.
+        id: u16,
+    },
+    /// A TCP SYN; the connection is reset once it is answered.
+    Tcp {
+        /// Source port of the first; each further one has the next. None is in use in the pod.
+        src_port: u16,
+        /// Destination port.
+        dst_port: u16,
+    },
+    /// A UDP datagram.
+    Udp {
+        /// Source port of the first; each further one has the next.
+        src_port: u16,
+        /// Destination port.
+        dst_port: u16,
+    },
+}
+
+/// Probes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ping {
     /// Source: an address of a pod of this node, or of the node itself. The probe leaves from the namespace that has it.
     pub src: IpAddr,
     /// Destination.
     pub dst: IpAddr,
-    /// ICMP identifier.
-    pub id: u16,
+    /// What is sent.
+    pub kind: ProbeKind,
     /// How many.
     pub count: u16,
     /// Between two probes.
     pub interval: Duration,
-    /// ICMP payload, bytes; at least 8, for the nonce.
+    /// Payload of an echo or datagram, bytes; at least 8, for the nonce. A SYN has none.
     pub size: u16,
     /// How long to wait for the reply to each.
     pub timeout: Duration,
-    /// The nonce of probe `seq` is this + seq.
+    /// The nonce of probe `seq` is this + seq; of TCP its lower half.
     pub nonce_base: u64,
 }
 
