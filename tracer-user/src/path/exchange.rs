@@ -6,10 +6,11 @@ use super::{
     Probe,
     chain::{Between, Chain, between},
     clock::{Bounds, Offset},
+    culprit::{answer, naming::Suspicion},
     drops::{self, End},
     group::{Group, Role, Sorted},
     hops::{self, Timed},
-    model::{Direction, Exchange, Outcome, Path},
+    model::{Direction, Exchange, Outcome, Path, Rejection},
     shares,
     world::World,
 };
@@ -25,17 +26,19 @@ pub(super) struct Story<'a> {
     pub(super) request: Chain<'a>,
     pub(super) reply: Chain<'a>,
     pub(super) bounds: Bounds,
-    /// An ICMP error about the request.
-    error: Option<&'a Sighting>,
+    /// The answer that refused the request.
+    rejection: Option<Rejection>,
 }
 
 /// An exchange, and which routers its request passed.
-pub(super) struct Told {
+pub(super) struct Told<'a> {
     pub(super) exchange: Exchange,
     /// Node, and the source address of its ICMP errors.
     pub(super) routers: Vec<(usize, Option<IpAddr>)>,
     /// Nobody says it is one of the trace's, and its node would have seen it begin.
     pub(super) began_before: bool,
+    /// A netfilter drop whose rule is still to be named.
+    pub(super) suspicion: Option<Suspicion<'a>>,
 }
 
 /// How both ways ended.
@@ -46,7 +49,7 @@ struct Verdict {
 }
 
 impl<'a> Story<'a> {
-    pub(super) fn new(world: &World<'a>, group: &Group<'a>, sorted: &[Sorted<'a>], errors: &[&'a Sighting]) -> Self {
+    pub(super) fn new(world: &World<'a>, group: &Group<'a>, sorted: &[Sorted<'a>], errors: &[(usize, &'a Sighting)]) -> Self {
         let request = Chain::new(world, Role::Request, &group.request, sorted);
         let reply = Chain::new(world, Role::Reply, &group.reply, sorted);
         let mut bounds = Bounds::new(sorted.len());
@@ -58,8 +61,10 @@ impl<'a> Story<'a> {
                 }
             }
         }
-        let error = errors.iter().find(|e| group.request.iter().flatten().any(|s| is_about(e, s))).copied();
-        Self { seq: group.seq, probe: group.probe, request, reply, bounds, error }
+        let about = |e: &&(usize, &Sighting)| group.request.iter().flatten().any(|s| is_about(e.1, s));
+        let errors: Vec<_> = errors.iter().filter(about).copied().collect();
+        let rejection = answer::rejection(world, &errors, group.probe, sorted);
+        Self { seq: group.seq, probe: group.probe, request, reply, bounds, rejection }
     }
 
     /// Every device the packets passed.
@@ -78,14 +83,19 @@ impl<'a> Story<'a> {
     }
 
     /// `others`: the bounds that the trace's other exchanges give, the best first.
-    pub(super) fn tell<'b>(&self, world: &World<'a>, others: impl Iterator<Item = &'b Bounds>) -> Told {
+    pub(super) fn tell<'b>(&self, world: &World<'a>, others: impl Iterator<Item = &'b Bounds>) -> Told<'a> {
         let answered = self.answered();
         let mut request_end = drops::end(world, &self.request, answered);
-        if self.error.is_some() && matches!(request_end, End::Lost(_)) {
+        if self.rejection.is_some() && matches!(request_end, End::Lost(_)) {
             request_end = End::Left;
         }
         let reply_end = drops::end(world, &self.reply, self.confirmed());
         let verdict = self.verdict(world, &request_end, &reply_end);
+        let suspicion = match verdict.failed {
+            Some(Direction::Request) => Suspicion::of(&request_end, Direction::Request),
+            Some(Direction::Reply) => Suspicion::of(&reply_end, Direction::Reply),
+            None => None,
+        };
         let rtt_ns = shares::rtt(world, &self.request, &self.reply);
         let answer = shares::answer_time(&self.request, &self.reply).map(|(.., ns)| ns);
 
@@ -112,8 +122,9 @@ impl<'a> Story<'a> {
             reply,
             shares: rtt_ns.map_or_else(Vec::new, |ns| shares::shares(world, &self.request, &self.reply, ns)),
             notes,
+            rejection: self.rejection.clone().filter(|_| verdict.outcome != Outcome::Delivered),
         };
-        Told { exchange, routers: there.routers, began_before }
+        Told { exchange, routers: there.routers, began_before, suspicion }
     }
 
     fn verdict(&self, world: &World<'_>, request: &End<'_>, reply: &End<'_>) -> Verdict {
@@ -136,8 +147,9 @@ impl<'a> Story<'a> {
                 End::Unknown(_) | End::Unseen => is(Outcome::Incomplete, None),
             };
         }
-        if let Some(error) = self.error {
-            return Verdict { note: Some(error_in_words(error)), ..is(Outcome::Rejected, Some(Direction::Request)) };
+        // An answer that did not come back is none to who waits for it.
+        if self.rejection.as_ref().is_some_and(|r| r.arrived || !matches!(request, End::Dropped { .. })) {
+            return is(Outcome::Rejected, Some(Direction::Request));
         }
         match request {
             End::Dropped { .. } => is(Outcome::Dropped, Some(Direction::Request)),
@@ -216,14 +228,4 @@ fn is_about(error: &Sighting, packet: &Sighting) -> bool {
     let len = u16::from_be_bytes([bytes[2], bytes[3]]);
     let id = u16::from_be_bytes([bytes[4], bytes[5]]);
     error.packet.dst == packet.packet.src && (len, id) == (packet.packet.ip_len, packet.packet.ip_id)
-}
-
-fn error_in_words(error: &Sighting) -> String {
-    let L4::Icmp { kind, code, .. } = error.packet.l4 else { return String::new() };
-    let what = match kind {
-        3 => "destination unreachable",
-        11 => "time exceeded",
-        _ => "parameter problem",
-    };
-    format!("request: {} answered with an ICMP error: {what}, code {code}", error.packet.src)
 }

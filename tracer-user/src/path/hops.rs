@@ -2,9 +2,10 @@
 
 use super::{
     chain::{Between, Chain, between},
-    drops::{Cause, End},
+    culprit::Cause,
+    drops::End,
     group::Role,
-    model::{Action, Basis, Detail, DropDetail, Hop, Nat, Tunnel},
+    model::{Action, Basis, Detail, Hop, Nat, Tunnel},
     nat, route,
     touch::{Header, Touch, Way},
     world::World,
@@ -287,7 +288,7 @@ impl<'a> Walk<'_, 'a> {
                 let detail = Detail { text: Some(text), ..Detail::default() };
                 self.push(spot, Action::Lost, last.header(), Basis::Inferred, detail);
             }
-            (End::Dropped { node, at, cause }, Some((_, last))) => self.dropped(node, at, cause, last),
+            (End::Dropped { node, at, cause }, Some((_, last))) => self.dropped(node, at, *cause, last),
             (End::Unknown(text), _) => self.note(text),
             (End::Unseen, _) => self.note("no hook saw it".to_owned()),
             _ => {}
@@ -308,7 +309,7 @@ impl<'a> Walk<'_, 'a> {
         self.routed(Spot { node, at, time_ns: free.time_ns }, Header::of(free), Some(answer));
     }
 
-    fn dropped(&mut self, node: usize, free: &'a Sighting, cause: Cause, last: &Touch<'a>) {
+    fn dropped(&mut self, node: usize, free: &'a Sighting, cause: Cause<'_>, last: &Touch<'a>) {
         let spot = Spot { node, at: last.at(), time_ns: free.time_ns };
         let header = if free.outer.is_some() == last.wrapped() { Header::of(free) } else { last.header() };
         if last.way == Way::In && !last.wrapped() && free.outer.is_none() {
@@ -318,9 +319,9 @@ impl<'a> Walk<'_, 'a> {
             }
         }
         self.died_forwarded(node, free, last);
-        let Cause { detail: DropDetail { why, reason, function }, route, basis } = cause;
-        let detail = Detail { route, drop: Some(DropDetail { why, reason, function }), ..Detail::default() };
-        self.push(spot, Action::Dropped, header, basis, detail);
+        // That the kernel dropped it was seen; the cause has a basis of its own.
+        let basis = if free.hook == Hook::Drop { Basis::Observed } else { Basis::Inferred };
+        self.push(spot, Action::Dropped, header, basis, cause.into_detail());
     }
 }
 

@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 use super::{
     Ends, Evidence, Joined, Names,
     clock::Bounds,
+    culprit::naming,
     exchange::{self, Story, Told},
     group::{self, Sorted},
     model::{Exchange, Outcome},
@@ -21,18 +22,24 @@ const NEIGHBOURS: usize = 16;
 pub fn join(evidence: &Evidence, ends: &Ends, names: &dyn Names) -> Joined {
     let world = World { evidence, ends, names };
     let sorted: Vec<Sorted<'_>> = evidence.nodes.iter().map(|n| Sorted::new(&n.records)).collect();
-    let errors: Vec<_> =
-        sorted.iter().flat_map(|n| n.sightings.iter().copied().filter(|s| exchange::is_error(s))).collect();
+    let errors: Vec<_> = sorted
+        .iter()
+        .enumerate()
+        .flat_map(|(node, n)| n.sightings.iter().filter(|s| exchange::is_error(s)).map(move |s| (node, *s)))
+        .collect();
     let groups = group::groups(evidence, &sorted);
     let stories: Vec<_> = groups.iter().map(|g| Story::new(&world, g, &sorted, &errors)).collect();
     let all = stories.iter().fold(Bounds::new(sorted.len()), |all, s| all.and(&s.bounds));
-    let told: Vec<_> = stories
+    let mut told: Vec<_> = stories
         .iter()
         .enumerate()
         .map(|(i, story)| story.tell(&world, std::iter::once(&all).chain(neighbours(&stories, i))))
         // Under way when recording began, or another flow's: where the whole of it is not seen, nothing can be said of it.
         .filter(|told| !told.began_before)
         .collect();
+
+    let cases = told.iter_mut().filter_map(|t| Some((&mut t.exchange, t.suspicion.as_ref()?))).collect();
+    naming::name(&world, cases);
 
     let mut warnings = warnings(&world);
     let routers = routers(&world, &told, &mut warnings);
@@ -56,7 +63,7 @@ fn smallest_mtu(world: &World<'_>, stories: &[Story<'_>]) -> Option<u32> {
 }
 
 /// What traceroute would list, by the request that came furthest.
-fn routers(world: &World<'_>, told: &[Told], warnings: &mut Vec<String>) -> Vec<IpAddr> {
+fn routers(world: &World<'_>, told: &[Told<'_>], warnings: &mut Vec<String>) -> Vec<IpAddr> {
     let arrived = |e: &Exchange| e.outcome == Outcome::Delivered;
     let best = told.iter().rev().max_by_key(|t| (arrived(&t.exchange), t.routers.len()));
     let Some(best) = best else { return Vec::new() };

@@ -6,6 +6,7 @@ use crate::{event::Record, node::facts::NodeFacts};
 
 mod chain;
 mod clock;
+mod culprit;
 mod drops;
 mod exchange;
 mod group;
