@@ -1,68 +1,16 @@
-//! ICMP errors: what they are about, and what they say (RFC 792, RFC 4443).
+//! Which request an ICMP error is about (RFC 792, RFC 4443).
 
 use std::net::IpAddr;
 
-use super::{Answer, group::Group};
+use super::group::Group;
 use crate::event::{L4, Packet, Sighting};
 
-/// What an ICMP error says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Said {
-    pub(super) from: IpAddr,
-    pub(super) kind: u8,
-    pub(super) code: u8,
-    /// Of "fragmentation needed" and "packet too big".
-    pub(super) mtu: u32,
-}
-
-impl Said {
-    /// By an error that a hook saw.
-    pub(super) fn seen(s: &Sighting) -> Option<Self> {
-        let L4::Icmp { kind, code, id, seq, .. } = s.packet.l4 else { return None };
-        let is_error = match s.packet.src {
-            IpAddr::V4(_) => matches!(kind, 3 | 11 | 12),
-            IpAddr::V6(_) => matches!(kind, 1..=4),
-        };
-        // The rest of the header, which of an echo is identifier and sequence number.
-        let mtu = u32::from(id) << 16 | u32::from(seq);
-        is_error.then_some(Self { from: s.packet.src, kind, code, mtu })
-    }
-
-    /// By the injector's account.
-    pub(super) fn told(answer: Option<Answer>) -> Option<Self> {
-        match answer? {
-            Answer::IcmpError { from, kind, code, mtu } => Some(Self { from, kind, code, mtu }),
-            Answer::Reply | Answer::SynAck | Answer::Reset => None,
-        }
-    }
-
-    /// Nothing listens on the port that was asked for.
-    pub(super) fn is_port(&self) -> bool {
-        matches!((self.from, self.kind, self.code), (IpAddr::V4(_), 3, 3) | (IpAddr::V6(_), 1, 4))
-    }
-
-    /// `host unreachable`, as ping says it.
-    pub(super) fn words(&self) -> String {
-        let words = match (self.from, self.kind, self.code) {
-            (IpAddr::V4(_), 3, 0) => "network unreachable",
-            (IpAddr::V4(_), 3, 1) | (IpAddr::V6(_), 1, 3) => "host unreachable",
-            (IpAddr::V4(_), 3, 2) => "protocol unreachable",
-            (IpAddr::V4(_), 3, 3) | (IpAddr::V6(_), 1, 4) => "port unreachable",
-            (IpAddr::V4(_), 3, 9 | 10 | 13) | (IpAddr::V6(_), 1, 1) => "administratively prohibited",
-            (IpAddr::V6(_), 1, 0) => "no route",
-            (IpAddr::V6(_), 1, 5) => "source address not allowed",
-            (IpAddr::V6(_), 1, 6) => "route rejects",
-            (IpAddr::V4(_), 3, 4) => return format!("fragmentation needed, MTU {}", self.mtu & 0xffff),
-            (IpAddr::V6(_), 2, _) => return format!("packet too big, MTU {}", self.mtu),
-            (IpAddr::V4(_), 11, 0) => "TTL exceeded on the way",
-            (IpAddr::V6(_), 3, 0) => "hop limit exceeded on the way",
-            (IpAddr::V4(_), 11, _) | (IpAddr::V6(_), 3, _) => "fragments did not all arrive in time",
-            (IpAddr::V4(_), 3, code) | (IpAddr::V6(_), 1, code) => {
-                return format!("destination unreachable, code {code}");
-            }
-            _ => return format!("parameter problem, code {}", self.code),
-        };
-        words.to_owned()
+/// ICMP messages that say a packet was not delivered: unreachable, too big, time exceeded, parameter problem.
+pub(super) fn is_error(s: &Sighting) -> bool {
+    let L4::Icmp { kind, .. } = s.packet.l4 else { return false };
+    match s.packet.src {
+        IpAddr::V4(_) => matches!(kind, 3 | 11 | 12),
+        IpAddr::V6(_) => matches!(kind, 1..=4),
     }
 }
 
@@ -89,10 +37,13 @@ fn protocol(packet: &Packet) -> u8 {
     }
 }
 
-/// For every group the ICMP error about its request, if one was seen. Of several requests that look the same to the error
+/// An error's sighting with its node.
+pub(super) type Seen<'a> = (usize, &'a Sighting);
+
+/// For every group the sightings of the ICMP errors about its request. Of several requests that look the same to the error
 /// it is about the last that passed its node before it.
-pub(super) fn assign<'a>(groups: &[Group<'a>], errors: &[(usize, &'a Sighting)]) -> Vec<Option<&'a Sighting>> {
-    let mut found: Vec<Option<&'a Sighting>> = vec![None; groups.len()];
+pub(super) fn assign<'a>(groups: &[Group<'a>], errors: &[Seen<'a>]) -> Vec<Vec<Seen<'a>>> {
+    let mut found = vec![Vec::new(); groups.len()];
     for &(node, error) in errors {
         let passed = |g: &Group<'_>| {
             let on_node = g.request[node].iter().filter(|s| s.time_ns <= error.time_ns);
@@ -100,7 +51,14 @@ pub(super) fn assign<'a>(groups: &[Group<'a>], errors: &[(usize, &'a Sighting)])
         };
         let last = groups.iter().enumerate().filter_map(|(i, g)| Some((passed(g)?, i))).max();
         if let Some((_, i)) = last {
-            found[i].get_or_insert(error);
+            found[i].push((node, error));
+            continue;
+        }
+        // On a node that the request did not pass no order tells; but there may be only one like it.
+        let about = |g: &Group<'_>| g.request.iter().flatten().any(|s| is_about(&error.packet, &s.packet));
+        let mut like = groups.iter().enumerate().filter(|(_, g)| about(g)).map(|(i, _)| i);
+        if let (Some(i), None) = (like.next(), like.next()) {
+            found[i].push((node, error));
         }
     }
     found

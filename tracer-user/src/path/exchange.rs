@@ -6,19 +6,17 @@ use super::{
     Answer, Probe,
     chain::{Between, Chain, between},
     clock::{Bounds, Offset},
+    culprit::{answer, naming::Suspicion},
     drops::{self, End},
-    errors::Said,
+    errors::Seen,
     group::{Group, RST, Role, Sorted},
     hops::{self, Timed},
-    model::{Direction, Exchange, Outcome, Path, What},
+    model::{Direction, Exchange, Outcome, Path, Rejection, What},
     shares,
     touch::{Touch, Way},
     world::World,
 };
-use crate::{
-    event::{L4, Sighting},
-    node::facts::LinkRef,
-};
+use crate::{event::L4, node::facts::LinkRef};
 
 /// The chains of one exchange.
 pub(super) struct Story<'a> {
@@ -29,17 +27,19 @@ pub(super) struct Story<'a> {
     pub(super) request: Chain<'a>,
     pub(super) reply: Chain<'a>,
     pub(super) bounds: Bounds,
-    /// An ICMP error about the request.
-    error: Option<Said>,
+    /// The answer that refused the request.
+    rejection: Option<Rejection>,
 }
 
 /// An exchange, and which routers its request passed.
-pub(super) struct Told {
+pub(super) struct Told<'a> {
     pub(super) exchange: Exchange,
     /// Node, and the source address of its ICMP errors.
     pub(super) routers: Vec<(usize, Option<IpAddr>)>,
     /// Nobody says it is one of the trace's, and its node would have seen it begin.
     pub(super) began_before: bool,
+    /// The drop whose rule is still to be named.
+    pub(super) suspicion: Option<Suspicion<'a>>,
 }
 
 /// How both ways ended.
@@ -50,12 +50,7 @@ struct Verdict {
 }
 
 impl<'a> Story<'a> {
-    pub(super) fn new(
-        world: &World<'a>,
-        group: &Group<'a>,
-        sorted: &[Sorted<'a>],
-        error: Option<&'a Sighting>,
-    ) -> Self {
+    pub(super) fn new(world: &World<'a>, group: &Group<'a>, sorted: &[Sorted<'a>], errors: &[Seen<'a>]) -> Self {
         let request = Chain::new(world, Role::Request, &group.request, sorted);
         let reply = Chain::new(world, Role::Reply, &group.reply, sorted);
         let mut bounds = Bounds::new(sorted.len());
@@ -68,9 +63,15 @@ impl<'a> Story<'a> {
             }
         }
         let Group { seq, what, probe, request: _, reply: _, again: _, notes } = group;
-        let told = Said::told(probe.and_then(|p| p.answer));
-        let error = told.or_else(|| error.and_then(Said::seen));
-        Self { seq: *seq, what: *what, notes: notes.clone(), probe: *probe, request, reply, bounds, error }
+        let rejection = answer::rejection(world, errors, *probe, sorted);
+        let (seq, what, probe, notes) = (*seq, *what, *probe, notes.clone());
+        let mut story = Self { seq, what, notes, probe, request, reply, bounds, rejection };
+        if story.refused() {
+            story.rejection = Some(story.refusal(world));
+        } else {
+            story.explain_port(world);
+        }
+        story
     }
 
     /// Every device the packets passed.
@@ -98,14 +99,19 @@ impl<'a> Story<'a> {
     }
 
     /// `others`: the bounds that the trace's other exchanges give, the best first.
-    pub(super) fn tell<'b>(&self, world: &World<'a>, others: impl Iterator<Item = &'b Bounds>) -> Told {
+    pub(super) fn tell<'b>(&self, world: &World<'a>, others: impl Iterator<Item = &'b Bounds>) -> Told<'a> {
         let answered = self.answered();
         let mut request_end = drops::end(world, &self.request, answered);
-        if self.error.is_some() && matches!(request_end, End::Lost(_)) {
+        if self.rejection.is_some() && matches!(request_end, End::Lost(_)) {
             request_end = End::Left;
         }
         let reply_end = drops::end(world, &self.reply, self.confirmed());
         let verdict = self.verdict(world, &request_end, &reply_end);
+        let suspicion = match verdict.failed {
+            Some(Direction::Request) => Suspicion::of(&request_end, Direction::Request),
+            Some(Direction::Reply) => Suspicion::of(&reply_end, Direction::Reply),
+            None => None,
+        };
         let rtt_ns = shares::rtt(world, &self.request, &self.reply);
         let answer = shares::answer_time(&self.request, &self.reply).map(|(.., ns)| ns);
 
@@ -136,8 +142,9 @@ impl<'a> Story<'a> {
             reply,
             shares: rtt_ns.map_or_else(Vec::new, |ns| shares::shares(world, &self.request, &self.reply, ns)),
             notes,
+            rejection: self.rejection.clone().filter(|_| verdict.outcome != Outcome::Delivered),
         };
-        Told { exchange, routers: there.routers, began_before }
+        Told { exchange, routers: there.routers, began_before, suspicion }
     }
 
     fn verdict(&self, world: &World<'_>, request: &End<'_>, reply: &End<'_>) -> Verdict {
@@ -145,29 +152,25 @@ impl<'a> Story<'a> {
         if !self.request.doubts.is_empty() || !self.reply.doubts.is_empty() {
             return is(Outcome::Incomplete, None);
         }
-        let refused = self.refused().then(|| self.refusal(world));
+        let answered = if self.refused() { Outcome::Rejected } else { Outcome::Delivered };
         if self.confirmed() {
-            let outcome = if refused.is_some() { Outcome::Rejected } else { Outcome::Delivered };
-            return Verdict { note: refused, ..is(outcome, None) };
-        }
-        if let (Some(note), End::Delivered | End::Left) = (&refused, reply) {
-            return Verdict { note: Some(note.clone()), ..is(Outcome::Rejected, None) };
+            return is(answered, None);
         }
         if !self.reply.fragments.is_empty() {
             return match reply {
                 End::Delivered if self.probe.is_some() => Verdict {
                     note: Some("reply: it arrived, but the injector did not take it within its time limit".to_owned()),
-                    ..is(Outcome::Delivered, None)
+                    ..is(answered, None)
                 },
-                End::Delivered | End::Left => is(Outcome::Delivered, None),
+                End::Delivered | End::Left => is(answered, None),
                 End::Dropped { .. } => is(Outcome::Dropped, Some(Direction::Reply)),
                 End::Lost(_) => is(Outcome::Lost, Some(Direction::Reply)),
                 End::Unknown(_) | End::Unseen => is(Outcome::Incomplete, None),
             };
         }
-        if let Some(error) = &self.error {
-            let note = Some(self.error_in_words(world, error));
-            return Verdict { note, ..is(Outcome::Rejected, Some(Direction::Request)) };
+        // An answer that did not come back is none to who waits for it.
+        if self.rejection.as_ref().is_some_and(|r| r.arrived || !matches!(request, End::Dropped { .. })) {
+            return is(Outcome::Rejected, Some(Direction::Request));
         }
         match request {
             End::Dropped { .. } => is(Outcome::Dropped, Some(Direction::Request)),
@@ -186,38 +189,49 @@ impl<'a> Story<'a> {
         self.probe.map(|p| p.dst_port).filter(|p| *p != 0).or_else(|| self.request.first().and_then(of_packet))
     }
 
-    /// A reset: by the destination itself, or by somebody in its name.
-    fn refusal(&self, world: &World<'_>) -> String {
-        let destination = world.ends.destination.address;
+    /// A reset: by the destination itself, or by somebody in its name, as a rule with `tcp-reset` does.
+    fn refusal(&self, world: &World<'_>) -> Rejection {
+        let from = world.ends.destination.address;
         let port = self.port().map_or_else(String::new, |p| format!(" {p}"));
-        let Some((node, first)) = self.reply.first() else {
-            return format!("refused: a reset came back from port{port} of {destination}");
+        let closed = format!("connection refused: nothing listens on port{port}");
+        let of = |place: Option<(usize, u32)>, meaning: String| Rejection {
+            from,
+            node: place.map(|(node, _)| world.node(node).name.clone()).or_else(|| world.names.node(from)),
+            pod: match place {
+                Some((node, netns)) => world.pod(node, netns),
+                None => world.names.pod(from),
+            },
+            icmp_type: None,
+            icmp_code: None,
+            meaning,
+            mtu: None,
+            arrived: true,
+            fate: None,
         };
-        let reached = self.request.last().is_some_and(|(n, t)| n == node && t.at().netns == first.at().netns);
-        let here = world.namespaces(node);
-        if first.way == Way::Out && reached && here.owns(first.at().netns, first.first.packet.src) {
-            return format!("refused: nothing listens on port{port} of {destination}");
-        }
-        // A rule with `tcp-reset` answers with the destination's address as source.
-        match (first.way, here.leads_out(first.at())) {
-            (Way::Out, _) => format!(
-                "rejected by {}: it answered with a reset in the name of {destination}, as a firewall rule does",
-                world.place(node, first.at())
-            ),
-            (Way::In, true) => format!(
-                "refused: a reset came back from port{port} of {destination}, or from a firewall before it that is not traced"
-            ),
-            (Way::In, false) => format!("refused: a reset came back from port{port} of {destination}"),
+        let Some((node, first)) = self.reply.first() else {
+            return of(None, format!("connection refused on port{port} (TCP reset)"));
+        };
+        let netns = first.at().netns;
+        let reached = self.request.last().is_some_and(|(n, t)| n == node && t.at().netns == netns);
+        let own = world.namespaces(node).owns(netns, first.first.packet.src);
+        match (first.way, reached && own) {
+            (Way::Out, true) => of(Some((node, netns)), closed),
+            (Way::Out, false) => {
+                let meaning = format!("TCP reset in the name of {from}: a firewall rule, not the destination");
+                of(Some((node, netns)), meaning)
+            }
+            (Way::In, _) => of(None, format!("connection refused on port{port} (TCP reset)")),
         }
     }
 
-    fn error_in_words(&self, world: &World<'_>, error: &Said) -> String {
-        let destination = world.ends.destination.address;
-        match self.port() {
-            Some(port) if error.is_port() && error.from == destination => {
-                format!("refused: nothing listens on port {port} of {destination} (ICMP port unreachable)")
-            }
-            _ => format!("request: {} answered with an ICMP error: {}", error.from, error.words()),
+    /// "Port unreachable" by the destination itself says that nothing listens; by others it is a firewall's word.
+    fn explain_port(&mut self, world: &World<'_>) {
+        let Some(port) = self.port() else { return };
+        let Some(rejection) = &mut self.rejection else { return };
+        let kind = (rejection.from, rejection.icmp_type, rejection.icmp_code);
+        let is_port = matches!(kind, (IpAddr::V4(_), Some(3), Some(3)) | (IpAddr::V6(_), Some(1), Some(4)));
+        if is_port && rejection.from == world.ends.destination.address && rejection.pod.is_some() {
+            rejection.meaning = format!("{}: nothing listens on port {port}", rejection.meaning);
         }
     }
 

@@ -6,6 +6,7 @@ use crate::{event::Record, node::facts::NodeFacts};
 
 mod chain;
 mod clock;
+mod culprit;
 mod drops;
 mod errors;
 mod exchange;
@@ -14,6 +15,7 @@ mod hops;
 mod join;
 pub mod model;
 mod nat;
+mod nat_rule;
 mod route;
 mod shares;
 #[cfg(test)]

@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use crate::path::model::{
     Action::{self, Delivered, Dropped, Lost, Received, Routed, Sent, Snat, Transmitted, Unsnat},
-    Basis, Detail, Direction, DropDetail, Endpoint, Exchange, Hop, Nat, NatSide, Outcome, Path, Share, ShareOf, Trace,
-    TracedNode,
+    Basis, Detail, Direction, DropCause, DropDetail, Endpoint, Exchange, Hop, Nat, NatSide, Outcome, Path, Share,
+    ShareOf, Trace, TracedNode,
 };
 
 pub(super) const NODE1: &str = "ip-172-20-50-50.ec2.internal";
@@ -123,6 +123,7 @@ fn exchange(seq: u32, outcome: Outcome, failed_direction: Option<Direction>, pat
         reply: paths.1,
         shares: Vec::new(),
         notes: Vec::new(),
+        rejection: None,
     }
 }
 
@@ -199,7 +200,11 @@ fn one_dropped(seq: u32, dst: &str) -> Exchange {
     let drop = DropDetail {
         why: "blackhole route".to_owned(),
         reason: Some("IP_INNOROUTES".to_owned()),
-        function: Some("ip_rcv_finish_core".to_owned()),
+        function: Some("ip_error".to_owned()),
+        cause: DropCause::Blackhole,
+        basis: Basis::Observed,
+        proof: vec!["freed in ip_error, reason by the kernel IP_INNOROUTES".to_owned()],
+        ..DropDetail::default()
     };
     let route = Some("blackhole 100.115.37.64/26 proto bird".to_owned());
     walk.with(Dropped, "ens5", 0, Detail { route, drop: Some(drop), ..Detail::default() });

@@ -20,7 +20,7 @@ pub(super) use probes::RST;
 pub(super) struct Sorted<'a> {
     pub(super) sightings: Vec<&'a Sighting>,
     pub(super) translations: Vec<&'a Translation>,
-    pub(super) rewrites: Vec<&'a Rewrite>,
+    rewrites: HashMap<u64, Vec<&'a Rewrite>>,
     /// By address of the sighting that follows it: the translation.
     of: HashMap<*const Sighting, &'a Translation>,
 }
@@ -32,15 +32,17 @@ impl<'a> Sorted<'a> {
             match record {
                 Record::Sighting(s) => sorted.sightings.push(s),
                 Record::Translation(t) => sorted.translations.push(t),
-                Record::Rewrite(r) => sorted.rewrites.push(r),
+                Record::Rewrite(r) => sorted.rewrites.entry(r.skb).or_default().push(r),
             }
         }
         sorted.sightings.sort_by_key(|s| touch::order(s));
         sorted.sightings.dedup();
         sorted.translations.sort_by_key(|t| (t.time_ns, t.skb));
         sorted.translations.dedup();
-        sorted.rewrites.sort_by_key(|r| (r.time_ns, r.skb));
-        sorted.rewrites.dedup();
+        for rewrites in sorted.rewrites.values_mut() {
+            rewrites.sort_by_key(|r| r.time_ns);
+            rewrites.dedup();
+        }
         sorted.attach();
         sorted
     }
@@ -61,10 +63,19 @@ impl<'a> Sorted<'a> {
         }
     }
 
+    /// The rewrites in the buffers of these sightings.
+    pub(super) fn rewrites_of(&self, sightings: &[&'a Sighting]) -> Vec<&'a Rewrite> {
+        skbs(sightings).iter().filter_map(|skb| self.rewrites.get(skb)).flatten().copied().collect()
+    }
+
     /// The translations read from a packet, which has these sightings.
     pub(super) fn translations_of(&self, sightings: &[&'a Sighting]) -> Vec<&'a Translation> {
         sightings.iter().filter_map(|s| self.of.get(&std::ptr::from_ref(*s)).copied()).collect()
     }
+}
+
+fn skbs(sightings: &[&Sighting]) -> std::collections::BTreeSet<u64> {
+    sightings.iter().map(|s| s.skb).collect()
 }
 
 fn consistent(t: &Translation, s: &Sighting) -> bool {
