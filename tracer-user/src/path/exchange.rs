@@ -49,7 +49,12 @@ struct Verdict {
 }
 
 impl<'a> Story<'a> {
-    pub(super) fn new(world: &World<'a>, group: &Group<'a>, sorted: &[Sorted<'a>], errors: &[(usize, &'a Sighting)]) -> Self {
+    pub(super) fn new(
+        world: &World<'a>,
+        group: &Group<'a>,
+        sorted: &[Sorted<'a>],
+        errors: &[(usize, &'a Sighting)],
+    ) -> Self {
         let request = Chain::new(world, Role::Request, &group.request, sorted);
         let reply = Chain::new(world, Role::Reply, &group.reply, sorted);
         let mut bounds = Bounds::new(sorted.len());

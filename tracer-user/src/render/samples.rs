@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use crate::path::model::{
     Action::{self, Delivered, Dropped, Lost, Received, Routed, Sent, Snat, Transmitted, Unsnat},
-    Basis, Detail, Direction, DropCause, DropDetail, Endpoint, Exchange, Hop, Nat, NatSide, Outcome, Path, Share, ShareOf, Trace,
-    TracedNode,
+    Basis, Detail, Direction, DropCause, DropDetail, Endpoint, Exchange, Hop, Nat, NatSide, Outcome, Path, Share,
+    ShareOf, Trace, TracedNode,
 };
 
 pub(super) const NODE1: &str = "ip-172-20-50-50.ec2.internal";
