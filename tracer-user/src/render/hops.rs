@@ -2,7 +2,7 @@
 //! delivery are one step.
 
 use super::units::time;
-use crate::path::model::{Action, Direction, Hop, Nat, NatSide, Path};
+use crate::path::model::{Action, Direction, Hop, Nat, NatSide, Path, Segmentation, Segments};
 
 /// One row of the table.
 #[derive(Clone, Debug)]
@@ -160,7 +160,7 @@ pub(super) fn rewrite(hop: &Hop) -> String {
         Action::Undnat => ("un-DNAT", true),
         _ => ("DNAT", false),
     };
-    let Some(Nat { before, after }) = &hop.detail.nat else {
+    let Some(Nat { moment: _, before, after }) = &hop.detail.nat else {
         return format!("{name} to {}", if source { hop.src } else { hop.dst });
     };
     let icmp = before.dst_port.is_none();
@@ -173,6 +173,16 @@ pub(super) fn rewrite(hop: &Hop) -> String {
         _ => String::new(),
     };
     format!("{name} {} -> {}{ports}", address(before), address(after))
+}
+
+/// What became of the size of TCP data.
+pub(super) fn segments(segments: &Segments) -> String {
+    let Segments { how, bytes, before } = segments;
+    match how {
+        Segmentation::Super => format!("super-packet of {bytes} B"),
+        Segmentation::Segmented => format!("super-packet of {before} B segmented here, the first {bytes} B"),
+        Segmentation::Joined => format!("joined by GRO: {before} -> {bytes} B"),
+    }
 }
 
 /// Numbers the first step of every router, and of the destination, as traceroute would list them.

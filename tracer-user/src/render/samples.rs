@@ -114,6 +114,7 @@ fn back(lost: bool) -> Path {
 fn exchange(seq: u32, outcome: Outcome, failed_direction: Option<Direction>, paths: (Path, Path)) -> Exchange {
     Exchange {
         seq,
+        what: None,
         outcome,
         failed_direction,
         rtt_ns: None,
@@ -230,7 +231,7 @@ pub(super) fn mixed() -> Trace {
 pub(super) fn snat() -> Trace {
     let (dst, node_ip) = ("8.8.8.8", "172.20.50.50");
     let side = |src: &str, dst: &str, id| NatSide { src: ip(src), dst: ip(dst), src_port: Some(id), dst_port: None };
-    let nat = |before, after| Detail { nat: Some(Nat { before, after }), ..Detail::default() };
+    let nat = |before, after| Detail { nat: Some(Nat { moment: Basis::Inferred, before, after }), ..Detail::default() };
     let one = |seq: u32| {
         let id = 52_011 + u16::try_from(seq).expect("small");
         let mut walk = Walk::new(NODE1, BB1.1, dst);

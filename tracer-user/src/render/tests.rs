@@ -245,7 +245,7 @@ fn a_tunnel_has_its_own_row() {
         wrapped.action = Action::Encapsulated;
         wrapped.detail.route = None;
         let [src, dst] = ["172.20.58.60", "172.20.50.50"].map(|text| text.parse().expect("an address"));
-        wrapped.detail.tunnel = Some(Tunnel { kind: "ipip".to_owned(), src, dst });
+        wrapped.detail.tunnel = Some(Tunnel { kind: "ipip".to_owned(), vni: None, src, dst });
         hops.insert(at + 1, wrapped);
     }
     let text = screen(&trace);
