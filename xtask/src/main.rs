@@ -120,7 +120,9 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Demo => return demo::run(),
         Task::Vm(options) => return vm::run(&options),
         Task::VmServe { port } => vm::serve(&port)?,
-        Task::VmPipe { socket, words } => return Ok(ExitCode::from(u8::try_from(vm::pipe(&socket, &words)?).unwrap_or(1))),
+        Task::VmPipe { socket, words } => {
+            return Ok(ExitCode::from(u8::try_from(vm::pipe(&socket, &words)?).unwrap_or(1)));
+        }
         Task::Bench(Bench::Hooks) => bench::hooks()?,
         Task::Lab(Lab::Up { profile, name }) => up(&profile, name.as_deref().unwrap_or(&profile))?,
         Task::Lab(Lab::Down { name, all }) => down(name, all)?,

@@ -286,6 +286,12 @@ impl Walk {
         self
     }
 
+    /// Comes in, and nothing is expected of it: an ICMP error is no hop.
+    pub(super) fn sighting_in(&mut self, at: At) -> &mut Self {
+        self.sighting(Hook::Receive, at, None);
+        self
+    }
+
     pub(super) fn delivered(&mut self, at: At) -> &mut Self {
         self.received(at).expect(at, "delivered");
         self

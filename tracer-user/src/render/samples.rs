@@ -7,7 +7,7 @@ use crate::path::model::{
         self, Decapsulated, Delivered, Dropped, Encapsulated, Lost, Received, Routed, Sent, Snat, Transmitted, Unsnat,
     },
     Basis, Detail, Direction, DropCause, DropDetail, Endpoint, Exchange, Hop, Nat, NatSide, Outcome, Path, Share,
-    ShareOf, Trace, TracedNode,
+    ShareOf, Trace, TracedNode, Tunnel,
 };
 
 pub(super) const NODE1: &str = "ip-172-20-50-50.ec2.internal";
