@@ -61,8 +61,11 @@ pub struct TracedNode {
 /// Request and reply.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Exchange {
-    /// ICMP sequence number.
+    /// ICMP sequence number; of TCP and UDP the number of the exchange, from 1.
     pub seq: u32,
+    /// Passive TCP and UDP: what was exchanged. None: a probe, or an echo.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub what: Option<What>,
     /// How it ended.
     pub outcome: Outcome,
     /// Which of the two did not arrive; None if both did.
@@ -111,6 +114,18 @@ pub struct Rejection {
     /// What became of it, if it did not come back: one sentence.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fate: Option<String>,
+}
+
+/// What traffic that was only watched exchanged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum What {
+    /// SYN, and SYN+ACK or RST.
+    Handshake,
+    /// A TCP segment with data, and the first segment back that acknowledges all of it.
+    Data,
+    /// A UDP datagram, and the datagram back.
+    Datagram,
 }
 
 /// How an exchange ended.
@@ -239,20 +254,72 @@ pub struct Detail {
     /// `encapsulated`, `decapsulated`: the tunnel.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tunnel: Option<Tunnel>,
-    /// `sent`, `transmitted`, `encapsulated`: MTU of the interface, bytes.
+    /// `sent`, `transmitted`, `received`, `encapsulated`, `decapsulated`: MTU of the interface, bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u32>,
     /// `delivered`: how long the destination took until its reply was queued, ns.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub answered_after_ns: Option<u64>,
-    /// `lost`: one sentence: `left ip-172-20-58-60 ens5, never arrived at ip-172-20-50-50 ens5`.
+    /// `lost`: one sentence: `left ip-172-20-58-60 ens5, never arrived at ip-172-20-50-50 ens5`. Any other hop: what
+    /// else there is to know about it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
+    /// `snat`, `dnat`: the rule that asked for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rule: Option<RuleRef>,
+    /// TCP data that is more than one packet on the wire: what became of its size here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub segments: Option<Segments>,
+}
+
+/// A netfilter rule.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RuleRef {
+    /// `iptables`, `iptables-nft` or `nftables`.
+    pub engine: String,
+    /// Table.
+    pub table: String,
+    /// Chain that has it.
+    pub chain: String,
+    /// The rule as its own tool shows it; None: the policy of the chain.
+    pub text: Option<String>,
+    /// Its comment.
+    pub comment: Option<String>,
+    /// By how many packets its counter rose during the trace.
+    pub packets: u64,
+    /// How we know that it was this rule. Observed: the kernel traced the packet through it. Inferred: it fits, and its
+    /// counter rose. Configured: it is the only one that fits.
+    pub basis: Basis,
+}
+
+/// One buffer of TCP data that stands for several packets on the wire, or the reverse.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Segments {
+    /// What happened.
+    pub how: Segmentation,
+    /// TCP data in the packet after this hop, bytes. Of several packets: of the one that carries the first byte.
+    pub bytes: u16,
+    /// TCP data in the packet before this hop, bytes.
+    pub before: u16,
+}
+
+/// How the size of a buffer of TCP data changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Segmentation {
+    /// Its sender left it to the interface to cut it (GSO).
+    Super,
+    /// Cut.
+    Segmented,
+    /// Several joined (GRO).
+    Joined,
 }
 
 /// One rewrite.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Nat {
+    /// Observed: a hook saw the moment, and `at_ns` is it. Inferred: `at_ns` is when the packet was next seen.
+    pub moment: Basis,
     /// Before.
     pub before: NatSide,
     /// After.
@@ -419,8 +486,11 @@ pub struct SettingDetail {
 /// An encapsulation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Tunnel {
-    /// `ipip` or `vxlan`.
+    /// `ipip`, `vxlan`, `gre` or `geneve`.
     pub kind: String,
+    /// VXLAN or Geneve network identifier.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vni: Option<u32>,
     /// Outer source.
     pub src: IpAddr,
     /// Outer destination.

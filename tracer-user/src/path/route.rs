@@ -66,7 +66,8 @@ pub(super) fn back(netns: u32, src: IpAddr) -> RouteQuestion {
 /// A free that the reverse path filter may have caused.
 fn may_be_of_reverse_path(free: &Sighting) -> bool {
     let Some(Free { function, reason_name, .. }) = &free.free else { return false };
-    let by_function = || function.as_deref().is_some_and(|f| f.starts_with("ip_rcv_finish") || f.starts_with("nf_hook"));
+    let by_function =
+        || function.as_deref().is_some_and(|f| f.starts_with("ip_rcv_finish") || f.starts_with("nf_hook"));
     match reason_name.as_deref() {
         Some("IP_RPFILTER" | "NETFILTER_DROP") => true,
         Some("NOT_SPECIFIED") | None => by_function(),

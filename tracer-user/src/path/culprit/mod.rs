@@ -121,8 +121,7 @@ impl<'w, 'a> Scene<'w, 'a> {
 /// Why this packet was freed.
 pub(super) fn cause<'a>(scene: &Scene<'_, 'a>) -> Cause<'a> {
     let unknown = Free::default();
-    let Free { location: _, function, reason, reason_name, netfilter } =
-        scene.free.free.as_ref().unwrap_or(&unknown);
+    let Free { location: _, function, reason, reason_name, netfilter } = scene.free.free.as_ref().unwrap_or(&unknown);
     let specified = reason_name.as_deref().filter(|name| *name != "NOT_SPECIFIED");
     let by_reason = specified.and_then(sign::of_reason);
     let by_function = function.as_deref().and_then(sign::of_function);

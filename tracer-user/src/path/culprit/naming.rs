@@ -70,9 +70,8 @@ pub(in crate::path) fn name(world: &World<'_>, cases: Vec<Case<'_, '_>>) {
 
 /// Who was seen to answer with an error has rejected; of others it is not known.
 fn of_answer<'a>(world: &World<'_>, suspicion: &Suspicion<'a>, rejection: Option<&Rejection>) -> Vec<&'a RuleHit> {
-    let from_there = |rejection: &&Rejection| {
-        world.owner(rejection.from).is_none_or(|(node, _)| node == suspicion.place.node)
-    };
+    let from_there =
+        |rejection: &&Rejection| world.owner(rejection.from).is_none_or(|(node, _)| node == suspicion.place.node);
     let Some(rejection) = rejection.filter(from_there) else { return suspicion.suspects.clone() };
     let answers = |hit: &&&RuleHit| match &hit.verdict {
         RuleVerdict::Reject(with) => answer::is_of(rejection, with),

@@ -214,9 +214,7 @@ fn neighbour(scene: &Scene<'_, '_>, cause: &mut Cause<'_>, what: &str) {
         cause.is(DropCause::Neighbour, format!("{protocol}: {next} on {} {what}", out.name));
     }
     let entries = &scene.world.node(scene.node).facts.neighbours;
-    let entry = entries
-        .iter()
-        .find(|n| (n.netns, n.ifindex, n.address) == (scene.place().netns, out.ifindex, next));
+    let entry = entries.iter().find(|n| (n.netns, n.ifindex, n.address) == (scene.place().netns, out.ifindex, next));
     cause.detail.out_interface = Some(out.name.clone());
     cause.detail.neighbour = entry.map(|n| match &n.mac {
         Some(mac) => format!("{next} dev {} lladdr {mac} {}", out.name, n.state),
