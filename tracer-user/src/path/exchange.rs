@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::{
-    Probe,
+    Answer, Probe,
     chain::{Between, Chain, between},
     clock::{Bounds, Offset},
     drops::{self, End},
@@ -74,7 +74,7 @@ impl<'a> Story<'a> {
 
     /// The injector got the reply.
     fn confirmed(&self) -> bool {
-        self.probe.is_some_and(|p| p.rtt_ns.is_some())
+        self.probe.is_some_and(|p| p.rtt_ns.is_some() && !matches!(p.answer, Some(Answer::IcmpError { .. })))
     }
 
     /// `others`: the bounds that the trace's other exchanges give, the best first.
