@@ -64,12 +64,7 @@ const fn tracepoint(name: &'static str) -> HookPlace {
     HookPlace { name, program: name, kind: Kind::Tracepoint, cost: NO_TRACEPOINT }
 }
 
-const fn kprobe(
-    name: &'static str,
-    program: &'static str,
-    module: &'static str,
-    cost: &'static str,
-) -> HookPlace {
+const fn kprobe(name: &'static str, program: &'static str, module: &'static str, cost: &'static str) -> HookPlace {
     HookPlace { name, program, kind: Kind::Kprobe { module }, cost }
 }
 
