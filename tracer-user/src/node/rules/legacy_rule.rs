@@ -239,6 +239,7 @@ fn interface(shape: &Shape, entry: &[u8], index: usize) -> Option<String> {
     match counts {
         0 => None,
         counts if counts > name.len() => Some(name),
-        _ => Some(format!("{name}+")),
+        // The plus sign is part of the name already.
+        counts => Some(format!("{}+", name.get(..counts).unwrap_or(&name))),
     }
 }

@@ -11,6 +11,7 @@ use super::{
     model::{Part, address, prefix_length, protocol_name, states},
     rule::{Loaded, verdict_text},
     sets::Set,
+    xt,
 };
 
 const META_MARK: u32 = 3;
@@ -330,6 +331,25 @@ pub(super) fn right(loaded: &Loaded<'_>, value: &[u8], version: Option<u8>) -> S
 
 fn state_names(bits: u32) -> String {
     states(bits, UNTRACKED).join(",").to_lowercase()
+}
+
+/// A comparison of TCP's flags in both languages.
+pub(super) struct Flags {
+    pub(super) iptables: String,
+    pub(super) nft: String,
+}
+
+/// `tcp flags & mask == value`.
+pub(super) fn tcp_flags(loaded: &Loaded<'_>, value: &[u8], protocol: Option<u8>, equal: bool) -> Option<Flags> {
+    let Source::Payload { base: TRANSPORT, offset: 13, length: 1 } = loaded.source else { return None };
+    let ((mask, true), Some(6), [value]) = (unflipped(loaded)?, protocol, value) else { return None };
+    let ([mask], sign) = (mask, if equal { "==" } else { "!=" }) else { return None };
+    let option = format!("--tcp-flags {} {}", xt::tcp_flags(*mask), xt::tcp_flags(*value));
+    let nft = |bits: u8| xt::tcp_flags(bits).to_lowercase().replace(',', " | ");
+    Some(Flags {
+        iptables: format!("-m tcp {}{option}", if equal { "" } else { "! " }),
+        nft: format!("tcp flags & ({}) {sign} {}", nft(*mask), nft(*value)),
+    })
 }
 
 /// A comparison that became a condition.

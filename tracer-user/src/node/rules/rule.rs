@@ -129,7 +129,7 @@ impl<'a> Machine<'a> {
                 let text = if self.context.iptables { text } else { format!("xt target \"{name}\"") };
                 self.end = Some((verdict, text));
             }
-            Expression::Other { name, decides: true } => self.parts.push(Part::Decides(format!("{name} ..."))),
+            Expression::Other { name, decides: true } => self.decides(format!("{name} ...")),
             Expression::Other { name, decides: false } => self.parts.push(Part::Does(format!("{name} ..."))),
         }
     }
@@ -140,6 +140,11 @@ impl<'a> Machine<'a> {
 
     fn constant(&self, slot: Option<u32>) -> Option<&'a [u8]> {
         self.constants.get(&slot?).copied()
+    }
+
+    /// Something that has no condition of its own. nft's words have no place in a rule of iptables.
+    fn decides(&mut self, text: String) {
+        self.parts.push(Part::Decides(if self.context.iptables { "...".to_owned() } else { text }));
     }
 
     fn xt_match(&mut self, name: &str, revision: u32, data: &'a [u8]) {
@@ -176,7 +181,7 @@ impl<'a> Machine<'a> {
                 if other == Operator::AtLeast {
                     self.low = Some((from, self.parts.len(), value));
                 }
-                self.parts.push(Part::Decides(format!("{left} {} {right}", words::operator(other))));
+                self.decides(format!("{left} {} {right}", words::operator(other)));
                 return;
             }
         };
@@ -190,8 +195,12 @@ impl<'a> Machine<'a> {
                 self.push(condition, text, &loaded, equal);
             }
             None => {
+                if let Some(flags) = words::tcp_flags(&loaded, value, self.protocol, equal) {
+                    let text = if self.context.iptables { flags.iptables } else { flags.nft };
+                    return self.parts.push(Part::Decides(text));
+                }
                 let right = words::right(&loaded, value, self.version);
-                self.parts.push(Part::Decides(words::relation(&left, equal, &right)));
+                self.decides(words::relation(&left, equal, &right));
             }
         }
     }
@@ -201,7 +210,7 @@ impl<'a> Machine<'a> {
         let (version, any, name) = match value.first() {
             Some(2) => (4, "0.0.0.0/0", "ipv4"),
             Some(10) => (6, "::/0", "ipv6"),
-            _ => return self.parts.push(Part::Decides(format!("{left} ..."))),
+            _ => return self.decides(format!("{left} ...")),
         };
         self.version = Some(version);
         let Ok(any) = any.parse() else { return };
@@ -245,7 +254,7 @@ impl<'a> Machine<'a> {
         let text = words::relation(&left, !not, &right);
         match words::port_range(&loaded, low, high) {
             Some(field) => self.push(Condition { field, not }, text, &loaded, !not),
-            None => self.parts.push(Part::Decides(text)),
+            None => self.decides(text),
         }
     }
 
@@ -259,21 +268,21 @@ impl<'a> Machine<'a> {
                 let text = format!("{left} vmap {}", words::set(set, &keys, self.version));
                 self.map = Some((keys, set, text));
             }
-            (Some(0), None) => self.parts.push(Part::Decides(format!("{left} vmap @{name}"))),
+            (Some(0), None) => self.decides(format!("{left} vmap @{name}")),
             (Some(to), _) => {
                 self.slots.insert(to, Loaded { source: Source::Unknown, masked: None });
                 self.constants.remove(&to);
-                self.parts.push(Part::Decides(format!("{left} map @{name}")));
+                self.decides(format!("{left} map @{name}"));
             }
             (None, Some(set)) => {
                 let text = words::relation(&left, !not, &words::set(set, &keys, self.version));
                 let part = words::set_condition(set, &keys, self.version, self.context.links);
                 match part {
                     Some(field) => self.parts.push(Part::Is(Condition { field, not }, text)),
-                    None => self.parts.push(Part::Decides(text)),
+                    None => self.decides(text),
                 }
             }
-            (None, None) => self.parts.push(Part::Decides(words::relation(&left, !not, &format!("@{name}")))),
+            (None, None) => self.decides(words::relation(&left, !not, &format!("@{name}"))),
         }
     }
 

@@ -72,19 +72,20 @@ fn exact(text: String, conditions: Vec<Condition>) -> Part {
     Part::Match { text, conditions, exact: true }
 }
 
-/// As iptables-save quotes: only if a blank or another special character demands it.
+/// As iptables-save quotes: all but plain words (iptables, `xtables.c`, xtables_save_string).
 fn quoted(text: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_:.,/+*@%=".contains(c);
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
     if !text.is_empty() && text.chars().all(plain) {
         return text.to_owned();
     }
-    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+    let escaped = text.chars().flat_map(|c| ['"', '\\', '\''].contains(&c).then_some('\\').into_iter().chain([c]));
+    format!("\"{}\"", escaped.collect::<String>())
 }
 
 /// `struct xt_conntrack_mtinfo2` and `3`: the fields up to `status_mask` lie alike.
 fn conntrack(data: &[u8]) -> Option<Part> {
     const STATE: u16 = 1;
-    let (flags, inverted, bits) = (u16_at(data, 148)?, u16_at(data, 150)?, u16_at(data, 152)?);
+    let (flags, inverted, bits) = (u16_at(data, 146)?, u16_at(data, 148)?, u16_at(data, 150)?);
     if flags & STATE == 0 {
         return None;
     }
@@ -183,9 +184,12 @@ fn ports(name: &str, data: &[u8], inverted: u8, tcp: Option<&[u8]>) -> Option<Pa
     Some(Part::Match { text, conditions, exact: all })
 }
 
-fn tcp_flags(bits: u8) -> String {
-    let names = ["FIN", "SYN", "RST", "PSH", "ACK", "URG"];
-    let set: Vec<&str> = (0..6).filter(|bit| bits & (1 << bit) != 0).map(|bit| names[bit]).collect();
+/// Names of TCP's flags.
+pub(super) const TCP_FLAGS: [&str; 6] = ["FIN", "SYN", "RST", "PSH", "ACK", "URG"];
+
+/// Flags of TCP as iptables lists them.
+pub(super) fn tcp_flags(bits: u8) -> String {
+    let set: Vec<&str> = (0..6).filter(|bit| bits & (1 << bit) != 0).map(|bit| TCP_FLAGS[bit]).collect();
     if set.is_empty() { "NONE".to_owned() } else { set.join(",") }
 }
 
