@@ -128,7 +128,8 @@ fn facts(page: &mut Page, hop: &Hop) {
     let Some(drop) = &hop.detail.drop else { return };
     for (index, rule) in drop.rules.iter().enumerate() {
         let head = match (drop.rules.len(), index) {
-            (1, _) => "rule",
+            (1, _) if drop.rule_known => "rule",
+            (1, _) => "maybe",
             (_, 0) => "one of",
             _ => "",
         };

@@ -86,6 +86,7 @@ fn policy(w: &Walk) -> RuleHit {
             condition(ConditionField::Mark(0, 0x20000)),
         ],
         understood: true,
+        counted: true,
         packets: 1,
         traced: 0,
     }
@@ -102,7 +103,10 @@ fn plain(w: &Walk) -> RuleHit {
 }
 
 fn with_rules(rules: impl FnOnce(&Walk) -> Vec<RuleHit>) -> DropDetail {
-    one(At::Forward, "nf_hook_slow", None, |w| w.evidence.nodes[1].facts.rules = rules(w))
+    one(At::Forward, "nf_hook_slow", None, |w| {
+        w.evidence.nodes[1].facts.rules = rules(w);
+        w.evidence.nodes[1].facts.rules_complete = vec![netns(w, 1)];
+    })
 }
 
 #[test]
@@ -155,6 +159,7 @@ fn rules_for_invalid_packets_and_wrong_sources_are_told_apart() {
     };
     let drop = one(At::Prerouting, "nft_do_chain", Some("NETFILTER_DROP"), |w| {
         w.evidence.nodes[1].facts.rules = vec![raw(w)];
+        w.evidence.nodes[1].facts.rules_complete = vec![netns(w, 1)];
     });
     assert_eq!((drop.cause, drop.hook), (DropCause::RpFilterRule, Some("prerouting")));
 }
@@ -163,7 +168,7 @@ fn rules_for_invalid_packets_and_wrong_sources_are_told_apart() {
 fn two_rules_that_fit_are_both_suspects() {
     let drop = with_rules(|w| vec![policy(w), plain(w)]);
     assert_eq!((drop.rules.len(), drop.why.as_str()), (2, "netfilter rule"));
-    assert_eq!(drop.proof[0], "one of 2 rules that fit the packet and whose counters rose");
+    assert_eq!(drop.proof[0], "one of 2 rules that fit the packet and may have met it");
 }
 
 #[test]
@@ -182,12 +187,13 @@ fn a_counter_must_rise_with_every_drop() {
         dies(&mut w, seq, At::Forward, "nft_do_chain", Some("NETFILTER_DROP"));
     }
     routes(&mut w, RouteKind::Unicast);
+    w.evidence.nodes[1].facts.rules_complete = vec![netns(&w, 1)];
     let hit = |packets| RuleHit { packets, ..plain(&two_nodes()) };
     w.evidence.nodes[1].facts.rules = vec![hit(4)];
     assert!(drop_of(&exchange(&w)).rules.is_empty());
     w.evidence.nodes[1].facts.rules = vec![hit(4), hit(7)];
     let drop = drop_of(&exchange(&w));
-    assert_eq!((drop.rules.len(), drop.rules[0].packets), (1, 7));
+    assert_eq!((drop.rules.len(), drop.rules[0].packets), (1, Some(7)));
     assert_eq!(drop.proof[0], "rule counter +7 for 5 packets dropped here (others met it too)");
     w.evidence.nodes[1].facts.rules = vec![hit(2), hit(3)];
     assert_eq!(drop_of(&exchange(&w)).rules.len(), 2, "each had some of them");
@@ -197,7 +203,24 @@ fn a_counter_must_rise_with_every_drop() {
 fn what_the_kernel_traced_is_observed() {
     let drop = with_rules(|w| vec![RuleHit { traced: 1, ..policy(w) }, plain(w)]);
     assert_eq!((drop.basis, drop.rules.len()), (Basis::Observed, 1));
-    assert_eq!(drop.proof[0], "the kernel's own trace shows it ending 1 of 1 packet");
+    assert_eq!(drop.proof[0], "the kernel's own trace shows the rule ending 1 packet of 1");
+}
+
+#[test]
+fn a_rule_without_a_counter_may_have_met_it_unseen() {
+    let uncounted = |w: &Walk| RuleHit { counted: false, packets: 0, ..plain(w) };
+    let drop = with_rules(|w| vec![uncounted(w)]);
+    assert!(!drop.rule_known && drop.rules[0].packets.is_none(), "{drop:?}");
+    assert_eq!(drop.cause, DropCause::Netfilter, "it may have been conntrack");
+    let drop = with_rules(|w| vec![policy(w), uncounted(w)]);
+    assert_eq!((drop.rule_known, drop.rules.len(), drop.why.as_str()), (false, 2, "netfilter rule"));
+}
+
+#[test]
+fn where_rules_could_not_all_be_read_none_is_blamed() {
+    let drop = one(At::Forward, "nf_hook_slow", None, |w| w.evidence.nodes[1].facts.rules = vec![policy(w)]);
+    assert_eq!((drop.rule_known, drop.cause, drop.rules.len()), (false, DropCause::Netfilter, 1));
+    assert!(drop.proof[0].ends_with("but not all rules could be read: it may have been another"), "{drop:?}");
 }
 
 #[test]
@@ -395,6 +418,7 @@ fn who_answered_has_rejected_and_who_did_not_may_have_dropped() {
     error_comes_back(&mut w);
     routes(&mut w, RouteKind::Unicast);
     let port = reject(&w, "icmp-port-unreachable");
+    w.evidence.nodes[1].facts.rules_complete = vec![netns(&w, 1)];
     w.evidence.nodes[1].facts.rules = vec![plain(&w), port, reject(&w, "icmp-host-prohibited")];
     let e = exchange(&w);
     let drop = drop_of(&e);
