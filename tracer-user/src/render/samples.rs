@@ -270,7 +270,59 @@ pub(super) fn snat() -> Trace {
 
 /// bb1 -> bb3 on the same node.
 pub(super) fn same_node() -> Trace {
-    type End = [&'static str; 4];
+    let way = |from: (&'static str, &str, &str), to: (&'static str, &str, &str), start: u64| {
+        let mut walk = Walk::new(NODE1, from.1, to.1);
+        walk.pod(Some(from.0)).hop(Sent, "eth0", start).pod(None).hop(Received, from.2, start + 3);
+        walk.forward(to.2, &format!("{} dev {} scope link", to.1, to.2), start + 8);
+        walk.pod(Some(to.0)).hop(Received, "eth0", start + 10);
+        let answered_after_ns = (start == 0).then_some(5_000);
+        walk.with(Delivered, "eth0", start + 10, Detail { answered_after_ns, ..Detail::default() }).path()
+    };
+    let (one, three) = ((BB1.0, BB1.1, "cali98fd8882b62"), (BB3.0, BB3.1, "cali0a1b2c3d4e5"));
+    let node = ShareOf::Node { node: NODE1.to_owned(), pod_ns: Some(5_000), pod: Some(BB3.0.to_owned()) };
+    let exchange = Exchange {
+        rtt_ns: Some(25_000),
+        shares: vec![Share { of: node, ns: 25_000 }],
+        ..exchange(1, Outcome::Delivered, None, (way(one, three, 0), way(three, one, 15)))
+    };
+    Trace {
+        source: end(BB1, Some(NODE1)),
+        destination: end(BB3, Some(NODE1)),
+        routers: ["172.20.50.50", "100.115.37.83"].map(ip).into(),
+        nodes: vec![traced(NODE1, "172.20.50.50")],
+        ..trace(vec![exchange])
+    }
+}
+
+/// Events were lost, a session died, and a route changed.
+pub(super) fn incomplete() -> Trace {
+    let mut request = there(None, 9);
+    request.hops.truncate(4);
+    let mut one = exchange(1, Outcome::Incomplete, Some(Direction::Request), (request, Path::default()));
+    one.notes.push(format!("nothing was seen after {NODE2} ens5, and events were lost on {NODE1}"));
+    let mut trace = trace(vec![one]);
+    trace.lost_events = 1234;
+    trace.nodes[1].complete = false;
+    trace.warnings.push(format!("routes changed on {NODE1} while the trace ran: those shown may not be those taken"));
+    trace
+}
+
+/// No packet at all.
+pub(super) fn nothing() -> Trace {
+    trace(Vec::new())
+}
+
+/// bb2 -> bb1 over IPv6 by TCP, through a VXLAN tunnel.
+pub(super) fn vxlan6() -> Trace {
+    let (two, one) = ("fd00:10:244:7:9c40::dd", "fd00:10:244:3:1a80::51");
+    let (node2, node1) = ("fd20:172:20:32::3a3c", "fd20:172:20:32::3232");
+    let wrapped = |src, dst| Detail {
+        tunnel: Some(Tunnel { kind: "vxlan".to_owned(), vni: Some(4096), src: ip(src), dst: ip(dst) }),
+        mtu: Some(8931),
+        ..Detail::default()
+    };
+    // Node, pod, its address, the node's.
+    type End = (&'static str, &'static str, &'static str, &'static str);
     let way = |from: End, to: End, at: u64| {
         let mut walk = Walk::new(from.0, from.2, to.2);
         walk.error_ns = if from.0 == NODE2 { 0 } else { 83_000 };
