@@ -22,8 +22,11 @@ pub mod hook {
     pub const TRANSLATION: u8 = 6;
     /// Not a hook: where packets are counted whose headers could not be read at [`RECEIVE`].
     pub const UNREAD: u8 = 7;
+    /// `nf_nat_manip_pkt`: conntrack's translation is about to be written into the packet. The sighting shows the packet
+    /// before it, [`super::Sighting::data`] is a [`super::Rewrite`].
+    pub const REWRITE: u8 = 8;
     /// Number of entries that a table indexed by hook needs.
-    pub const COUNT: usize = 8;
+    pub const COUNT: usize = 9;
 }
 
 /// Bits of [`Head::flags`].
@@ -50,6 +53,10 @@ pub mod encapsulation {
     pub const IPIP: u8 = 1;
     /// VXLAN (RFC 7348) on any of the ports seen in the field: 4789 and 8472.
     pub const VXLAN: u8 = 2;
+    /// GRE with an IP packet or an Ethernet frame in it (RFC 2784, RFC 2890).
+    pub const GRE: u8 = 3;
+    /// Geneve (RFC 8926) on port 6081.
+    pub const GENEVE: u8 = 4;
 }
 
 /// Size of every record in the ring buffer, bytes.
@@ -108,7 +115,7 @@ pub struct Sighting {
     pub ip_id: u16,
     /// IPv4 total length, or IPv6 payload length + 40; bytes.
     pub ip_len: u16,
-    /// [`Outer`] or [`Free`], by the flags; zeros if neither.
+    /// [`Outer`] or [`Free`], by the flags; [`Rewrite`] at [`hook::REWRITE`]; zeros if none.
     pub data: [u8; 40],
 }
 
@@ -140,8 +147,39 @@ pub struct Free {
     pub location: u64,
     /// `enum skb_drop_reason`; only with [`flag::REASON`].
     pub reason: u32,
+    /// One of [`netfilter`]: what evaluated rules on this packet last. [`netfilter::NONE`] where no probe saw any.
+    pub netfilter: u8,
+    /// `nf_hook_state.hook`: 0 PREROUTING, 1 INPUT, 2 FORWARD, 3 OUTPUT, 4 POSTROUTING.
+    pub nf_hook: u8,
+    /// `nf_hook_state.pf`: 2 IPv4, 10 IPv6, 7 bridge, 1 inet, 5 netdev.
+    pub nf_family: u8,
     /// Always 0.
-    pub zero: [u8; 28],
+    pub zero: u8,
+    /// [`netfilter::IPTABLES`]: name of the table, NUL-padded. [`netfilter::NFTABLES`]: handles of table and base chain, 8 bytes
+    /// each, 0 where unknown, then zeros.
+    pub table: [u8; 24],
+}
+
+/// What evaluates netfilter rules. The value is [`Free::netfilter`].
+pub mod netfilter {
+    /// Nothing was seen to.
+    pub const NONE: u8 = 0;
+    /// `nf_hook_slow` ran, and nothing more precise is known.
+    pub const HOOK: u8 = 1;
+    /// `ipt_do_table` or `ip6t_do_table`: legacy iptables.
+    pub const IPTABLES: u8 = 2;
+    /// `nft_do_chain`: nftables, and iptables in its nft variant.
+    pub const NFTABLES: u8 = 3;
+}
+
+/// The moment of a translation: [`Sighting::data`] at [`hook::REWRITE`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Rewrite {
+    /// `enum nf_nat_manip_type`: 0 the source is rewritten, 1 the destination.
+    pub manip: u32,
+    /// Always 0.
+    pub zero: [u8; 36],
 }
 
 /// One direction of a conntrack entry.
@@ -262,6 +300,24 @@ pub struct Layout {
     pub kfree_reason_arg: u32,
     /// Which argument of `consume_skb` is the location, or [`ABSENT`] (before 6.3).
     pub consume_location_arg: u32,
+    /// `nf_conn.ct_net.net`, or [`ABSENT`] without conntrack.
+    pub ct_net: u32,
+    /// `nf_hook_state.hook`: its lowest byte, or [`ABSENT`] without netfilter.
+    pub state_hook: u32,
+    /// `nf_hook_state.pf`, or [`ABSENT`] without netfilter.
+    pub state_family: u32,
+    /// `xt_table.name`, or [`ABSENT`] where BTF has no such structure.
+    pub xt_table_name: u32,
+    /// `nft_pktinfo.skb`.
+    pub nft_packet_skb: u32,
+    /// `nft_pktinfo.state`, or [`ABSENT`] where BTF has no such structure.
+    pub nft_packet_state: u32,
+    /// `nft_chain.table`, or [`ABSENT`] where BTF has no such structure.
+    pub nft_chain_table: u32,
+    /// `nft_chain.handle`, or [`ABSENT`] likewise.
+    pub nft_chain_handle: u32,
+    /// `nft_table.handle`, or [`ABSENT`] likewise.
+    pub nft_table_handle: u32,
 }
 
 /// What a slot of the map `TRACK` remembers of a packet that was recognised: enough to recognise it at its next hook
@@ -282,7 +338,15 @@ pub struct Track {
     /// [`Sighting::ip_len`].
     pub ip_len: u16,
     /// IP protocol number.
-    pub protocol: u32,
+    pub protocol: u8,
+    /// [`Free::netfilter`], since the device last seen.
+    pub netfilter: u8,
+    /// [`Free::nf_hook`].
+    pub nf_hook: u8,
+    /// [`Free::nf_family`].
+    pub nf_family: u8,
+    /// [`Free::table`].
+    pub table: [u64; 3],
 }
 
 /// Slots of the map `TRACK`, a power of two. A packet's slot is a hash of its `sk_buff`; a newer packet takes the slot.
@@ -337,7 +401,11 @@ pub const fn flow_mask(protocol: u8) -> u64 {
 
 const _: () = assert!(size_of::<Sighting>() == RECORD_SIZE);
 const _: () = assert!(size_of::<Translation>() == RECORD_SIZE);
-const _: () = assert!(size_of::<Outer>() == 40 && size_of::<Free>() == 40 && size_of::<Head>() == 32);
+// One cache line.
+const _: () = assert!(size_of::<Track>() == 64);
+const _: () = assert!(
+    size_of::<Outer>() == 40 && size_of::<Free>() == 40 && size_of::<Rewrite>() == 40 && size_of::<Head>() == 32
+);
 
 #[cfg(feature = "user")]
 mod user {

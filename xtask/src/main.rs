@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
-use xtask::{bench, build, demo, interrupt, lab, packages, test, vm};
+use xtask::{bench, build, demo, interrupt, lab, packages, test, traffic, vm};
 
 /// podpath's workshop: everything around the code that cargo alone does not do.
 ///
@@ -59,6 +59,10 @@ enum Task {
         words: Vec<String>,
     },
 
+    /// Traffic for scenarios
+    #[command(subcommand, hide = true)]
+    Traffic(traffic::Traffic),
+
     /// Measure podpath's own cost on this machine (needs root)
     #[command(subcommand)]
     Bench(Bench),
@@ -78,7 +82,7 @@ enum Bench {
 enum Lab {
     /// Bring a lab up; one that is up already is left as it is
     Up {
-        /// Which cluster to rebuild: calico-bgp (kops, Calico with BGP), kind-calico (kind with Calico)
+        /// Which cluster to rebuild: calico-bgp (kops, Calico with BGP; a wrong name lists all)
         profile: String,
         /// What to call it, to have several side by side [default: the profile's name]
         #[arg(long)]
@@ -120,7 +124,10 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Demo => return demo::run(),
         Task::Vm(options) => return vm::run(&options),
         Task::VmServe { port } => vm::serve(&port)?,
-        Task::VmPipe { socket, words } => return Ok(ExitCode::from(u8::try_from(vm::pipe(&socket, &words)?).unwrap_or(1))),
+        Task::VmPipe { socket, words } => {
+            return Ok(ExitCode::from(u8::try_from(vm::pipe(&socket, &words)?).unwrap_or(1)));
+        }
+        Task::Traffic(traffic) => traffic::run(&traffic)?,
         Task::Bench(Bench::Hooks) => bench::hooks()?,
         Task::Lab(Lab::Up { profile, name }) => up(&profile, name.as_deref().unwrap_or(&profile))?,
         Task::Lab(Lab::Down { name, all }) => down(name, all)?,

@@ -18,7 +18,7 @@ use crate::{
         model::{Outcome, Trace, TracedNode},
     },
     render,
-    session::{self, Driven, DrivenNode, Flow, Ping, Plan, Request},
+    session::{self, Driven, DrivenNode, Flow, Ping, Plan, ProbeKind, Request},
 };
 
 const ICMP: u8 = 1;
@@ -201,7 +201,7 @@ fn requests(args: &TraceArgs, cluster: &Cluster, resolved: &Resolved) -> Vec<Req
     let ping = Ping {
         src: ends.source.address,
         dst: ends.destination.address,
-        id,
+        kind: ProbeKind::Echo { id },
         count: args.count,
         interval: args.interval,
         size: args.size,
@@ -217,6 +217,7 @@ fn requests(args: &TraceArgs, cluster: &Cluster, resolved: &Resolved) -> Vec<Req
         },
         time_limit: busy + MARGIN,
         ping: (resolved.sender == Some(index)).then(|| ping.clone()),
+        trace_rules: false,
     };
     (0..cluster.nodes.len()).map(request).collect()
 }

@@ -2,10 +2,11 @@
 
 use std::mem::offset_of;
 
-use tracer_common::{self as raw, RECORD_SIZE, encapsulation, flag, hook};
+use tracer_common::{self as raw, RECORD_SIZE, encapsulation, flag, hook, netfilter};
 
 use super::{
-    CtDirection, Encapsulation, Free, Hook, L4, Outer, Packet, Record, Sighting, Translation, Tuple, from_bytes,
+    CtDirection, Encapsulation, Engine, Free, Hook, L4, Netfilter, Outer, Packet, Record, Rewrite, Side, Sighting,
+    Translation, Tuple, from_bytes,
 };
 
 /// A record that is not one: kernel programs and userspace of different versions.
@@ -63,6 +64,7 @@ pub fn record(bytes: &[u8]) -> Result<Record, Error> {
         hook::DROP => Hook::Drop,
         hook::CONSUME => Hook::Consume,
         hook::TRANSLATION => return Ok(Record::Translation(translation(&fields))),
+        hook::REWRITE => return Ok(Record::Rewrite(rewrite(&fields))),
         other => return Err(Error::Hook(other)),
     };
     Ok(Record::Sighting(sighting(&fields, hook)?))
@@ -121,16 +123,19 @@ fn l4(fields: &Fields<'_>, flags: u8) -> L4 {
     b[room.min(16)..].fill(0);
     let u16_at = |at: usize| u16::from_be_bytes([b[at], b[at + 1]]);
     let u32_at = |at: usize| u32::from_be_bytes([b[at], b[at + 1], b[at + 2], b[at + 3]]);
+    let nonce = if room < 16 { 0 } else { u64::from(u32_at(8)) << 32 | u64::from(u32_at(12)) };
     match protocol {
-        1 | 58 => L4::Icmp {
-            kind: b[0],
-            code: b[1],
-            id: u16_at(4),
-            seq: u16_at(6),
-            nonce: if room < 16 { 0 } else { u64::from(u32_at(8)) << 32 | u64::from(u32_at(12)) },
+        1 | 58 => L4::Icmp { kind: b[0], code: b[1], id: u16_at(4), seq: u16_at(6), nonce },
+        6 => L4::Tcp {
+            src_port: u16_at(0),
+            dst_port: u16_at(2),
+            seq: u32_at(4),
+            ack: u32_at(8),
+            flags: b[13],
+            // The data offset counts words. A BIG TCP packet's length is not in its header.
+            payload: if room == usize::MAX { 0 } else { room.saturating_sub(usize::from(b[12] >> 4) * 4) as u16 },
         },
-        6 => L4::Tcp { src_port: u16_at(0), dst_port: u16_at(2), seq: u32_at(4), ack: u32_at(8), flags: b[13] },
-        17 => L4::Udp { src_port: u16_at(0), dst_port: u16_at(2), checksum: u16_at(6) },
+        17 => L4::Udp { src_port: u16_at(0), dst_port: u16_at(2), checksum: u16_at(6), nonce },
         protocol => L4::Other { protocol },
     }
 }
@@ -146,6 +151,8 @@ fn outer(fields: &Fields<'_>) -> Result<Outer, Error> {
         encapsulation: match fields.u8(at + offset_of!(raw::Outer, encapsulation)) {
             encapsulation::IPIP => Encapsulation::Ipip,
             encapsulation::VXLAN => Encapsulation::Vxlan,
+            encapsulation::GRE => Encapsulation::Gre,
+            encapsulation::GENEVE => Encapsulation::Geneve,
             other => return Err(Error::Encapsulation(other)),
         },
     })
@@ -158,6 +165,42 @@ fn free(fields: &Fields<'_>, flags: u8) -> Free {
         function: None,
         reason: (flags & flag::REASON != 0).then(|| fields.u32(at + offset_of!(raw::Free, reason))),
         reason_name: None,
+        netfilter: evaluated(fields, at),
+    }
+}
+
+/// What evaluated rules on the packet last.
+fn evaluated(fields: &Fields<'_>, free: usize) -> Option<Netfilter> {
+    let table = free + offset_of!(raw::Free, table);
+    let (engine, name) = match fields.u8(free + offset_of!(raw::Free, netfilter)) {
+        netfilter::HOOK => (Engine::Unknown, None),
+        netfilter::IPTABLES => {
+            let name: [u8; 24] = fields.bytes(table);
+            let end = name.iter().position(|&b| b == 0).unwrap_or(name.len());
+            (Engine::Iptables, Some(String::from_utf8_lossy(&name[..end]).into_owned()).filter(|name| !name.is_empty()))
+        }
+        netfilter::NFTABLES => (Engine::Nftables { table: fields.u64(table), chain: fields.u64(table + 8) }, None),
+        _ => return None,
+    };
+    Some(Netfilter {
+        hook: fields.u8(free + offset_of!(raw::Free, nf_hook)),
+        family: fields.u8(free + offset_of!(raw::Free, nf_family)),
+        engine,
+        table: name,
+        chain: None,
+    })
+}
+
+fn rewrite(fields: &Fields<'_>) -> Rewrite {
+    let flags = fields.u8(offset_of!(raw::Head, flags));
+    let at = offset_of!(raw::Sighting, data);
+    Rewrite {
+        time_ns: fields.u64(offset_of!(raw::Head, time_ns)),
+        skb: fields.u64(offset_of!(raw::Head, skb)),
+        netns: fields.u32(offset_of!(raw::Head, netns)),
+        ifindex: fields.u32(offset_of!(raw::Head, ifindex)),
+        side: if fields.u32(at + offset_of!(raw::Rewrite, manip)) == 0 { Side::Source } else { Side::Destination },
+        packet: packet(fields, flags),
     }
 }
 

@@ -11,6 +11,8 @@ pub enum Record {
     Sighting(Sighting),
     /// The conntrack entry of the packet that the next sighting of the same `skb` shows.
     Translation(Translation),
+    /// The moment of a translation.
+    Rewrite(Rewrite),
 }
 
 /// A place in the kernel where one of our programs runs.
@@ -112,6 +114,8 @@ pub enum L4 {
         ack: u32,
         /// The flags byte: FIN 1, SYN 2, RST 4, PSH 8, ACK 16.
         flags: u8,
+        /// Data after the TCP header, bytes. More than an MTU in a GSO or GRO super-packet.
+        payload: u16,
     },
     /// UDP.
     Udp {
@@ -121,6 +125,8 @@ pub enum L4 {
         dst_port: u16,
         /// The UDP checksum as it was in the header.
         checksum: u16,
+        /// The first 8 bytes after the UDP header, big-endian; 0 if there are fewer.
+        nonce: u64,
     },
     /// Anything else, and fragments other than the first.
     Other {
@@ -136,6 +142,10 @@ pub enum Encapsulation {
     Ipip,
     /// VXLAN.
     Vxlan,
+    /// GRE.
+    Gre,
+    /// Geneve.
+    Geneve,
 }
 
 /// The outermost IP header of an encapsulated packet.
@@ -166,6 +176,65 @@ pub struct Free {
     pub reason: Option<u32>,
     /// Its name without the `SKB_DROP_REASON_` prefix, e.g. `NO_SOCKET`; filled in on the node, from BTF.
     pub reason_name: Option<String>,
+    /// What evaluated netfilter rules on this packet last, if kprobes saw it.
+    pub netfilter: Option<Netfilter>,
+}
+
+/// Where netfilter rules were evaluated.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Netfilter {
+    /// `nf_hook_state.hook`: 0 PREROUTING, 1 INPUT, 2 FORWARD, 3 OUTPUT, 4 POSTROUTING (of the families 2, 10, 1 and 7).
+    pub hook: u8,
+    /// `nf_hook_state.pf` (NFPROTO_*): 2 IPv4, 10 IPv6, 7 bridge, 1 inet, 5 netdev.
+    pub family: u8,
+    /// By what.
+    pub engine: Engine,
+    /// Name of the table; of nftables filled in on the node, by its handle.
+    pub table: Option<String>,
+    /// Name of the nftables base chain, filled in on the node, by its handle.
+    pub chain: Option<String>,
+}
+
+/// What evaluates netfilter rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Engine {
+    /// Only the hook is known.
+    Unknown,
+    /// Legacy iptables or ip6tables.
+    Iptables,
+    /// nftables, which the nft variant of iptables is too.
+    Nftables {
+        /// The kernel's handle of the table in its namespace; 0: unknown.
+        table: u64,
+        /// The kernel's handle of the base chain in its table; 0: unknown.
+        chain: u64,
+    },
+}
+
+/// The moment when netfilter wrote a translation into a packet (`nf_nat_manip_pkt`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rewrite {
+    /// CLOCK_MONOTONIC, ns.
+    pub time_ns: u64,
+    /// The packet's `sk_buff`.
+    pub skb: u64,
+    /// Namespace of the device last seen.
+    pub netns: u32,
+    /// Interface last seen.
+    pub ifindex: u32,
+    /// Which side is rewritten.
+    pub side: Side,
+    /// The packet before it.
+    pub packet: Packet,
+}
+
+/// A side of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Side {
+    /// Source address and port.
+    Source,
+    /// Destination address and port.
+    Destination,
 }
 
 /// One direction of a conntrack entry.

@@ -15,6 +15,12 @@ pub struct NodeFacts {
     pub neighbours: Vec<Neighbour>,
     /// The conntrack entries of the traced flows, as they were at the end.
     pub conntrack: Vec<ConntrackEntry>,
+    /// Netfilter rules and chain policies that end or rewrite packets and that packets met while the session ran, by their
+    /// counters or by tracing rules; and those that may have been met unseen, because they have no counter.
+    pub rules: Vec<RuleHit>,
+    /// Inodes of the namespaces of which `rules` lacks nothing: a packet that a rule dropped or rewrote there met one of them.
+    /// Of other namespaces rules were not read, not all, or too many have no counter.
+    pub rules_complete: Vec<u32>,
     /// A route or rule of a namespace in scope changed while the trace ran: the routes may not be those the packets took.
     pub routes_changed: bool,
     /// What could not be read on the node, a sentence each and each once: namespaces left out, facts not found. A namespace that
@@ -33,6 +39,17 @@ pub struct Namespace {
     pub names: Vec<String>,
     /// Its links, by interface index.
     pub links: Vec<Link>,
+    /// The sysctls that decide about forwarding.
+    pub settings: Vec<Setting>,
+}
+
+/// A sysctl of a network namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Setting {
+    /// As `sysctl` names it: `net.ipv4.conf.ens5.rp_filter`.
+    pub name: String,
+    /// Its value, without white space at the ends.
+    pub value: String,
 }
 
 /// Whose a namespace is.
@@ -59,12 +76,146 @@ pub struct Link {
     pub mac: String,
     /// Administratively up and with carrier.
     pub up: bool,
+    /// Administratively up (IFF_UP), whatever the carrier.
+    pub admin_up: bool,
     /// Interface index of the bridge or VRF it belongs to.
     pub master: Option<u32>,
     /// The other end of a veth, if that lies in a namespace in scope.
     pub peer: Option<LinkRef>,
     /// Addresses with prefix length.
     pub addresses: Vec<IpNet>,
+    /// How it wraps packets, if it is a tunnel device.
+    pub tunnel: Option<TunnelSettings>,
+}
+
+/// How a tunnel device wraps packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct TunnelSettings {
+    /// Source of the outer packets, if it is fixed.
+    pub local: Option<IpAddr>,
+    /// Destination of the outer packets, if it is fixed.
+    pub remote: Option<IpAddr>,
+    /// VXLAN or Geneve network identifier.
+    pub id: Option<u32>,
+    /// UDP port of the outer packets' destination (of WireGuard: that it listens on).
+    pub port: Option<u16>,
+}
+
+/// A netfilter rule, or a base chain's policy, that packets met while the session ran, or may have met (`counted` is false).
+///
+/// Rules before it in the chains on its way may take packets away before they get to it: `conditions` are necessary for a
+/// packet to meet it, and not sufficient even if `understood`. What can be concluded: a packet that a rule of this namespace
+/// dropped met one of those whose conditions it fulfils, if the namespace is in [`NodeFacts::rules_complete`]; and exactly
+/// this one if that leaves one, understood or not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RuleHit {
+    /// Namespace.
+    pub netns: u32,
+    /// Who evaluates it.
+    pub engine: RuleEngine,
+    /// As nft names it: `ip`, `ip6`, `inet`, `bridge`. Of iptables `ip` or `ip6`.
+    pub family: String,
+    /// Table.
+    pub table: String,
+    /// The chain that has it.
+    pub chain: String,
+    /// Where the way to it begins: 0 PREROUTING, 1 INPUT, 2 FORWARD, 3 OUTPUT, 4 POSTROUTING. None: from several hooks.
+    pub hook: Option<u8>,
+    /// The chains on the way to it, from the base chain to `chain`, both included; one way if there are several.
+    pub way: Vec<String>,
+    /// The rule; None: the policy of the base chain `chain`.
+    pub rule: Option<Rule>,
+    /// What it does.
+    pub verdict: RuleVerdict,
+    /// What holds for every packet that meets it: its own conditions and those of the jumps on `way`, as far as understood.
+    pub conditions: Vec<Condition>,
+    /// The conditions are all there are, and there is one way: nothing but earlier rules decides whether a packet meets it.
+    pub understood: bool,
+    /// It has a counter. What is counted and met by no packet is not told.
+    pub counted: bool,
+    /// By how many packets its counter rose while the session ran; 0 if it has none.
+    pub packets: u64,
+    /// How many packets of the traced flows met it by the kernel's own trace of rules (`--trace-rules`).
+    pub traced: u64,
+}
+
+/// Who evaluates rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RuleEngine {
+    /// iptables, legacy variant.
+    Iptables,
+    /// iptables in its nft variant: shown as iptables shows it.
+    IptablesNft,
+    /// nftables.
+    Nftables,
+}
+
+/// A rule as its own tool shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// Position in its chain, from 1.
+    pub position: u32,
+    /// nftables' handle; None for legacy iptables.
+    pub handle: Option<u64>,
+    /// As `iptables-save` or `nft list ruleset` prints it, as far as we can say it; without chain and counters.
+    pub text: String,
+    /// Its comment.
+    pub comment: Option<String>,
+}
+
+/// What a rule does with a packet.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum RuleVerdict {
+    /// Accepts.
+    Accept,
+    /// Drops.
+    Drop,
+    /// Answers with an error and drops; with what, as `iptables` names it (`icmp-port-unreachable`, `tcp-reset`).
+    Reject(String),
+    /// Rewrites the source to an address of the outgoing interface.
+    Masquerade,
+    /// Rewrites the source.
+    Snat,
+    /// Rewrites the destination.
+    Dnat,
+    /// Continues in that chain.
+    Jump(String),
+    /// Anything else, or nothing.
+    Other,
+}
+
+/// A condition of a rule. A value that is to differ has `not` set.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Condition {
+    /// What is compared.
+    pub field: ConditionField,
+    /// It must not be so.
+    pub not: bool,
+}
+
+/// What a rule compares.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum ConditionField {
+    /// The interface it came in by; a trailing `+` stands for any rest.
+    InInterface(String),
+    /// The interface it goes out by; a trailing `+` stands for any rest.
+    OutInterface(String),
+    /// Source address.
+    Source(IpNet),
+    /// Destination address.
+    Destination(IpNet),
+    /// IP protocol number.
+    Protocol(u8),
+    /// Source port, from and to.
+    SourcePort(u16, u16),
+    /// Destination port, from and to.
+    DestinationPort(u16, u16),
+    /// `skb->mark`: value and mask.
+    Mark(u32, u32),
+    /// States of conntrack, as iptables names them: `NEW`, `ESTABLISHED`, `RELATED`, `INVALID`, `UNTRACKED`.
+    ConntrackState(Vec<String>),
+    /// Fails the reverse path lookup (`rpfilter --invert`, `fib saddr . iif oif missing`).
+    ReversePathFails,
 }
 
 /// Names a link.

@@ -149,7 +149,7 @@ fn namespace(inode: u32, role: Role, names: Vec<String>, view: &View) -> Namespa
         }
         link
     });
-    Namespace { inode, role, names, links: links.collect() }
+    Namespace { inode, role, names, links: links.collect(), settings: Vec::new() }
 }
 
 /// Notes on the links of `namespace` that their other ends (index here -> index there) are in `netns`.

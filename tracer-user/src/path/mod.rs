@@ -6,13 +6,16 @@ use crate::{event::Record, node::facts::NodeFacts};
 
 mod chain;
 mod clock;
+mod culprit;
 mod drops;
+mod errors;
 mod exchange;
 mod group;
 mod hops;
 mod join;
 pub mod model;
 mod nat;
+mod nat_rule;
 mod route;
 mod shares;
 #[cfg(test)]
@@ -54,16 +57,44 @@ pub struct NodeEvidence {
 /// One injected probe, by the injector's own account.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Probe {
-    /// ICMP sequence number.
+    /// ICMP sequence number; of TCP and UDP the number of the probe, from 1.
     pub seq: u16,
-    /// ICMP identifier, as sent.
+    /// IP protocol number: 1 ICMP, 58 ICMPv6, 6 TCP, 17 UDP.
+    pub protocol: u8,
+    /// ICMP identifier or source port, as sent. Each TCP or UDP probe has a port of its own.
     pub id: u16,
-    /// IPv4 identification, as sent.
+    /// Destination port, as sent; 0 for ICMP.
+    pub dst_port: u16,
+    /// IPv4 identification, as sent; 0 for IPv6.
     pub ip_id: u16,
-    /// The first 8 payload bytes, big-endian.
+    /// The first 8 payload bytes, big-endian; of TCP the sequence number of the SYN.
     pub nonce: u64,
-    /// Round-trip time by the injector's clock, ns; None: no reply within the time limit.
+    /// Round-trip time by the injector's clock, ns; None: no answer within the time limit.
     pub rtt_ns: Option<u64>,
+    /// What came back.
+    pub answer: Option<Answer>,
+}
+
+/// What came back to a probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// An echo reply or a UDP datagram.
+    Reply,
+    /// SYN+ACK: the port is open.
+    SynAck,
+    /// RST: refused.
+    Reset,
+    /// An ICMP error about the probe.
+    IcmpError {
+        /// Who sent it.
+        from: IpAddr,
+        /// Type (ICMPv6's if `from` is IPv6).
+        kind: u8,
+        /// Code.
+        code: u8,
+        /// The rest of its header: of "fragmentation needed" and "packet too big" the MTU.
+        mtu: u32,
+    },
 }
 
 /// Names for what the joiner meets.

@@ -31,7 +31,7 @@ impl Symbols {
     pub fn name_frees(&mut self, records: &mut [Record]) {
         let locations = records.iter().filter_map(|record| match record {
             Record::Sighting(sighting) => sighting.free.as_ref().map(|free| free.location),
-            Record::Translation(_) => None,
+            Record::Translation(_) | Record::Rewrite(_) => None,
         });
         let new: BTreeSet<u64> = locations.filter(|at| *at != 0 && !self.functions.contains_key(at)).collect();
         if !new.is_empty() {
@@ -40,7 +40,9 @@ impl Symbols {
         }
         for record in records {
             let Record::Sighting(sighting) = record else { continue };
-            let Some(Free { location, function, reason, reason_name }) = &mut sighting.free else { continue };
+            let Some(Free { location, function, reason, reason_name, netfilter: _ }) = &mut sighting.free else {
+                continue;
+            };
             *function = self.functions.get(location).cloned().flatten();
             *reason_name = reason.and_then(|r| self.reasons.get(&r).cloned());
         }

@@ -37,7 +37,7 @@ pub use self::{
 };
 
 /// The protocol this program speaks; `docs/PROTOCOL.md` says when which number grows.
-pub const PROTOCOL: Version = Version { major: 1, minor: 0 };
+pub const PROTOCOL: Version = Version { major: 1, minor: 1 };
 
 /// A protocol version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +94,8 @@ pub struct Request {
     pub time_limit: Duration,
     /// Set on the source's node only: what to inject on `fire`.
     pub ping: Option<Ping>,
+    /// Let the kernel trace the rules that the flows' packets meet, by a table of our own that vanishes with the session.
+    pub trace_rules: bool,
 }
 
 /// A wanted flow.
@@ -111,24 +113,57 @@ pub struct Flow {
     pub b_port: Option<u16>,
 }
 
-/// ICMP echo probes.
+/// What a probe is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProbeKind {
+    /// An ICMP or ICMPv6 echo request.
+    Echo {
+        /// Identifier of all of them.
+        id: u16,
+    },
+    /// A TCP SYN; the connection is reset once it is answered. Each has a source port of its own, which the source's kernel
+    /// chooses among those that nobody there uses: [`crate::path::Probe::id`] tells it.
+    Tcp {
+        /// Destination port.
+        dst_port: u16,
+    },
+    /// A UDP datagram; source ports as for TCP.
+    Udp {
+        /// Destination port.
+        dst_port: u16,
+    },
+}
+
+impl ProbeKind {
+    /// IP protocol number, between addresses of this one's family.
+    pub fn protocol(self, address: IpAddr) -> u8 {
+        match (self, address) {
+            (Self::Echo { .. }, IpAddr::V4(_)) => 1,
+            (Self::Echo { .. }, IpAddr::V6(_)) => 58,
+            (Self::Tcp { .. }, _) => 6,
+            (Self::Udp { .. }, _) => 17,
+        }
+    }
+}
+
+/// Probes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ping {
     /// Source: an address of a pod of this node, or of the node itself. The probe leaves from the namespace that has it.
     pub src: IpAddr,
     /// Destination.
     pub dst: IpAddr,
-    /// ICMP identifier.
-    pub id: u16,
+    /// What is sent.
+    pub kind: ProbeKind,
     /// How many.
     pub count: u16,
     /// Between two probes.
     pub interval: Duration,
-    /// ICMP payload, bytes; at least 8, for the nonce.
+    /// Payload of an echo or datagram, bytes; at least 8, for the nonce. A SYN has none.
     pub size: u16,
     /// How long to wait for the reply to each.
     pub timeout: Duration,
-    /// The nonce of probe `seq` is this + seq.
+    /// The nonce of probe `seq` is this + seq; of TCP its lower half.
     pub nonce_base: u64,
 }
 

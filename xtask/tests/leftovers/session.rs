@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::Signal;
-use tracer_user::session::{Flow, Ping, Request, request_stream};
+use tracer_user::session::{Flow, Ping, ProbeKind, Request, request_stream};
 
 use super::held::{Held, wait_for};
 use super::lab::Lab;
@@ -65,7 +65,7 @@ fn request(lab: &Lab, time_limit: Duration) -> Request {
     let ping = Ping {
         src,
         dst,
-        id: 4711,
+        kind: ProbeKind::Echo { id: 4711 },
         count: u16::MAX,
         interval: Duration::from_millis(10),
         size: 56,
@@ -73,7 +73,7 @@ fn request(lab: &Lab, time_limit: Duration) -> Request {
         nonce_base: 1,
     };
     let flow = Flow { a: src, b: Some(dst), protocol: ICMP, a_port: None, b_port: None };
-    Request { flows: vec![flow], time_limit, ping: Some(ping) }
+    Request { flows: vec![flow], time_limit, ping: Some(ping), trace_rules: false }
 }
 
 /// A pipe into which nothing more goes: whoever writes waits.

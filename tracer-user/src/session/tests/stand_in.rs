@@ -15,7 +15,8 @@ use crate::{
     node::facts::{Namespace, NodeFacts, Role},
     path::Probe,
     session::{
-        About, Backend, Connection, Counters, Failure, Flow, Hello, InjectorJob, PROTOCOL, Ping, Request, Version,
+        About, Backend, Connection, Counters, Failure, Flow, Hello, InjectorJob, PROTOCOL, Ping, ProbeKind, Request,
+        Version,
         link::{Incoming, codec},
         wire::{self, Message},
     },
@@ -87,8 +88,9 @@ impl Backend for FakeNode {
                     "check the pod's routes",
                 ));
             }
+            let ProbeKind::Echo { id } = ping.kind else { return Ok(()) };
             for seq in 1..=ping.count {
-                if probes.send(Probe { seq, id: ping.id, rtt_ns: Some(100_000), ..Probe::default() }).is_err() {
+                if probes.send(Probe { seq, id, rtt_ns: Some(100_000), ..Probe::default() }).is_err() {
                     break;
                 }
             }
@@ -113,7 +115,8 @@ pub(super) fn about() -> About {
 }
 
 pub(super) fn facts() -> NodeFacts {
-    let namespace = Namespace { inode: 1, role: Role::Node, names: vec!["node1".into()], links: vec![] };
+    let namespace =
+        Namespace { inode: 1, role: Role::Node, names: vec!["node1".into()], links: vec![], settings: vec![] };
     NodeFacts {
         namespaces: vec![namespace],
         notes: vec!["a namespace could not be read".into()],
@@ -139,14 +142,14 @@ pub(super) fn record() -> Record {
 pub(super) fn request(limit: u64) -> Request {
     let (a, b) = (IpAddr::from([10, 0, 0, 1]), Some(IpAddr::from([10, 0, 0, 2])));
     let flows = vec![Flow { a, b, protocol: 1, a_port: Some(7), b_port: None }];
-    Request { flows, time_limit: Duration::from_secs(limit), ping: None }
+    Request { flows, time_limit: Duration::from_secs(limit), ping: None, trace_rules: false }
 }
 
 pub(super) fn ping_request(limit: u64) -> Request {
     let ping = Ping {
         src: [10, 0, 0, 1].into(),
         dst: [10, 0, 0, 2].into(),
-        id: 7,
+        kind: ProbeKind::Echo { id: 7 },
         count: 3,
         interval: Duration::from_millis(200),
         size: 56,

@@ -3,15 +3,19 @@
 //! A name or link belongs to the namespace told before it, an address to the link told before it: a namespace of thousands
 //! of links, or a link of thousands of addresses (`kube-ipvs0`), then needs no message of its own size.
 
-use super::field::{Fields, Malformed, Net, bytes};
+use super::{
+    field::{Fields, Malformed, Net, bytes},
+    rules::WireRuleHit,
+};
 use crate::node::facts::{
     ConntrackEntry, Link, LinkRef, Namespace, Neighbour, NodeFacts, Role, Route, RouteAnswer, RouteKind, RouteQuestion,
+    Setting, TunnelSettings,
 };
 
 /// One fact. A kind that this program does not know leaves `body` empty.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(in crate::session) struct Fact {
-    #[prost(oneof = "FactBody", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "FactBody", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12")]
     body: Option<FactBody>,
 }
 
@@ -35,6 +39,13 @@ enum FactBody {
     RoutesChanged(bool),
     #[prost(string, tag = "9")]
     Note(String),
+    #[prost(message, tag = "10")]
+    Setting(WireSetting),
+    #[prost(message, tag = "11")]
+    Rule(Box<WireRuleHit>),
+    /// A namespace whose rules are complete.
+    #[prost(uint32, tag = "12")]
+    RulesComplete(u32),
 }
 
 #[derive(Clone, Copy, PartialEq, prost::Message)]
@@ -43,6 +54,14 @@ struct WireNamespace {
     inode: u32,
     #[prost(uint32, tag = "2")]
     role: u32,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct WireSetting {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(string, tag = "2")]
+    value: String,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -63,6 +82,22 @@ struct WireLink {
     master: Option<u32>,
     #[prost(message, optional, tag = "8")]
     peer: Option<WireLinkRef>,
+    #[prost(bool, tag = "9")]
+    admin_up: bool,
+    #[prost(message, optional, tag = "10")]
+    tunnel: Option<WireTunnel>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct WireTunnel {
+    #[prost(bytes = "vec", optional, tag = "1")]
+    local: Option<Vec<u8>>,
+    #[prost(bytes = "vec", optional, tag = "2")]
+    remote: Option<Vec<u8>>,
+    #[prost(uint32, optional, tag = "3")]
+    id: Option<u32>,
+    #[prost(uint32, optional, tag = "4")]
+    port: Option<u32>,
 }
 
 #[derive(Clone, Copy, PartialEq, prost::Message)]
@@ -153,15 +188,16 @@ type Ends = (std::net::IpAddr, std::net::IpAddr, u16, u16);
 
 /// All facts, in the order in which [`Collected`] wants them.
 pub(in crate::session) fn facts(node: &NodeFacts) -> Vec<Fact> {
-    let NodeFacts { namespaces, routes, neighbours, conntrack, routes_changed, notes } = node;
+    let NodeFacts { namespaces, routes, neighbours, conntrack, rules, rules_complete, routes_changed, notes } = node;
     let mut bodies = Vec::new();
-    for Namespace { inode, role, names, links } in namespaces {
+    for Namespace { inode, role, names, links, settings } in namespaces {
         let role = match role {
             Role::Node => 1,
             Role::Pod => 2,
         };
         bodies.push(FactBody::Namespace(WireNamespace { inode: *inode, role }));
         bodies.extend(names.iter().cloned().map(FactBody::Name));
+        bodies.extend(settings.iter().map(|setting| FactBody::Setting(setting.into())));
         for link in links {
             bodies.push(FactBody::Link(link.into()));
             bodies.extend(link.addresses.iter().map(|net| FactBody::Address((*net).into())));
@@ -170,6 +206,8 @@ pub(in crate::session) fn facts(node: &NodeFacts) -> Vec<Fact> {
     bodies.extend(routes.iter().map(|answer| FactBody::Route(Box::new(answer.into()))));
     bodies.extend(neighbours.iter().map(|neighbour| FactBody::Neighbour(neighbour.into())));
     bodies.extend(conntrack.iter().map(|entry| FactBody::Conntrack(entry.into())));
+    bodies.extend(rules.iter().map(|hit| FactBody::Rule(Box::new(hit.into()))));
+    bodies.extend(rules_complete.iter().copied().map(FactBody::RulesComplete));
     bodies.push(FactBody::RoutesChanged(*routes_changed));
     bodies.extend(notes.iter().cloned().map(FactBody::Note));
     bodies.into_iter().map(|body| Fact { body: Some(body) }).collect()
@@ -203,7 +241,7 @@ impl Collected {
                     2 => Role::Pod,
                     other => return Err(Fields("facts.namespace").unknown("role", other)),
                 };
-                let namespace = Namespace { inode, role, names: Vec::new(), links: Vec::new() };
+                let namespace = Namespace { inode, role, names: Vec::new(), links: Vec::new(), settings: Vec::new() };
                 let namespaces = &mut self.facts.namespaces;
                 self.current = namespaces.iter().position(|known| known.inode == inode).unwrap_or(namespaces.len());
                 match namespaces.get_mut(self.current) {
@@ -212,7 +250,10 @@ impl Collected {
                 }
             }
             FactBody::Name(name) => self.namespace("name")?.names.push(name),
-            FactBody::Link(link) => self.namespace("link")?.links.push(link.into()),
+            FactBody::Setting(WireSetting { name, value }) => {
+                self.namespace("setting")?.settings.push(Setting { name, value });
+            }
+            FactBody::Link(link) => self.namespace("link")?.links.push(link.try_into()?),
             FactBody::Address(net) => {
                 let net = Fields("facts.address").net("address", Some(net))?;
                 let link = self.namespace("address")?.links.last_mut();
@@ -221,6 +262,8 @@ impl Collected {
             FactBody::Route(answer) => self.facts.routes.push((*answer).try_into()?),
             FactBody::Neighbour(neighbour) => self.facts.neighbours.push(neighbour.try_into()?),
             FactBody::Conntrack(entry) => self.facts.conntrack.push(entry.try_into()?),
+            FactBody::Rule(hit) => self.facts.rules.push((*hit).try_into()?),
+            FactBody::RulesComplete(netns) => self.facts.rules_complete.push(netns),
             FactBody::RoutesChanged(changed) => self.facts.routes_changed = changed,
             // Told early and in the end, but one note.
             FactBody::Note(note) if self.facts.notes.contains(&note) => {}
@@ -237,17 +280,49 @@ impl Collected {
 impl From<&Link> for WireLink {
     fn from(link: &Link) -> Self {
         // The addresses follow as facts of their own.
-        let Link { ifindex, name, kind, mtu, mac, up, master, peer, addresses: _ } = link.clone();
+        let Link { ifindex, name, kind, mtu, mac, up, admin_up, master, peer, addresses: _, tunnel } = link.clone();
         let peer = peer.map(|LinkRef { netns, ifindex }| WireLinkRef { netns, ifindex });
-        Self { ifindex, name, kind, mtu, mac, up, master, peer }
+        Self { ifindex, name, kind, mtu, mac, up, master, peer, admin_up, tunnel: tunnel.map(Into::into) }
     }
 }
 
-impl From<WireLink> for Link {
-    fn from(link: WireLink) -> Self {
-        let WireLink { ifindex, name, kind, mtu, mac, up, master, peer } = link;
+impl TryFrom<WireLink> for Link {
+    type Error = Malformed;
+
+    fn try_from(link: WireLink) -> Result<Self, Malformed> {
+        let WireLink { ifindex, name, kind, mtu, mac, up, master, peer, admin_up, tunnel } = link;
         let peer = peer.map(|WireLinkRef { netns, ifindex }| LinkRef { netns, ifindex });
-        Self { ifindex, name, kind, mtu, mac, up, master, peer, addresses: Vec::new() }
+        let tunnel = tunnel.map(TryInto::try_into).transpose()?;
+        Ok(Self { ifindex, name, kind, mtu, mac, up, admin_up, master, peer, addresses: Vec::new(), tunnel })
+    }
+}
+
+impl From<TunnelSettings> for WireTunnel {
+    fn from(tunnel: TunnelSettings) -> Self {
+        let TunnelSettings { local, remote, id, port } = tunnel;
+        Self { local: local.map(bytes), remote: remote.map(bytes), id, port: port.map(Into::into) }
+    }
+}
+
+impl TryFrom<WireTunnel> for TunnelSettings {
+    type Error = Malformed;
+
+    fn try_from(tunnel: WireTunnel) -> Result<Self, Malformed> {
+        let fields = Fields("facts.link.tunnel");
+        let WireTunnel { local, remote, id, port } = tunnel;
+        Ok(Self {
+            local: fields.maybe_address("local", local.as_deref())?,
+            remote: fields.maybe_address("remote", remote.as_deref())?,
+            id,
+            port: fields.maybe_narrow("port", port)?,
+        })
+    }
+}
+
+impl From<&Setting> for WireSetting {
+    fn from(setting: &Setting) -> Self {
+        let Setting { name, value } = setting.clone();
+        Self { name, value }
     }
 }
 

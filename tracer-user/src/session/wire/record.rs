@@ -1,12 +1,12 @@
 //! [`event::Record`] on the wire.
 
 use super::field::{Fields, Malformed, bytes};
-use crate::event::{self, CtDirection, Encapsulation, Hook, L4};
+use crate::event::{self, CtDirection, Encapsulation, Engine, Hook, L4, Side};
 
 /// One record. A kind that this program does not know leaves `body` empty.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(in crate::session) struct Record {
-    #[prost(oneof = "RecordBody", tags = "1, 2")]
+    #[prost(oneof = "RecordBody", tags = "1, 2, 3")]
     body: Option<RecordBody>,
 }
 
@@ -16,6 +16,8 @@ enum RecordBody {
     Sighting(Box<Sighting>),
     #[prost(message, tag = "2")]
     Translation(Translation),
+    #[prost(message, tag = "3")]
+    Rewrite(Box<Rewrite>),
 }
 
 // Kernel addresses and nonces use all 64 bits: fixed64 takes 8 bytes for them where a varint takes 10.
@@ -101,6 +103,8 @@ struct Tcp {
     ack: u32,
     #[prost(uint32, tag = "5")]
     flags: u32,
+    #[prost(uint32, tag = "6")]
+    payload: u32,
 }
 
 #[derive(Clone, Copy, PartialEq, prost::Message)]
@@ -111,6 +115,8 @@ struct Udp {
     dst_port: u32,
     #[prost(uint32, tag = "3")]
     checksum: u32,
+    #[prost(fixed64, tag = "4")]
+    nonce: u64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -139,6 +145,42 @@ struct Free {
     reason: Option<u32>,
     #[prost(string, optional, tag = "4")]
     reason_name: Option<String>,
+    #[prost(message, optional, tag = "5")]
+    netfilter: Option<Netfilter>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Netfilter {
+    #[prost(uint32, tag = "1")]
+    hook: u32,
+    #[prost(uint32, tag = "2")]
+    family: u32,
+    #[prost(uint32, tag = "3")]
+    engine: u32,
+    #[prost(uint64, tag = "4")]
+    table_handle: u64,
+    #[prost(uint64, tag = "5")]
+    chain_handle: u64,
+    #[prost(string, optional, tag = "6")]
+    table: Option<String>,
+    #[prost(string, optional, tag = "7")]
+    chain: Option<String>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Rewrite {
+    #[prost(uint64, tag = "1")]
+    time_ns: u64,
+    #[prost(fixed64, tag = "2")]
+    skb: u64,
+    #[prost(uint32, tag = "3")]
+    netns: u32,
+    #[prost(uint32, tag = "4")]
+    ifindex: u32,
+    #[prost(uint32, tag = "5")]
+    side: u32,
+    #[prost(message, optional, tag = "6")]
+    packet: Option<Packet>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -178,6 +220,7 @@ impl From<&event::Record> for Record {
         let body = match record {
             event::Record::Sighting(sighting) => RecordBody::Sighting(Box::new(sighting.into())),
             event::Record::Translation(translation) => RecordBody::Translation(translation.into()),
+            event::Record::Rewrite(rewrite) => RecordBody::Rewrite(Box::new(rewrite.into())),
         };
         Self { body: Some(body) }
     }
@@ -190,6 +233,7 @@ impl TryFrom<Record> for event::Record {
         match record.body {
             Some(RecordBody::Sighting(sighting)) => Ok(Self::Sighting((*sighting).try_into()?)),
             Some(RecordBody::Translation(translation)) => Ok(Self::Translation(translation.try_into()?)),
+            Some(RecordBody::Rewrite(rewrite)) => Ok(Self::Rewrite((*rewrite).try_into()?)),
             None => Err(Fields("records").unknown("kind of record", 0)),
         }
     }
@@ -270,7 +314,7 @@ impl TryFrom<Sighting> for event::Sighting {
             conntrack: sighting.conntrack.map(|value| direction(fields, value)).transpose()?,
             packet: fields.required("packet", sighting.packet)?.try_into()?,
             outer: sighting.outer.map(TryInto::try_into).transpose()?,
-            free: sighting.free.map(Into::into),
+            free: sighting.free.map(TryInto::try_into).transpose()?,
         })
     }
 }
@@ -312,12 +356,20 @@ impl From<L4> for Transport {
             L4::Icmp { kind, code, id, seq, nonce } => {
                 Self::Icmp(Icmp { kind: kind.into(), code: code.into(), id: id.into(), seq: seq.into(), nonce })
             }
-            L4::Tcp { src_port, dst_port, seq, ack, flags } => {
-                Self::Tcp(Tcp { src_port: src_port.into(), dst_port: dst_port.into(), seq, ack, flags: flags.into() })
-            }
-            L4::Udp { src_port, dst_port, checksum } => {
-                Self::Udp(Udp { src_port: src_port.into(), dst_port: dst_port.into(), checksum: checksum.into() })
-            }
+            L4::Tcp { src_port, dst_port, seq, ack, flags, payload } => Self::Tcp(Tcp {
+                src_port: src_port.into(),
+                dst_port: dst_port.into(),
+                seq,
+                ack,
+                flags: flags.into(),
+                payload: payload.into(),
+            }),
+            L4::Udp { src_port, dst_port, checksum, nonce } => Self::Udp(Udp {
+                src_port: src_port.into(),
+                dst_port: dst_port.into(),
+                checksum: checksum.into(),
+                nonce,
+            }),
             L4::Other { protocol } => Self::Other(protocol.into()),
         }
     }
@@ -336,17 +388,19 @@ impl TryFrom<Transport> for L4 {
                 seq: fields.narrow("ICMP sequence", seq)?,
                 nonce,
             },
-            Transport::Tcp(Tcp { src_port, dst_port, seq, ack, flags }) => Self::Tcp {
+            Transport::Tcp(Tcp { src_port, dst_port, seq, ack, flags, payload }) => Self::Tcp {
                 src_port: fields.narrow("source port", src_port)?,
                 dst_port: fields.narrow("destination port", dst_port)?,
                 seq,
                 ack,
                 flags: fields.narrow("TCP flags", flags)?,
+                payload: fields.narrow("TCP payload", payload)?,
             },
-            Transport::Udp(Udp { src_port, dst_port, checksum }) => Self::Udp {
+            Transport::Udp(Udp { src_port, dst_port, checksum, nonce }) => Self::Udp {
                 src_port: fields.narrow("source port", src_port)?,
                 dst_port: fields.narrow("destination port", dst_port)?,
                 checksum: fields.narrow("UDP checksum", checksum)?,
+                nonce,
             },
             Transport::Other(protocol) => Self::Other { protocol: fields.narrow("protocol", protocol)? },
         })
@@ -365,6 +419,8 @@ impl From<&event::Outer> for Outer {
             encapsulation: match encapsulation {
                 Encapsulation::Ipip => 1,
                 Encapsulation::Vxlan => 2,
+                Encapsulation::Gre => 3,
+                Encapsulation::Geneve => 4,
             },
         }
     }
@@ -384,6 +440,8 @@ impl TryFrom<Outer> for event::Outer {
             encapsulation: match outer.encapsulation {
                 1 => Encapsulation::Ipip,
                 2 => Encapsulation::Vxlan,
+                3 => Encapsulation::Gre,
+                4 => Encapsulation::Geneve,
                 other => return Err(fields.unknown("encapsulation", other)),
             },
         })
@@ -392,15 +450,73 @@ impl TryFrom<Outer> for event::Outer {
 
 impl From<&event::Free> for Free {
     fn from(free: &event::Free) -> Self {
-        let event::Free { location, function, reason, reason_name } = free.clone();
-        Self { location, function, reason, reason_name }
+        let event::Free { location, function, reason, reason_name, netfilter } = free.clone();
+        Self { location, function, reason, reason_name, netfilter: netfilter.map(Into::into) }
     }
 }
 
-impl From<Free> for event::Free {
-    fn from(free: Free) -> Self {
-        let Free { location, function, reason, reason_name } = free;
-        Self { location, function, reason, reason_name }
+impl TryFrom<Free> for event::Free {
+    type Error = Malformed;
+
+    fn try_from(free: Free) -> Result<Self, Malformed> {
+        let Free { location, function, reason, reason_name, netfilter } = free;
+        let netfilter = netfilter.map(TryInto::try_into).transpose()?;
+        Ok(Self { location, function, reason, reason_name, netfilter })
+    }
+}
+
+impl From<event::Netfilter> for Netfilter {
+    fn from(netfilter: event::Netfilter) -> Self {
+        let event::Netfilter { hook, family, engine, table, chain } = netfilter;
+        let (engine, table_handle, chain_handle) = match engine {
+            Engine::Unknown => (1, 0, 0),
+            Engine::Iptables => (2, 0, 0),
+            Engine::Nftables { table, chain } => (3, table, chain),
+        };
+        Self { hook: hook.into(), family: family.into(), engine, table_handle, chain_handle, table, chain }
+    }
+}
+
+impl TryFrom<Netfilter> for event::Netfilter {
+    type Error = Malformed;
+
+    fn try_from(netfilter: Netfilter) -> Result<Self, Malformed> {
+        let fields = Fields("sighting.free.netfilter");
+        let Netfilter { hook, family, engine, table_handle, chain_handle, table, chain } = netfilter;
+        let engine = match engine {
+            0 => return Err(fields.unknown("engine", 0)),
+            2 => Engine::Iptables,
+            3 => Engine::Nftables { table: table_handle, chain: chain_handle },
+            // The hook stays true of what a newer peer may say.
+            _ => Engine::Unknown,
+        };
+        Ok(Self { hook: fields.narrow("hook", hook)?, family: fields.narrow("family", family)?, engine, table, chain })
+    }
+}
+
+impl From<&event::Rewrite> for Rewrite {
+    fn from(rewrite: &event::Rewrite) -> Self {
+        let event::Rewrite { time_ns, skb, netns, ifindex, side, packet } = rewrite;
+        let side = match side {
+            Side::Source => 1,
+            Side::Destination => 2,
+        };
+        Self { time_ns: *time_ns, skb: *skb, netns: *netns, ifindex: *ifindex, side, packet: Some(packet.into()) }
+    }
+}
+
+impl TryFrom<Rewrite> for event::Rewrite {
+    type Error = Malformed;
+
+    fn try_from(rewrite: Rewrite) -> Result<Self, Malformed> {
+        let fields = Fields("rewrite");
+        let Rewrite { time_ns, skb, netns, ifindex, side, packet } = rewrite;
+        let side = match side {
+            1 => Side::Source,
+            2 => Side::Destination,
+            other => return Err(fields.unknown("side", other)),
+        };
+        Ok(Self { time_ns, skb, netns, ifindex, side, packet: fields.required("packet", packet)?.try_into()? })
     }
 }
 

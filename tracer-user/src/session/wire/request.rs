@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use super::field::{Fields, Malformed, bytes};
-use crate::{path, session};
+use crate::{
+    path,
+    session::{self, ProbeKind},
+};
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct Hello {
@@ -35,6 +38,8 @@ pub(super) struct Request {
     time_limit_ns: u64,
     #[prost(message, optional, tag = "5")]
     ping: Option<Ping>,
+    #[prost(bool, tag = "6")]
+    trace_rules: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -69,9 +74,13 @@ struct Ping {
     timeout_ns: u64,
     #[prost(fixed64, tag = "8")]
     nonce_base: u64,
+    #[prost(uint32, tag = "9")]
+    protocol: u32,
+    #[prost(uint32, tag = "10")]
+    dst_port: u32,
 }
 
-#[derive(Clone, Copy, PartialEq, prost::Message)]
+#[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct Probe {
     #[prost(uint32, tag = "1")]
     seq: u32,
@@ -83,6 +92,26 @@ pub(super) struct Probe {
     nonce: u64,
     #[prost(uint64, optional, tag = "5")]
     rtt_ns: Option<u64>,
+    #[prost(uint32, tag = "6")]
+    protocol: u32,
+    #[prost(uint32, tag = "7")]
+    dst_port: u32,
+    #[prost(message, optional, tag = "8")]
+    answer: Option<Answer>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Answer {
+    #[prost(uint32, tag = "1")]
+    what: u32,
+    #[prost(bytes = "vec", tag = "2")]
+    from: Vec<u8>,
+    #[prost(uint32, tag = "3")]
+    kind: u32,
+    #[prost(uint32, tag = "4")]
+    code: u32,
+    #[prost(uint32, tag = "5")]
+    mtu: u32,
 }
 
 #[derive(Clone, Copy, PartialEq, prost::Message)]
@@ -141,13 +170,14 @@ impl From<Hello> for session::Hello {
 impl From<(session::Version, &session::Request)> for Request {
     fn from((version, request): (session::Version, &session::Request)) -> Self {
         let session::Version { major, minor } = version;
-        let session::Request { flows, time_limit, ping } = request;
+        let session::Request { flows, time_limit, ping, trace_rules } = request;
         Self {
             major,
             minor,
             flows: flows.iter().map(Into::into).collect(),
             time_limit_ns: nanos(*time_limit),
             ping: ping.as_ref().map(Into::into),
+            trace_rules: *trace_rules,
         }
     }
 }
@@ -156,11 +186,12 @@ impl TryFrom<Request> for (session::Version, session::Request) {
     type Error = Malformed;
 
     fn try_from(request: Request) -> Result<Self, Malformed> {
-        let Request { major, minor, flows, time_limit_ns, ping } = request;
+        let Request { major, minor, flows, time_limit_ns, ping, trace_rules } = request;
         let request = session::Request {
             flows: flows.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
             time_limit: Duration::from_nanos(time_limit_ns),
             ping: ping.map(TryInto::try_into).transpose()?,
+            trace_rules,
         };
         Ok((session::Version { major, minor }, request))
     }
@@ -196,7 +227,11 @@ impl TryFrom<Flow> for session::Flow {
 
 impl From<&session::Ping> for Ping {
     fn from(ping: &session::Ping) -> Self {
-        let session::Ping { src, dst, id, count, interval, size, timeout, nonce_base } = *ping;
+        let session::Ping { src, dst, kind, count, interval, size, timeout, nonce_base } = *ping;
+        let (id, dst_port) = match kind {
+            ProbeKind::Echo { id } => (id, 0),
+            ProbeKind::Tcp { dst_port } | ProbeKind::Udp { dst_port } => (0, dst_port),
+        };
         Self {
             src: bytes(src),
             dst: bytes(dst),
@@ -206,6 +241,8 @@ impl From<&session::Ping> for Ping {
             size: size.into(),
             timeout_ns: nanos(timeout),
             nonce_base,
+            protocol: kind.protocol(src).into(),
+            dst_port: dst_port.into(),
         }
     }
 }
@@ -215,10 +252,18 @@ impl TryFrom<Ping> for session::Ping {
 
     fn try_from(ping: Ping) -> Result<Self, Malformed> {
         let fields = Fields("request.ping");
+        let id = fields.narrow("id", ping.id)?;
+        let dst_port = fields.narrow("destination port", ping.dst_port)?;
         Ok(Self {
+            kind: match ping.protocol {
+                // 0: a peer that knows no other probes.
+                0 | 1 | 58 => ProbeKind::Echo { id },
+                6 => ProbeKind::Tcp { dst_port },
+                17 => ProbeKind::Udp { dst_port },
+                other => return Err(fields.unknown("protocol", other)),
+            },
             src: fields.address("source", &ping.src)?,
             dst: fields.address("destination", &ping.dst)?,
-            id: fields.narrow("id", ping.id)?,
             count: fields.narrow("count", ping.count)?,
             interval: Duration::from_nanos(ping.interval_ns),
             size: fields.narrow("size", ping.size)?,
@@ -230,8 +275,17 @@ impl TryFrom<Ping> for session::Ping {
 
 impl From<path::Probe> for Probe {
     fn from(probe: path::Probe) -> Self {
-        let path::Probe { seq, id, ip_id, nonce, rtt_ns } = probe;
-        Self { seq: seq.into(), id: id.into(), ip_id: ip_id.into(), nonce, rtt_ns }
+        let path::Probe { seq, protocol, id, dst_port, ip_id, nonce, rtt_ns, answer } = probe;
+        Self {
+            seq: seq.into(),
+            id: id.into(),
+            ip_id: ip_id.into(),
+            nonce,
+            rtt_ns,
+            protocol: protocol.into(),
+            dst_port: dst_port.into(),
+            answer: answer.map(Into::into),
+        }
     }
 }
 
@@ -240,13 +294,51 @@ impl TryFrom<Probe> for path::Probe {
 
     fn try_from(probe: Probe) -> Result<Self, Malformed> {
         let fields = Fields("probe");
-        let Probe { seq, id, ip_id, nonce, rtt_ns } = probe;
+        let Probe { seq, id, ip_id, nonce, rtt_ns, protocol, dst_port, answer } = probe;
         Ok(Self {
             seq: fields.narrow("sequence", seq)?,
             id: fields.narrow("id", id)?,
             ip_id: fields.narrow("IP id", ip_id)?,
             nonce,
             rtt_ns,
+            protocol: fields.narrow("protocol", protocol)?,
+            dst_port: fields.narrow("destination port", dst_port)?,
+            answer: answer.map(TryInto::try_into).transpose()?,
+        })
+    }
+}
+
+impl From<path::Answer> for Answer {
+    fn from(answer: path::Answer) -> Self {
+        let what = |what| Self { what, ..Self::default() };
+        match answer {
+            path::Answer::Reply => what(1),
+            path::Answer::SynAck => what(2),
+            path::Answer::Reset => what(3),
+            path::Answer::IcmpError { from, kind, code, mtu } => {
+                Self { what: 4, from: bytes(from), kind: kind.into(), code: code.into(), mtu }
+            }
+        }
+    }
+}
+
+impl TryFrom<Answer> for path::Answer {
+    type Error = Malformed;
+
+    fn try_from(answer: Answer) -> Result<Self, Malformed> {
+        let fields = Fields("probe.answer");
+        let Answer { what, from, kind, code, mtu } = answer;
+        Ok(match what {
+            1 => Self::Reply,
+            2 => Self::SynAck,
+            3 => Self::Reset,
+            4 => Self::IcmpError {
+                from: fields.address("sender", &from)?,
+                kind: fields.narrow("ICMP type", kind)?,
+                code: fields.narrow("ICMP code", code)?,
+                mtu,
+            },
+            other => return Err(fields.unknown("answer", other)),
         })
     }
 }

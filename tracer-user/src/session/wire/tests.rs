@@ -9,12 +9,16 @@ use proptest::{
 
 use super::*;
 use crate::{
-    event::{CtDirection, Encapsulation, Free, Hook, L4, Outer, Packet, Record, Sighting, Translation, Tuple},
-    node::facts::{
-        ConntrackEntry, Link, LinkRef, Namespace, Neighbour, NodeFacts, Role, Route, RouteAnswer, RouteKind,
-        RouteQuestion,
+    event::{
+        CtDirection, Encapsulation, Engine, Free, Hook, L4, Netfilter, Outer, Packet, Record, Rewrite, Side, Sighting,
+        Translation, Tuple,
     },
-    session::{About, Flow, Ping},
+    node::facts::{
+        Condition, ConditionField, ConntrackEntry, Link, LinkRef, Namespace, Neighbour, NodeFacts, Role, Route,
+        RouteAnswer, RouteKind, RouteQuestion, Rule, RuleEngine, RuleHit, RuleVerdict, Setting, TunnelSettings,
+    },
+    path::Answer,
+    session::{About, Flow, Ping, ProbeKind},
 };
 
 fn text() -> impl Strategy<Value = String> {
@@ -41,14 +45,20 @@ fn l4() -> impl Strategy<Value = L4> {
             seq,
             nonce
         }),
-        any::<(u16, u16, u32, u32, u8)>().prop_map(|(src_port, dst_port, seq, ack, flags)| L4::Tcp {
+        any::<(u16, u16, u32, u32, u8, u16)>().prop_map(|(src_port, dst_port, seq, ack, flags, payload)| L4::Tcp {
             src_port,
             dst_port,
             seq,
             ack,
-            flags
+            flags,
+            payload
         }),
-        any::<(u16, u16, u16)>().prop_map(|(src_port, dst_port, checksum)| L4::Udp { src_port, dst_port, checksum }),
+        any::<(u16, u16, u16, u64)>().prop_map(|(src_port, dst_port, checksum, nonce)| L4::Udp {
+            src_port,
+            dst_port,
+            checksum,
+            nonce
+        }),
         any::<u8>().prop_map(|protocol| L4::Other { protocol }),
     ]
 }
@@ -65,15 +75,49 @@ fn packet() -> impl Strategy<Value = Packet> {
 }
 
 fn outer() -> impl Strategy<Value = Outer> {
-    let encapsulation = prop_oneof![Just(Encapsulation::Ipip), Just(Encapsulation::Vxlan)];
+    let encapsulation = prop_oneof![
+        Just(Encapsulation::Ipip),
+        Just(Encapsulation::Vxlan),
+        Just(Encapsulation::Gre),
+        Just(Encapsulation::Geneve)
+    ];
     (any::<(IpAddr, IpAddr, u8, u16, u16)>(), encapsulation).prop_map(
         |((src, dst, ttl, ip_id, ip_len), encapsulation)| Outer { src, dst, ttl, ip_id, ip_len, encapsulation },
     )
 }
 
 fn free() -> impl Strategy<Value = Free> {
-    (any::<u64>(), option::of(text()), any::<Option<u32>>(), option::of(text()))
-        .prop_map(|(location, function, reason, reason_name)| Free { location, function, reason, reason_name })
+    (any::<u64>(), option::of(text()), any::<Option<u32>>(), option::of(text()), option::of(netfilter())).prop_map(
+        |(location, function, reason, reason_name, netfilter)| Free {
+            location,
+            function,
+            reason,
+            reason_name,
+            netfilter,
+        },
+    )
+}
+
+fn netfilter() -> impl Strategy<Value = Netfilter> {
+    let engine = prop_oneof![
+        Just(Engine::Unknown),
+        Just(Engine::Iptables),
+        any::<(u64, u64)>().prop_map(|(table, chain)| Engine::Nftables { table, chain })
+    ];
+    (any::<(u8, u8)>(), engine, option::of(text()), option::of(text()))
+        .prop_map(|((hook, family), engine, table, chain)| Netfilter { hook, family, engine, table, chain })
+}
+
+fn rewrite() -> impl Strategy<Value = Rewrite> {
+    let side = prop_oneof![Just(Side::Source), Just(Side::Destination)];
+    (any::<(u64, u64, u32, u32)>(), side, packet()).prop_map(|((time_ns, skb, netns, ifindex), side, packet)| Rewrite {
+        time_ns,
+        skb,
+        netns,
+        ifindex,
+        side,
+        packet,
+    })
 }
 
 fn sighting() -> impl Strategy<Value = Sighting> {
@@ -118,23 +162,31 @@ fn translation() -> impl Strategy<Value = Translation> {
 }
 
 fn record() -> impl Strategy<Value = Record> {
-    prop_oneof![sighting().prop_map(Record::Sighting), translation().prop_map(Record::Translation)]
+    prop_oneof![
+        sighting().prop_map(Record::Sighting),
+        translation().prop_map(Record::Translation),
+        rewrite().prop_map(Record::Rewrite)
+    ]
 }
 
 fn link() -> impl Strategy<Value = Link> {
     let peer = any::<(u32, u32)>().prop_map(|(netns, ifindex)| LinkRef { netns, ifindex });
-    let plain = any::<(u32, u32, bool, Option<u32>)>();
-    (plain, text(), option::of(text()), text(), option::of(peer), vec(net(), 0..4)).prop_map(
-        |((ifindex, mtu, up, master), name, kind, mac, peer, addresses)| Link {
+    let plain = any::<(u32, u32, bool, bool, Option<u32>)>();
+    let tunnel = any::<(Option<IpAddr>, Option<IpAddr>, Option<u32>, Option<u16>)>()
+        .prop_map(|(local, remote, id, port)| TunnelSettings { local, remote, id, port });
+    (plain, text(), option::of(text()), text(), option::of(peer), vec(net(), 0..4), option::of(tunnel)).prop_map(
+        |((ifindex, mtu, up, admin_up, master), name, kind, mac, peer, addresses, tunnel)| Link {
             ifindex,
             name,
             kind,
             mtu,
             mac,
             up,
+            admin_up,
             master,
             peer,
             addresses,
+            tunnel,
         },
     )
 }
@@ -168,10 +220,78 @@ fn answer() -> impl Strategy<Value = RouteAnswer> {
     )
 }
 
+fn probe_answer() -> impl Strategy<Value = Answer> {
+    prop_oneof![
+        Just(Answer::Reply),
+        Just(Answer::SynAck),
+        Just(Answer::Reset),
+        any::<(IpAddr, u8, u8, u32)>().prop_map(|(from, kind, code, mtu)| Answer::IcmpError { from, kind, code, mtu })
+    ]
+}
+
+fn condition() -> impl Strategy<Value = Condition> {
+    use ConditionField as F;
+    let field = prop_oneof![
+        text().prop_map(F::InInterface),
+        text().prop_map(F::OutInterface),
+        net().prop_map(F::Source),
+        net().prop_map(F::Destination),
+        any::<u8>().prop_map(F::Protocol),
+        any::<(u16, u16)>().prop_map(|(from, to)| F::SourcePort(from, to)),
+        any::<(u16, u16)>().prop_map(|(from, to)| F::DestinationPort(from, to)),
+        any::<(u32, u32)>().prop_map(|(value, mask)| F::Mark(value, mask)),
+        vec(text(), 0..4).prop_map(F::ConntrackState),
+        Just(F::ReversePathFails),
+    ];
+    (field, any::<bool>()).prop_map(|(field, not)| Condition { field, not })
+}
+
+fn rule_hit() -> impl Strategy<Value = RuleHit> {
+    use RuleVerdict as V;
+    let verdict = prop_oneof![
+        Just(V::Accept),
+        Just(V::Drop),
+        text().prop_map(V::Reject),
+        Just(V::Masquerade),
+        Just(V::Snat),
+        Just(V::Dnat),
+        text().prop_map(V::Jump),
+        Just(V::Other),
+    ];
+    let engine = prop_oneof![Just(RuleEngine::Iptables), Just(RuleEngine::IptablesNft), Just(RuleEngine::Nftables)];
+    let rule = (any::<(u32, Option<u64>)>(), text(), option::of(text()))
+        .prop_map(|((position, handle), text, comment)| Rule { position, handle, text, comment });
+    (
+        (engine, text(), text(), text(), vec(text(), 0..4)),
+        (option::of(rule), verdict, vec(condition(), 0..4)),
+        any::<(u32, Option<u8>, bool, bool, u64, u64)>(),
+    )
+        .prop_map(|((engine, family, table, chain, way), (rule, verdict, conditions), numbers)| {
+            let (netns, hook, understood, counted, packets, traced) = numbers;
+            RuleHit {
+                netns,
+                engine,
+                family,
+                table,
+                chain,
+                hook,
+                way,
+                rule,
+                verdict,
+                conditions,
+                understood,
+                counted,
+                packets,
+                traced,
+            }
+        })
+}
+
 fn node_facts() -> impl Strategy<Value = NodeFacts> {
     let role = prop_oneof![Just(Role::Node), Just(Role::Pod)];
-    let namespace = (any::<u32>(), role, vec(text(), 0..3), vec(link(), 0..4))
-        .prop_map(|(inode, role, names, links)| Namespace { inode, role, names, links });
+    let setting = (text(), text()).prop_map(|(name, value)| Setting { name, value });
+    let namespace = (any::<u32>(), role, vec(text(), 0..3), vec(link(), 0..4), vec(setting, 0..3))
+        .prop_map(|(inode, role, names, links, settings)| Namespace { inode, role, names, links, settings });
     let neighbour = (any::<(u32, u32, IpAddr)>(), option::of(text()), text())
         .prop_map(|((netns, ifindex, address), mac, state)| Neighbour { netns, ifindex, address, mac, state });
     type Ends = (IpAddr, IpAddr, u16, u16);
@@ -184,14 +304,17 @@ fn node_facts() -> impl Strategy<Value = NodeFacts> {
         vec(answer(), 0..4),
         vec(neighbour, 0..4),
         vec(entry, 0..4),
+        (vec(rule_hit(), 0..4), vec(any::<u32>(), 0..4)),
         any::<bool>(),
         btree_set(text(), 0..4),
     )
-        .prop_map(|(namespaces, routes, neighbours, conntrack, routes_changed, notes)| NodeFacts {
+        .prop_map(|(namespaces, routes, neighbours, conntrack, rules, routes_changed, notes)| NodeFacts {
             namespaces,
             routes,
             neighbours,
             conntrack,
+            rules: rules.0,
+            rules_complete: rules.1,
             routes_changed,
             notes: notes.into_iter().collect(),
         })
@@ -200,16 +323,19 @@ fn node_facts() -> impl Strategy<Value = NodeFacts> {
 fn request() -> impl Strategy<Value = Request> {
     let flow = any::<(IpAddr, Option<IpAddr>, u8, Option<u16>, Option<u16>)>()
         .prop_map(|(a, b, protocol, a_port, b_port)| Flow { a, b, protocol, a_port, b_port });
-    let ping = any::<(IpAddr, IpAddr, u16, u16, u64, u16, u64, u64)>().prop_map(
-        |(src, dst, id, count, interval, size, timeout, nonce_base)| {
+    let kind = any::<(u8, u16, u16)>().prop_map(|(kind, id, dst_port)| match kind % 3 {
+        0 => ProbeKind::Echo { id },
+        1 => ProbeKind::Tcp { dst_port },
+        _ => ProbeKind::Udp { dst_port },
+    });
+    let ping = (any::<(IpAddr, IpAddr, u16, u64, u16, u64, u64)>(), kind).prop_map(
+        |((src, dst, count, interval, size, timeout, nonce_base), kind)| {
             let (interval, timeout) = (Duration::from_nanos(interval), Duration::from_nanos(timeout));
-            Ping { src, dst, id, count, interval, size, timeout, nonce_base }
+            Ping { src, dst, kind, count, interval, size, timeout, nonce_base }
         },
     );
-    (vec(flow, 0..4), any::<u64>(), option::of(ping)).prop_map(|(flows, limit, ping)| Request {
-        flows,
-        time_limit: Duration::from_nanos(limit),
-        ping,
+    (vec(flow, 0..4), any::<u64>(), option::of(ping), any::<bool>()).prop_map(|(flows, limit, ping, trace_rules)| {
+        Request { trace_rules, flows, time_limit: Duration::from_nanos(limit), ping }
     })
 }
 
@@ -220,8 +346,11 @@ fn message() -> impl Strategy<Value = Message> {
             Message::Hello(Hello { protocol, program, about: About { node, kernel, capabilities, realtime_offset_ns } })
         },
     );
-    let probe = any::<(u16, u16, u16, u64, Option<u64>)>()
-        .prop_map(|(seq, id, ip_id, nonce, rtt_ns)| Message::Probe(Probe { seq, id, ip_id, nonce, rtt_ns }));
+    let probe = (any::<(u16, u8, u16, u16, u16, u64, Option<u64>)>(), option::of(probe_answer())).prop_map(
+        |((seq, protocol, id, dst_port, ip_id, nonce, rtt_ns), answer)| {
+            Message::Probe(Probe { seq, protocol, id, dst_port, ip_id, nonce, rtt_ns, answer })
+        },
+    );
     let counters = any::<([u64; 8], u64)>().prop_map(|(numbers, discarded)| {
         let [recorded, lost_receive, lost_queue, lost_xmit, lost_drop, lost_consume, unread, skipped_frees] = numbers;
         let counters =
@@ -345,7 +474,7 @@ fn a_link_of_thousands_of_addresses_fits() {
     let addresses = (0..20_000u32).map(|n| IpNet::new(IpAddr::from(n.to_be_bytes()), 32).unwrap()).collect();
     let links = vec![Link { addresses, ..Link::default() }];
     let node = NodeFacts {
-        namespaces: vec![Namespace { inode: 1, role: Role::Node, names: vec![], links }],
+        namespaces: vec![Namespace { inode: 1, role: Role::Node, names: vec![], links, settings: vec![] }],
         ..NodeFacts::default()
     };
     let mut collected = Collected::default();
