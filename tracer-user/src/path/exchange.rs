@@ -108,8 +108,8 @@ impl<'a> Story<'a> {
         let reply_end = drops::end(world, &self.reply, self.confirmed());
         let verdict = self.verdict(world, &request_end, &reply_end);
         let suspicion = match verdict.failed {
-            Some(Direction::Request) => Suspicion::of(&request_end, Direction::Request),
-            Some(Direction::Reply) => Suspicion::of(&reply_end, Direction::Reply),
+            Some(Direction::Request) => Suspicion::of(world, &request_end, Direction::Request),
+            Some(Direction::Reply) => Suspicion::of(world, &reply_end, Direction::Reply),
             None => None,
         };
         let rtt_ns = shares::rtt(world, &self.request, &self.reply);
