@@ -55,6 +55,14 @@ pub enum Error {
         /// Cause.
         source: Failure,
     },
+    /// The tables of legacy iptables cannot be read.
+    #[error("cannot read iptables in network namespace {netns}: {source}")]
+    Iptables {
+        /// Inode of the namespace.
+        netns: u32,
+        /// Cause.
+        source: io::Error,
+    },
     /// A question names a namespace that is not in scope.
     #[error("network namespace {netns} is neither this node's own nor one of its pods'; it may have vanished")]
     OutOfScope {

@@ -11,6 +11,8 @@ mod error;
 #[cfg(target_os = "linux")]
 mod fib;
 #[cfg(target_os = "linux")]
+mod met;
+#[cfg(target_os = "linux")]
 mod neighbours;
 #[cfg(target_os = "linux")]
 mod netlink;
@@ -20,6 +22,8 @@ mod netns;
 mod reader;
 #[cfg(target_os = "linux")]
 mod routes;
+#[cfg(target_os = "linux")]
+mod rules;
 #[cfg(target_os = "linux")]
 mod scope;
 #[cfg(target_os = "linux")]
@@ -31,5 +35,7 @@ mod view;
 
 #[cfg(target_os = "linux")]
 pub use error::{Error, Failure};
+#[cfg(target_os = "linux")]
+pub use met::{RuleCounters, RulesMet};
 #[cfg(target_os = "linux")]
 pub use reader::{Holder, Node};

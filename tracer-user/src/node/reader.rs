@@ -206,7 +206,7 @@ impl Node {
         (facts, notes)
     }
 
-    fn member(&self, netns: u32) -> Result<(&NetNs, &Namespace), Error> {
+    pub(super) fn member(&self, netns: u32) -> Result<(&NetNs, &Namespace), Error> {
         let mut all = self.seen.members.iter().map(|member| &member.netns).zip(self.namespaces());
         all.find(|(_, namespace)| namespace.inode == netns).ok_or(Error::OutOfScope { netns })
     }

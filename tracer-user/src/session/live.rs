@@ -1,8 +1,10 @@
 //! The backend of a real node: kernel programs, netlink, injector.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeSet, HashSet},
+    net::IpAddr,
     os::fd::AsFd,
+    panic, thread,
     time::{Duration, Instant},
 };
 
@@ -32,6 +34,8 @@ const KEPT_RECORDS: usize = 100_000;
 #[derive(Default)]
 pub struct LiveNode {
     node: Option<Node>,
+    /// As they were when the session was armed.
+    rules: node::RuleCounters,
     probe: Option<Probe>,
     records: Vec<Record>,
     looked: Option<Instant>,
@@ -133,7 +137,7 @@ impl Backend for LiveNode {
         Ok(About {
             node: uts.nodename().to_string_lossy().into_owned(),
             kernel: uts.release().to_string_lossy().into_owned(),
-            capabilities: probe::TRACEPOINTS.iter().map(|name| format!("tp_btf/{name}")).collect(),
+            capabilities: probe::hooks::capabilities(),
             realtime_offset_ns: realtime_offset_ns(),
         })
     }
@@ -144,8 +148,16 @@ impl Backend for LiveNode {
             Failure::new("this node's namespaces", error.to_string(), "`podpath doctor` says what this node lacks")
         })?;
         let setup = Setup { flows: &request.flows, scope: &node.scope(), ring_size: RING_SIZE };
-        self.probe = Some(Probe::start(&setup).map_err(kernel)?);
+        let addresses: Vec<IpAddr> = request.flows.iter().flat_map(|flow| [Some(flow.a), flow.b]).flatten().collect();
+        // Loading waits for the verifier, so the rules are read meanwhile.
+        let (probe, rules) = thread::scope(|scope| {
+            let rules = scope.spawn(|| node.rule_counters(&addresses));
+            (Probe::start(&setup), rules.join().unwrap_or_else(|payload| panic::resume_unwind(payload)))
+        });
+        self.probe = Some(probe.map_err(kernel)?);
         self.notes.of_node(node.notes());
+        self.notes.of_node(rules.notes());
+        self.rules = rules;
         self.node = Some(node);
         self.looked = Some(Instant::now());
         Ok(())
@@ -199,7 +211,10 @@ impl Backend for LiveNode {
         let node = self.node()?;
         let questions = path::route_questions(&self.records, node.namespaces());
         let (mut facts, unread) = node.facts(&questions, &conntrack_flows(&self.records));
+        let rules = node.rules_met(&self.rules, &namespaces_met(&self.records));
+        (facts.rules, facts.rules_complete) = (rules.hits, rules.complete);
         self.notes.of_node(&unread);
+        rules.notes.into_iter().for_each(|note| self.notes.add(note));
         facts.notes = std::mem::take(&mut self.notes.0);
         let counters = self.probe()?.counters().map_err(kernel)?;
         Ok((facts, counters))
@@ -213,6 +228,19 @@ fn realtime_offset_ns() -> i64 {
         (Ok(real), Ok(monotonic)) => real - monotonic,
         _ => 0,
     }
+}
+
+/// The namespaces that packets were seen in.
+fn namespaces_met(records: &[Record]) -> Vec<u32> {
+    let met: BTreeSet<u32> = records
+        .iter()
+        .map(|record| match record {
+            Record::Sighting(sighting) => sighting.netns,
+            Record::Translation(translation) => translation.netns,
+            Record::Rewrite(rewrite) => rewrite.netns,
+        })
+        .collect();
+    met.into_iter().collect()
 }
 
 /// The flows among the records that have a conntrack entry, each once, as their originator sent them.

@@ -4,3 +4,5 @@ mod cases;
 mod failures;
 mod properties;
 mod snapshot;
+mod tcp;
+mod translated;
