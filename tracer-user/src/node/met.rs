@@ -20,6 +20,11 @@ pub struct RuleCounters {
 }
 
 impl RuleCounters {
+    /// The names of an nftables table and of its chain in namespace `netns`, by their handles; None: made since.
+    pub fn names(&self, netns: u32, table: u64, chain: u64) -> Option<(String, Option<String>)> {
+        self.before.get(&netns)?.names(table, chain)
+    }
+
     /// What could not be read.
     pub fn notes(&self) -> &[Error] {
         &self.notes

@@ -27,9 +27,13 @@ mod rules;
 #[cfg(target_os = "linux")]
 mod scope;
 #[cfg(target_os = "linux")]
+mod settings;
+#[cfg(target_os = "linux")]
 mod survey;
 #[cfg(target_os = "linux")]
 mod text;
+#[cfg(target_os = "linux")]
+mod tunnel;
 #[cfg(target_os = "linux")]
 mod view;
 

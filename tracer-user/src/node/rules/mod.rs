@@ -63,6 +63,13 @@ impl Snapshot {
     }
 }
 
+impl Snapshot {
+    /// The names of an nftables table and chain by their handles.
+    pub(super) fn names(&self, table: u64, chain: u64) -> Option<(String, Option<String>)> {
+        self.nft.as_ref().and_then(|dump| nft::names(dump, table, chain))
+    }
+}
+
 fn read_nft(netns: u32, depth: Depth) -> Result<Option<nft::Dump>, Error> {
     let read = Netlink::open(NETLINK_NETFILTER).and_then(|mut netlink| match depth {
         Depth::Counters => nft::counters(&mut netlink),

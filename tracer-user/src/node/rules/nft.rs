@@ -36,6 +36,7 @@ const MOST_SETS: usize = 4096;
 pub(super) struct Dump {
     /// Of the whole ruleset; changes with every change.
     pub(super) generation: Option<u32>,
+    pub(super) tables: Vec<Raw>,
     pub(super) chains: Vec<Raw>,
     pub(super) rules: Vec<Raw>,
     pub(super) sets: Vec<Raw>,
@@ -47,12 +48,13 @@ pub(super) struct Dump {
 /// Reads counters: chains and rules, no sets. None: there are no tables.
 pub(super) fn counters(netlink: &mut Netlink) -> Result<Option<Dump>, Failure> {
     let generation = generation(netlink)?;
-    if dump(netlink, Raw::new(GET_TABLE, ALL))?.is_empty() {
+    let tables = dump(netlink, Raw::new(GET_TABLE, ALL))?;
+    if tables.is_empty() {
         return Ok(None);
     }
     let chains = dump(netlink, Raw::new(GET_CHAIN, ALL))?;
     let rules = dump(netlink, Raw::new(GET_RULE, ALL))?;
-    Ok(Some(Dump { generation, chains, rules, ..Dump::default() }))
+    Ok(Some(Dump { generation, tables, chains, rules, ..Dump::default() }))
 }
 
 /// Reads everything that rules are made of.
@@ -88,6 +90,19 @@ fn generation(netlink: &mut Netlink) -> Result<Option<u32>, Failure> {
 
 fn dump(netlink: &mut Netlink, request: Raw) -> Result<Vec<Raw>, Failure> {
     netlink.dump(&request, Some)
+}
+
+/// The names of the table with that handle and of its chain with the other.
+pub(super) fn names(dump: &Dump, table: u64, chain: u64) -> Option<(String, Option<String>)> {
+    let table = dump.tables.iter().find(|message| handle(&message.body, 4) == table)?;
+    let name = string(&table.body, 1)?;
+    let own = |message: &&Raw| {
+        message.family == table.family
+            && string(&message.body, 1).as_ref() == Some(&name)
+            && handle(&message.body, 2) == chain
+    };
+    let chain = dump.chains.iter().find(own).and_then(|message| string(&message.body, 3));
+    Some((name, chain))
 }
 
 /// Where a chain is: family, table, chain.
@@ -155,8 +170,7 @@ pub(super) fn read(dump: &Dump, links: &HashMap<u32, String>, ipsets: &dyn SetNa
             order.push(key);
             (Table { engine: RuleEngine::Nftables, family: family_name, name: table, chains: Vec::new() }, Sets::new())
         });
-        let (base, handle) = (base(&message.body, family), handle(&message.body, 2));
-        table.chains.push(Chain { name, handle, base, rules: Vec::new() });
+        table.chains.push(Chain { name, base: base(&message.body, family), rules: Vec::new() });
     }
     read_sets(dump, &mut tables);
     for (table, _) in tables.values_mut() {
@@ -186,6 +200,11 @@ fn read_sets(dump: &Dump, tables: &mut HashMap<(u8, String), (Table, Sets)>) {
             set.elements.extend(elements);
         }
     }
+    // The kernel lists them by hash.
+    tables
+        .values_mut()
+        .flat_map(|(_, sets)| sets.values_mut())
+        .for_each(|set| set.elements.sort_by(|a, b| a.key.cmp(&b.key)));
 }
 
 fn read_rules(
