@@ -40,6 +40,6 @@ mod view;
 #[cfg(target_os = "linux")]
 pub use error::{Error, Failure};
 #[cfg(target_os = "linux")]
-pub use met::{RuleCounters, RulesMet};
+pub use met::{RuleCounters, RuleTraces, RulesMet};
 #[cfg(target_os = "linux")]
 pub use reader::{Holder, Node};

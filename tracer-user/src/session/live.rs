@@ -36,6 +36,7 @@ pub struct LiveNode {
     node: Option<Node>,
     /// As they were when the session was armed.
     rules: node::RuleCounters,
+    traces: node::RuleTraces,
     probe: Option<Probe>,
     records: Vec<Record>,
     looked: Option<Instant>,
@@ -157,6 +158,10 @@ impl Backend for LiveNode {
         self.probe = Some(probe.map_err(kernel)?);
         self.notes.of_node(node.notes());
         self.notes.of_node(rules.notes());
+        if request.trace_rules {
+            self.traces = node.trace_rules(&rules, &request.flows);
+            self.traces.notes().iter().for_each(|note| self.notes.add(note.clone()));
+        }
         self.rules = rules;
         self.node = Some(node);
         self.looked = Some(Instant::now());
@@ -170,6 +175,7 @@ impl Backend for LiveNode {
 
     fn drain(&mut self) -> Result<Vec<Record>, Failure> {
         self.look_for_pods()?;
+        self.traces.collect();
         let mut records = self.probe()?.drain().map_err(kernel)?;
         name_chains(&self.rules, &mut records);
         let room = KEPT_RECORDS.saturating_sub(self.records.len());
@@ -209,12 +215,13 @@ impl Backend for LiveNode {
     }
 
     fn finish(&mut self) -> Result<(facts::NodeFacts, Counters), Failure> {
+        let traces = std::mem::take(&mut self.traces);
         let node = self.node()?;
         let questions = path::route_questions(&self.records, node.namespaces());
         let (mut facts, unread) = node.facts(&questions, &conntrack_flows(&self.records));
         let met = links_met(&self.records);
         let namespaces: Vec<u32> = met.iter().map(|(netns, _)| *netns).collect::<BTreeSet<_>>().into_iter().collect();
-        let rules = node.rules_met(&self.rules, &namespaces);
+        let rules = node.rules_met(&self.rules, traces, &namespaces);
         let no_settings = node.read_settings(&mut facts.namespaces, &met);
         self.notes.of_node(&no_settings);
         (facts.rules, facts.rules_complete) = (rules.hits, rules.complete);

@@ -25,7 +25,6 @@ const GET_CHAIN: u16 = SUBSYSTEM | 4;
 const GET_RULE: u16 = SUBSYSTEM | 7;
 const GET_SET: u16 = SUBSYSTEM | 10;
 const GET_SET_ELEMENTS: u16 = SUBSYSTEM | 13;
-const GET_GENERATION: u16 = SUBSYSTEM | 16;
 /// NFPROTO_UNSPEC: all families.
 const ALL: u8 = 0;
 /// So many sets' elements are read; what lies beyond decides unread.
@@ -34,8 +33,6 @@ const MOST_SETS: usize = 4096;
 /// Chains, rules and sets as the kernel told them.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Dump {
-    /// Of the whole ruleset; changes with every change.
-    pub(super) generation: Option<u32>,
     pub(super) tables: Vec<Raw>,
     pub(super) chains: Vec<Raw>,
     pub(super) rules: Vec<Raw>,
@@ -47,14 +44,13 @@ pub(super) struct Dump {
 
 /// Reads counters: chains and rules, no sets. None: there are no tables.
 pub(super) fn counters(netlink: &mut Netlink) -> Result<Option<Dump>, Failure> {
-    let generation = generation(netlink)?;
     let tables = dump(netlink, Raw::new(GET_TABLE, ALL))?;
     if tables.is_empty() {
         return Ok(None);
     }
     let chains = dump(netlink, Raw::new(GET_CHAIN, ALL))?;
     let rules = dump(netlink, Raw::new(GET_RULE, ALL))?;
-    Ok(Some(Dump { generation, tables, chains, rules, ..Dump::default() }))
+    Ok(Some(Dump { tables, chains, rules, ..Dump::default() }))
 }
 
 /// Reads everything that rules are made of.
@@ -81,15 +77,13 @@ pub(super) fn everything(netlink: &mut Netlink) -> Result<Option<Dump>, Failure>
     Ok(Some(found))
 }
 
-fn generation(netlink: &mut Netlink) -> Result<Option<u32>, Failure> {
-    match netlink.get(Raw::new(GET_GENERATION, ALL)) {
-        Ok(answer) => Ok(number(&answer.body, 1)),
-        Err(failure) => Err(failure),
-    }
-}
-
 fn dump(netlink: &mut Netlink, request: Raw) -> Result<Vec<Raw>, Failure> {
     netlink.dump(&request, Some)
+}
+
+/// Is there a chain of type nat? Then conntrack runs.
+pub(super) fn translates(dump: &Dump) -> bool {
+    dump.chains.iter().any(|message| string(&message.body, 7).as_deref() == Some("nat"))
 }
 
 /// The names of the table with that handle and of its chain with the other.
