@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
-use xtask::{bench, build, demo, interrupt, lab, packages, test, vm};
+use xtask::{bench, build, demo, interrupt, lab, packages, test, traffic, vm};
 
 /// podpath's workshop: everything around the code that cargo alone does not do.
 ///
@@ -58,6 +58,10 @@ enum Task {
         #[arg(last = true, required = true)]
         words: Vec<String>,
     },
+
+    /// Traffic for scenarios
+    #[command(subcommand, hide = true)]
+    Traffic(traffic::Traffic),
 
     /// Measure podpath's own cost on this machine (needs root)
     #[command(subcommand)]
@@ -123,6 +127,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::VmPipe { socket, words } => {
             return Ok(ExitCode::from(u8::try_from(vm::pipe(&socket, &words)?).unwrap_or(1)));
         }
+        Task::Traffic(traffic) => traffic::run(&traffic)?,
         Task::Bench(Bench::Hooks) => bench::hooks()?,
         Task::Lab(Lab::Up { profile, name }) => up(&profile, name.as_deref().unwrap_or(&profile))?,
         Task::Lab(Lab::Down { name, all }) => down(name, all)?,

@@ -26,15 +26,15 @@ fn ttl(lab: &LabInfo, pod: &str, to: &str) -> Option<u32> {
     output.split_once("ttl=")?.1.split(' ').next()?.parse().ok()
 }
 
-/// Who answers when the TTL runs out, as traceroute lists them, up to the destination.
+/// Who answers when the TTL runs out, as traceroute lists them, up to the destination; `*` where nobody does.
 fn routers(lab: &LabInfo, from: &str, to: &str) -> Vec<String> {
     let mut routers = Vec::new();
     for ttl in 1..=5 {
-        let text = ping(lab, from, &format!("-c1 -W2 -t{ttl} {to}"));
+        let text = ping(lab, from, &format!("-c1 -W1 -t{ttl} {to}"));
         let line = text.lines().find_map(|line| {
             line.strip_prefix("From ").or_else(|| line.split_once("bytes from ").map(|parts| parts.1))
         });
-        let line = line.unwrap_or_else(|| panic!("nobody answered: {text}"));
+        let line = line.unwrap_or("*");
         // The colon after an address that answered is no part of it, IPv6 or not.
         routers.push(line.split(' ').next().unwrap().trim_end_matches(':').to_owned());
         if text.contains("bytes from ") {
@@ -102,7 +102,10 @@ fn ipip_across_subnets_is_direct_within_one() {
     }
     assert_routes(&lab, "node1", &["100.111.9.64/26 via 172.20.70.80 dev tunl0 proto bird onlink"]);
     assert_routes(&lab, "node4", &["100.115.37.64/26 via 172.20.50.50 dev tunl0 proto bird onlink"]);
-    assert_eq!(routers(&lab, "bb1", "100.111.9.70"), ["172.20.50.50", "100.111.9.64", "100.111.9.70"]);
+    // The outer packet inherits the inner one's TTL: at the gateway the second dies with it, and the error, being about
+    // the outer packet, does not reach the pod. Two nodes and a router decrement two headers: three lines.
+    assert_eq!(routers(&lab, "bb1", "100.111.9.70"), ["172.20.50.50", "*", "100.111.9.70"]);
+    assert_eq!(ttl(&lab, "bb1", "100.111.9.70"), Some(62));
 }
 
 #[test]

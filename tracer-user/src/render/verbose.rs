@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use super::{
     failure,
-    hops::{drop_reason, rewrite},
+    hops::{drop_reason, rewrite, wrapping},
     line::{Page, Paint},
     names::Names,
     summary,
@@ -59,7 +59,7 @@ fn what(hop: &Hop, before: Option<(IpAddr, IpAddr)>) -> String {
         other => format!("{other:?}").to_lowercase(),
     };
     let mut words = vec![action];
-    words.extend(tunnel.as_ref().map(|tunnel| format!("{} {} -> {}", tunnel.kind, tunnel.src, tunnel.dst)));
+    words.extend(tunnel.as_ref().map(wrapping));
     words.extend(route.clone());
     words.extend(text.clone());
     words.extend(rule.as_ref().map(told_rule));

@@ -5,3 +5,5 @@ mod drops;
 mod failures;
 mod properties;
 mod snapshot;
+mod tcp;
+mod translated;
