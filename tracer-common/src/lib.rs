@@ -300,6 +300,24 @@ pub struct Layout {
     pub kfree_reason_arg: u32,
     /// Which argument of `consume_skb` is the location, or [`ABSENT`] (before 6.3).
     pub consume_location_arg: u32,
+    /// `nf_conn.ct_net.net`, or [`ABSENT`] without conntrack.
+    pub ct_net: u32,
+    /// `nf_hook_state.hook`: its lowest byte, or [`ABSENT`] without netfilter.
+    pub state_hook: u32,
+    /// `nf_hook_state.pf`, or [`ABSENT`] without netfilter.
+    pub state_family: u32,
+    /// `xt_table.name`, or [`ABSENT`] where BTF has no such structure.
+    pub xt_table_name: u32,
+    /// `nft_pktinfo.skb`.
+    pub nft_packet_skb: u32,
+    /// `nft_pktinfo.state`, or [`ABSENT`] where BTF has no such structure.
+    pub nft_packet_state: u32,
+    /// `nft_chain.table`, or [`ABSENT`] where BTF has no such structure.
+    pub nft_chain_table: u32,
+    /// `nft_chain.handle`, or [`ABSENT`] likewise.
+    pub nft_chain_handle: u32,
+    /// `nft_table.handle`, or [`ABSENT`] likewise.
+    pub nft_table_handle: u32,
 }
 
 /// What a slot of the map `TRACK` remembers of a packet that was recognised: enough to recognise it at its next hook
@@ -320,7 +338,15 @@ pub struct Track {
     /// [`Sighting::ip_len`].
     pub ip_len: u16,
     /// IP protocol number.
-    pub protocol: u32,
+    pub protocol: u8,
+    /// [`Free::netfilter`], since the device last seen.
+    pub netfilter: u8,
+    /// [`Free::nf_hook`].
+    pub nf_hook: u8,
+    /// [`Free::nf_family`].
+    pub nf_family: u8,
+    /// [`Free::table`].
+    pub table: [u64; 3],
 }
 
 /// Slots of the map `TRACK`, a power of two. A packet's slot is a hash of its `sk_buff`; a newer packet takes the slot.
@@ -375,6 +401,8 @@ pub const fn flow_mask(protocol: u8) -> u64 {
 
 const _: () = assert!(size_of::<Sighting>() == RECORD_SIZE);
 const _: () = assert!(size_of::<Translation>() == RECORD_SIZE);
+// One cache line.
+const _: () = assert!(size_of::<Track>() == 64);
 const _: () = assert!(
     size_of::<Outer>() == 40 && size_of::<Free>() == 40 && size_of::<Rewrite>() == 40 && size_of::<Head>() == 32
 );

@@ -1,6 +1,6 @@
 //! Does a packet belong to a wanted flow, and is it the packet that was tracked?
 
-use tracer_common::{Learned, Rule, Track, Wanted, flow_mask};
+use tracer_common::{Learned, Rule, Track, Wanted, flow_mask, netfilter};
 
 use crate::parse::{Headers, protocol};
 
@@ -63,7 +63,11 @@ pub fn track(skb: u64, headers: &Headers, netns: u32, ifindex: u32) -> Track {
         ifindex,
         ip_id: headers.ip_id,
         ip_len: headers.ip_len,
-        protocol: u32::from(headers.protocol),
+        protocol: headers.protocol,
+        netfilter: netfilter::NONE,
+        nf_hook: 0,
+        nf_family: 0,
+        table: [0; 3],
     }
 }
 
@@ -75,6 +79,6 @@ pub fn is_tracked(track: &Track, headers: &Headers) -> bool {
         | (l4[1] ^ track.l4[1])
         | u64::from(headers.ip_id ^ track.ip_id)
         | u64::from(headers.ip_len ^ track.ip_len)
-        | u64::from(u32::from(headers.protocol) ^ track.protocol);
+        | u64::from(headers.protocol ^ track.protocol);
     difference == 0
 }

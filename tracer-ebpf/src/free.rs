@@ -41,8 +41,17 @@ pub fn freed(skb: Skb, hook: u8, location: u64, reason: Option<u32>) {
     let fragment = if headers.fragment { flag::FRAGMENT } else { 0 };
     let device = Device { netns: track.netns, ifindex: track.ifindex };
     let head = head(identity, hook, flag::TRACKED | flag::FREED | reason_flag | fragment, device, &headers);
-    let free = Free { location, reason: reason.unwrap_or(0), ..Free::default() };
+    let free = Free {
+        location,
+        reason: reason.unwrap_or(0),
+        netfilter: track.netfilter,
+        nf_hook: track.nf_hook,
+        nf_family: track.nf_family,
+        ..Free::default()
+    };
     // SAFETY: Free is 40 bytes without padding.
-    let data = unsafe { core::mem::transmute::<Free, Data>(free) };
+    let mut data = unsafe { core::mem::transmute::<Free, Data>(free) };
+    let [.., a, b, c] = &mut data;
+    [*a, *b, *c] = track.table;
     submit(&head, &headers, skb.mark(), &data);
 }

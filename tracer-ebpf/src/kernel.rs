@@ -1,11 +1,15 @@
 //! Reading kernel structures: by direct loads where BTF vouches for the pointer, by `bpf_probe_read_kernel` elsewhere.
 
-use core::ffi::c_void;
+use core::{
+    cell::UnsafeCell,
+    ffi::c_void,
+    ptr::{read_volatile, write_volatile},
+};
 
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
 use tracer_common::{ABSENT, Layout};
 
-use tracer_ebpf::parse::Bytes;
+use tracer_ebpf::parse::{Bytes, join};
 
 /// Set by userspace before the programs are loaded, and frozen then.
 #[unsafe(no_mangle)]
@@ -30,13 +34,46 @@ pub static LAYOUT: Layout = Layout {
     kfree_location_arg: 0,
     kfree_reason_arg: 0,
     consume_location_arg: 0,
+    ct_net: 0,
+    state_hook: 0,
+    state_family: 0,
+    xt_table_name: 0,
+    nft_packet_skb: 0,
+    nft_packet_state: 0,
+    nft_chain_table: 0,
+    nft_chain_handle: 0,
+    nft_table_handle: 0,
 };
+
+/// The address of [`LAYOUT`] as a number; 0: not known yet.
+static BASE: Cell = Cell(UnsafeCell::new(0));
+
+/// A word in a map, which any CPU may write.
+struct Cell(UnsafeCell<u64>);
+
+// SAFETY: read and written whole, by volatile accesses, and always with the same value.
+unsafe impl Sync for Cell {}
+
+/// What [`Skb::identity`] makes of the packet at `address`, which is a number here: a kprobe's arguments have no BTF types, and
+/// subtracting a pointer from a number is not allowed. A pointer that was stored in a map is a number when it is read again.
+#[inline(always)]
+pub fn identity(address: u64) -> u64 {
+    // SAFETY: the cell is a map's memory, valid and aligned.
+    unsafe {
+        let mut base = read_volatile(BASE.0.get());
+        if base == 0 {
+            write_volatile(BASE.0.get(), &raw const LAYOUT as u64);
+            base = read_volatile(BASE.0.get());
+        }
+        address.wrapping_sub(base)
+    }
+}
 
 /// A field of [`LAYOUT`] as the loader set it. A volatile read, because the compiler sees only zeros.
 #[inline(always)]
 pub fn frozen(field: &u32) -> u32 {
     // SAFETY: a reference is valid and aligned.
-    unsafe { core::ptr::read_volatile(field) }
+    unsafe { read_volatile(field) }
 }
 
 /// Loads a `T` at `base + offset`.
@@ -176,5 +213,38 @@ impl Bytes for Memory {
         let (size, from) = ((N * 4) as u32, (self.0 + u64::from(offset)) as *const c_void);
         // SAFETY: the helper answers an error for memory that cannot be read, and writes `into` alone.
         unsafe { bpf_probe_read_kernel(into.as_mut_ptr().cast(), size, from) == 0 }
+    }
+}
+
+impl Memory {
+    /// The 64-bit word at `offset`; 0 where it cannot be read.
+    #[inline(always)]
+    pub fn word(self, offset: u32) -> u64 {
+        let mut w = [0; 2];
+        if self.read(offset, &mut w) { join(w[0], w[1]) } else { 0 }
+    }
+
+    /// The 32-bit word at `offset`; 0 where it cannot be read.
+    #[inline(always)]
+    pub fn half(self, offset: u32) -> u32 {
+        let mut w = [0; 1];
+        if self.read(offset, &mut w) { w[0] } else { 0 }
+    }
+
+    /// The byte at `offset`; 0 where it cannot be read.
+    #[inline(always)]
+    pub fn byte(self, offset: u32) -> u8 {
+        let mut byte = 0u8;
+        let from = (self.0 + u64::from(offset)) as *const c_void;
+        // SAFETY: the helper writes one byte into `byte`, or an error's zero.
+        unsafe { bpf_probe_read_kernel((&raw mut byte).cast(), 1, from) };
+        byte
+    }
+
+    /// Of an `sk_buff` at this address: the packet from its network header on.
+    #[inline(always)]
+    pub fn packet(self) -> Self {
+        let head = self.word(frozen(&LAYOUT.skb_head));
+        Self(head + u64::from(self.half(frozen(&LAYOUT.skb_network_header)) as u16))
     }
 }

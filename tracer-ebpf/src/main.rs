@@ -10,9 +10,13 @@ mod conntrack;
 mod free;
 mod kernel;
 mod maps;
+mod netfilter;
 mod packet;
 
-use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
+use aya_ebpf::{
+    macros::{btf_tracepoint, kprobe},
+    programs::{BtfTracePointContext, ProbeContext},
+};
 use kernel::{LAYOUT, Skb, frozen};
 use tracer_common::hook;
 
@@ -72,6 +76,40 @@ pub fn consume_skb(ctx: BtfTracePointContext) -> i32 {
     };
     free::freed(Skb::new(ctx.arg(0)), hook::CONSUME, location, None);
     0
+}
+
+/// Conntrack's translation is about to be written into a packet.
+#[kprobe]
+pub fn nf_nat_manip_pkt(ctx: ProbeContext) -> u32 {
+    netfilter::translates(register(&ctx, 0), register(&ctx, 1), register(&ctx, 2) as u32);
+    0
+}
+
+/// The functions of a netfilter hook are about to see a packet.
+#[kprobe]
+pub fn nf_hook_slow(ctx: ProbeContext) -> u32 {
+    netfilter::hook(register(&ctx, 0), register(&ctx, 1));
+    0
+}
+
+/// A table of iptables or ip6tables is about to see a packet: `ipt_do_table` and `ip6t_do_table`.
+#[kprobe]
+pub fn ipt_do_table(ctx: ProbeContext) -> u32 {
+    netfilter::iptables([register(&ctx, 0), register(&ctx, 1), register(&ctx, 2)]);
+    0
+}
+
+/// A base chain of nftables is about to see a packet.
+#[kprobe]
+pub fn nft_do_chain(ctx: ProbeContext) -> u32 {
+    netfilter::nftables(register(&ctx, 0), register(&ctx, 1));
+    0
+}
+
+/// An argument of a function. Every function probed here takes so many, that 0 is never the answer for lack of a register.
+#[inline(always)]
+fn register(ctx: &ProbeContext, index: usize) -> u64 {
+    ctx.arg(index).unwrap_or(0)
 }
 
 /// Does nothing: what `cargo xtask bench hooks` measures the others against. Never loaded by a session.

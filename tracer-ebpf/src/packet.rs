@@ -91,7 +91,7 @@ pub fn parse(address: u64, offset: u32, headers: &mut Headers) -> bool {
 
 /// Goes to the innermost packet, keeping in `data` what wraps it. Returns the flags for it.
 #[inline(always)]
-fn unwrap(bytes: &Memory, headers: &mut Headers, data: &mut Data) -> u8 {
+pub fn unwrap(bytes: &Memory, headers: &mut Headers, data: &mut Data) -> u8 {
     let mut flags = 0;
     let (offset, encapsulation) = parse::inner(headers);
     if offset != 0 {

@@ -24,7 +24,7 @@ use nix::{
     sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, sendto, socket},
 };
 use tracer_user::{
-    probe::{Cost, EMPTY, Probe, RING_SIZE, Setup, TRACEPOINTS},
+    probe::{Cost, EMPTY, Probe, RING_SIZE, Setup, hooks},
     session::Flow,
 };
 
@@ -176,8 +176,9 @@ fn main() -> Result<()> {
             lost += lost_here;
             let empty =
                 costs.iter().find(|cost| cost.program == EMPTY).map(per_run).context("the empty program ran")?;
-            for (place, name) in TRACEPOINTS.iter().enumerate() {
-                let cost = costs.iter().find(|cost| cost.program == *name).context("a program ran")?;
+            for (place, hook) in hooks::tracepoints().enumerate() {
+                let name = hook.name;
+                let cost = costs.iter().find(|cost| cost.program == name).context("a program ran")?;
                 ensure!(cost.runs as usize >= PACKETS / 2, "{name} ran only {} times", cost.runs);
                 table.entry((place, case)).or_default().push((per_run(cost), empty));
             }
@@ -197,8 +198,8 @@ fn print(table: &BTreeMap<(usize, Case), Vec<(f64, f64)>>) {
         print!("{title:>18}");
     }
     println!();
-    for (place, name) in TRACEPOINTS.iter().enumerate() {
-        print!("{name:<20}");
+    for (place, hook) in hooks::tracepoints().enumerate() {
+        print!("{:<20}", hook.name);
         for (case, _) in CASES {
             let mut rounds = table[&(place, case)].clone();
             rounds.sort_by(|a, b| (a.0 - a.1).total_cmp(&(b.0 - b.1)));

@@ -120,7 +120,7 @@ pub(super) struct Walk {
     /// Hops that must come out: of requests, of replies.
     pub(super) expected: [Vec<String>; 2],
     /// Once an injector's exchange begins: its start.
-    began: u64,
+    pub(super) began: u64,
     pub(super) ends: Ends,
 }
 

@@ -36,6 +36,11 @@ impl KernelTypes {
         Ok(Self { btf })
     }
 
+    /// These types and those of a module. None: the module is not loaded, or built in, or its types are not told (before 5.11).
+    pub fn with_module(&self, module: &str) -> Option<Self> {
+        Btf::from_split_file(format!("/sys/kernel/btf/{module}"), &self.btf).ok().map(|btf| Self { btf })
+    }
+
     /// A field of a structure, found by name through anonymous structures and unions; `path` may go on into
     /// embedded structures: `nd_net.net`. None: this kernel has no such structure or field.
     pub fn field(&self, structure: &str, path: &str) -> Option<Field> {

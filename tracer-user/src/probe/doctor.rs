@@ -2,7 +2,7 @@
 
 use tracer_common::ABSENT;
 
-use super::{Error, Probe, Setup, TRACEPOINTS, btf::KernelTypes, layout};
+use super::{Error, Lack, Probe, Setup, Why, btf::KernelTypes, hooks, layout};
 use crate::doctor::{Check, State};
 
 /// The smallest ring that the kernel accepts where pages are 64 KiB, bytes: enough to try.
@@ -15,7 +15,28 @@ pub fn checks() -> Vec<Check> {
         // Its own check says so already.
         Err(_) => Vec::new(),
     };
-    checks.push(programs(Probe::load(&Setup { flows: &[], scope: &[], ring_size: SMALL_RING }).map(drop)));
+    let mut probe = Probe::load(&Setup { flows: &[], scope: &[], ring_size: SMALL_RING });
+    if let Ok(probe) = &mut probe {
+        checks.extend(kprobes(probe));
+    }
+    checks.push(programs(probe.map(drop)));
+    checks
+}
+
+/// A kprobe is known to work only when it is attached, which is done for a moment; it has nothing to look for.
+fn kprobes(probe: &mut Probe) -> Vec<Check> {
+    let tried: Vec<_> = hooks::kprobes().map(|hook| (hook, probe.attach(hook))).collect();
+    let mut checks = Vec::new();
+    for (hook, attached) in tried {
+        let lack = probe.without().iter().find(|lack| lack.hook == hook);
+        let (state, detail) = match (attached, lack) {
+            (Err(error), _) => (State::Missing, first_line(&error.to_string())),
+            (Ok(()), None) => (State::Ok, "attached; detached again".to_owned()),
+            (Ok(()), Some(Lack { why: why @ Why::NoModule(_), .. })) => (State::Ok, format!("{why}: nothing uses it")),
+            (Ok(()), Some(Lack { why, .. })) => (State::Missing, why.to_string()),
+        };
+        checks.push(Check { name: hook.name.to_owned(), state, detail, cost: hook.cost.to_owned() });
+    }
     checks
 }
 
@@ -26,7 +47,7 @@ fn check(name: &str, ok: bool, otherwise: State, found: &str, cost: &str) -> Che
 }
 
 fn of_types(types: &KernelTypes) -> Vec<Check> {
-    let missing: Vec<_> = TRACEPOINTS.into_iter().filter(|name| !types.has_tracepoint(name)).collect();
+    let missing = hooks::missing_tracepoints(types);
     let hooks = if missing.is_empty() { "all five in this kernel's BTF".to_owned() } else { missing.join(", ") };
     let mut checks = vec![Check {
         name: "tracepoints".to_owned(),

@@ -2,7 +2,10 @@
 
 use tracer_common::{ABSENT, Layout};
 
-use super::{Error, btf::KernelTypes};
+use super::{
+    Error,
+    btf::{Field, KernelTypes},
+};
 
 /// Resolves every field for the running kernel.
 ///
@@ -28,6 +31,11 @@ pub fn resolve(types: &KernelTypes) -> Result<Layout, Error> {
         _ => [ABSENT; 4],
     };
     let [skb_nfct, ct_status, ct_original, ct_reply] = conntrack;
+    let [state_hook, state_family] = all(types, [("nf_hook_state", "hook"), ("nf_hook_state", "pf")]);
+    let (xtables, nftables) = (types.with_module("x_tables"), types.with_module("nf_tables"));
+    let (xtables, nftables) = (xtables.as_ref().unwrap_or(types), nftables.as_ref().unwrap_or(types));
+    let nft = [("nft_chain", "table"), ("nft_chain", "handle"), ("nft_table", "handle")];
+    let [nft_chain_table, nft_chain_handle, nft_table_handle] = all(nftables, nft);
     Ok(Layout {
         skb_dev: must("sk_buff", "dev")?.offset(),
         skb_head: must("sk_buff", "head")?.offset(),
@@ -49,7 +57,27 @@ pub fn resolve(types: &KernelTypes) -> Result<Layout, Error> {
         kfree_location_arg: argument(types, "kfree_skb", "void *"),
         kfree_reason_arg: argument(types, "kfree_skb", "enum skb_drop_reason"),
         consume_location_arg: argument(types, "consume_skb", "void *"),
+        ct_net: if skb_nfct == ABSENT { ABSENT } else { or_absent(types, "nf_conn", "ct_net.net") },
+        state_hook,
+        state_family,
+        xt_table_name: or_absent(xtables, "xt_table", "name"),
+        // It has been the first field since 3.13: known also where a kernel has no BTF of its modules (before 5.11).
+        nft_packet_skb: nftables.field("nft_pktinfo", "skb").map_or(0, Field::offset),
+        nft_packet_state: or_absent(nftables, "nft_pktinfo", "state"),
+        nft_chain_table,
+        nft_chain_handle,
+        nft_table_handle,
     })
+}
+
+fn or_absent(types: &KernelTypes, structure: &str, path: &str) -> u32 {
+    types.field(structure, path).map_or(ABSENT, Field::offset)
+}
+
+/// All of these fields, or none of them.
+fn all<const N: usize>(types: &KernelTypes, fields: [(&str, &str); N]) -> [u32; N] {
+    let found = fields.map(|(structure, path)| or_absent(types, structure, path));
+    if found.contains(&ABSENT) { [ABSENT; N] } else { found }
 }
 
 /// Arguments moved between kernels and distributions, so they are found by type.

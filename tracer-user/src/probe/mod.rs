@@ -2,15 +2,12 @@
 //!
 //! Everything is held by file descriptors of this process: when it ends, however it ends, the kernel removes all of it.
 
-use std::{
-    os::fd::{AsFd, AsRawFd},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use aya::{
     Btf, Ebpf, EbpfError, EbpfLoader,
     maps::{Array, MapData, MapError, PerCpuArray, RingBuf},
-    programs::{BtfTracePoint, ProgramError, ProgramFd},
+    programs::ProgramError,
 };
 use tracer_common::{MAX_RULES, Wanted, hook, scope_slots};
 
@@ -21,18 +18,18 @@ use crate::{
 
 pub mod btf;
 pub mod doctor;
+pub mod hooks;
 pub mod layout;
+mod programs;
 pub mod symbols;
 mod wanted;
 
 use btf::KernelTypes;
+use hooks::{HOOKS, HookPlace};
+pub use programs::{Lack, Why};
 
 /// The kernel object, built by `cargo xtask build`; empty if this binary was built without it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/podpath-ebpf.o"));
-
-/// The tracepoints that a session attaches to; the programs have the same names.
-pub const TRACEPOINTS: [&str; 5] =
-    ["netif_receive_skb", "net_dev_queue", "net_dev_start_xmit", "kfree_skb", "consume_skb"];
 
 /// Size of the ring buffer unless told otherwise, bytes: about 30,000 records, several hundred exchanges between two drains.
 pub const RING_SIZE: u32 = 4 << 20;
@@ -113,6 +110,7 @@ pub enum Error {
 /// Loaded and attached programs. Dropping it detaches and unloads them.
 pub struct Probe {
     programs: Ebpf,
+    without: Vec<Lack>,
     events: RingBuf<MapData>,
     symbols: symbols::Symbols,
     /// Frees wait here for their names: `/proc/kallsyms` takes the kernel tens of milliseconds to print, which must
@@ -145,7 +143,7 @@ pub struct Setup<'a> {
 /// What a program has cost so far.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cost {
-    /// Its name: one of [`TRACEPOINTS`], or [`EMPTY`].
+    /// Its name: [`HookPlace::program`], or [`EMPTY`].
     pub program: String,
     /// How often it ran.
     pub runs: u64,
@@ -154,14 +152,14 @@ pub struct Cost {
 }
 
 /// The program that does nothing.
-pub const EMPTY: &str = "empty";
+pub const EMPTY: &str = hooks::EMPTY_PLACE.program;
 
 impl Probe {
     /// Loads the programs for the running kernel and attaches them.
     pub fn start(setup: &Setup<'_>) -> Result<Self, Error> {
         let mut probe = Self::load(setup)?;
-        for name in TRACEPOINTS {
-            probe.attach(name)?;
+        for hook in &HOOKS {
+            probe.attach(hook)?;
         }
         Ok(probe)
     }
@@ -183,9 +181,7 @@ impl Probe {
             .map_max_entries("EVENTS", setup.ring_size)
             .load(OBJECT)
             .map_err(not_permitted("create maps", Error::Object))?;
-        for name in TRACEPOINTS {
-            load_program(&mut programs, name, name, &btf)?;
-        }
+        let without = programs::load_all(&mut programs, &btf)?;
         for inode in setup.scope {
             add_to_scope(&mut programs, *inode)?;
         }
@@ -196,6 +192,7 @@ impl Probe {
         tracing::debug!(elapsed = ?begin.elapsed(), "kernel programs loaded");
         Ok(Self {
             programs,
+            without,
             events,
             symbols: symbols::Symbols::read(&types),
             frees: Vec::new(),
@@ -205,11 +202,17 @@ impl Probe {
         })
     }
 
-    /// Attaches one of [`TRACEPOINTS`].
-    pub fn attach(&mut self, name: &str) -> Result<(), Error> {
-        let program = tracepoint(&mut self.programs, name)?;
-        program.attach().map_err(|source| Error::Program { step: "attach", program: name.to_owned(), source })?;
+    /// Attaches the program of one place. Without a kprobe the trace goes on: [`Self::without`] then says why.
+    pub fn attach(&mut self, hook: &'static HookPlace) -> Result<(), Error> {
+        if self.without.iter().all(|lack| lack.hook != hook) {
+            self.without.extend(programs::attach(&mut self.programs, hook)?);
+        }
         Ok(())
+    }
+
+    /// The kprobes that this session is without.
+    pub fn without(&self) -> &[Lack] {
+        &self.without
     }
 
     /// Takes one more network namespace into scope.
@@ -261,20 +264,16 @@ impl Probe {
     /// Detaches all programs. Records already in the ring can still be drained.
     pub fn detach(&mut self) -> Result<(), Error> {
         self.attached = false;
-        for name in TRACEPOINTS {
-            let program = tracepoint(&mut self.programs, name)?;
-            // The device hooks run with softirqs off, so that only the free hooks can be interrupted by themselves.
-            self.skipped_frees += program.fd().map(recursion_misses).unwrap_or_default();
-            program.unload().map_err(|source| Error::Program { step: "unload", program: name.to_owned(), source })?;
-        }
+        // The device hooks run with softirqs off, so that only the free hooks can be interrupted by themselves.
+        self.skipped_frees += programs::unload_all(&mut self.programs)?;
         Ok(())
     }
 
     /// Attaches a program that does nothing to `net_dev_start_xmit`, for a benchmark to measure the others against.
     pub fn attach_empty(&mut self) -> Result<(), Error> {
         let btf = Btf::from_sys_fs()?;
-        load_program(&mut self.programs, EMPTY, "net_dev_start_xmit", &btf)?;
-        self.attach(EMPTY)
+        programs::load(&mut self.programs, EMPTY, "net_dev_start_xmit", &btf)?;
+        programs::attach(&mut self.programs, &hooks::EMPTY_PLACE).map(drop)
     }
 
     /// What each attached program has cost, while the kernel's run statistics were on (`kernel.bpf_stats_enabled`).
@@ -297,14 +296,6 @@ impl Probe {
         }
         Ok(sums)
     }
-}
-
-/// How often the kernel passed a program over because it was running on that CPU already (`bpf_prog_inc_misses_counter`
-/// in kernel/trace/bpf_trace.c, from about 6.2); 0 where the kernel does not say.
-fn recursion_misses(program: &ProgramFd) -> u64 {
-    let path = format!("/proc/self/fdinfo/{}", program.as_fd().as_raw_fd());
-    let info = std::fs::read_to_string(path).unwrap_or_default();
-    info.lines().find_map(|line| line.strip_prefix("recursion_misses:")?.trim().parse().ok()).unwrap_or(0)
 }
 
 /// Before 5.11 maps count against RLIMIT_MEMLOCK. Later kernels do not look at it, so that failing to raise it is no error.
@@ -337,25 +328,6 @@ fn add_to_scope(programs: &mut Ebpf, inode: u32) -> Result<(), Error> {
         }
     }
     Err(Error::TooManyNamespaces)
-}
-
-fn tracepoint<'a>(programs: &'a mut Ebpf, name: &str) -> Result<&'a mut BtfTracePoint, Error> {
-    let program = programs.program_mut(name).ok_or(Error::NoObject)?;
-    program.try_into().map_err(|source| Error::Program { step: "find", program: name.to_owned(), source })
-}
-
-fn load_program(programs: &mut Ebpf, name: &str, at: &str, btf: &Btf) -> Result<(), Error> {
-    let begin = Instant::now();
-    let program = tracepoint(programs, name)?;
-    program.load(at, btf).map_err(|source| match source {
-        ProgramError::LoadError { ref io_error, .. } if io_error.raw_os_error() == Some(libc::EPERM) => {
-            Error::NotPermitted { what: "load eBPF programs" }
-        }
-        source => Error::Program { step: "load", program: name.to_owned(), source },
-    })?;
-    let verified = program.info().ok().and_then(|info| info.verified_instruction_count());
-    tracing::debug!(program = name, ?verified, elapsed = ?begin.elapsed(), "loaded");
-    Ok(())
 }
 
 /// EPERM anywhere down the chain of causes becomes the error that says what to do about it.

@@ -137,7 +137,7 @@ impl Backend for LiveNode {
         Ok(About {
             node: uts.nodename().to_string_lossy().into_owned(),
             kernel: uts.release().to_string_lossy().into_owned(),
-            capabilities: probe::TRACEPOINTS.iter().map(|name| format!("tp_btf/{name}")).collect(),
+            capabilities: probe::hooks::capabilities(),
             realtime_offset_ns: realtime_offset_ns(),
         })
     }

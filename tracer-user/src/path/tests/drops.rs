@@ -264,7 +264,7 @@ fn reasons_settle_the_cause() {
         let drop = one(at, function, Some(reason), |_| {});
         assert_eq!((drop.cause, drop.basis, drop.reason.as_deref()), (cause, Basis::Observed, Some(reason)));
     }
-    let drop = one(At::Prerouting, "ip_rcv", Some("NOT_SPECIFIED"), |_| {});
+    let drop = one(Prerouting, "ip_rcv", Some("NOT_SPECIFIED"), |_| {});
     assert_eq!((drop.cause, drop.why.as_str()), (DropCause::Unknown, "freed in ip_rcv"));
 }
 

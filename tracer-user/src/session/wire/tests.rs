@@ -323,10 +323,10 @@ fn node_facts() -> impl Strategy<Value = NodeFacts> {
 fn request() -> impl Strategy<Value = Request> {
     let flow = any::<(IpAddr, Option<IpAddr>, u8, Option<u16>, Option<u16>)>()
         .prop_map(|(a, b, protocol, a_port, b_port)| Flow { a, b, protocol, a_port, b_port });
-    let kind = any::<(u8, u16, u16)>().prop_map(|(kind, src_port, dst_port)| match kind % 3 {
-        0 => ProbeKind::Echo { id: src_port },
-        1 => ProbeKind::Tcp { src_port, dst_port },
-        _ => ProbeKind::Udp { src_port, dst_port },
+    let kind = any::<(u8, u16, u16)>().prop_map(|(kind, id, dst_port)| match kind % 3 {
+        0 => ProbeKind::Echo { id },
+        1 => ProbeKind::Tcp { dst_port },
+        _ => ProbeKind::Udp { dst_port },
     });
     let ping = (any::<(IpAddr, IpAddr, u16, u64, u16, u64, u64)>(), kind).prop_map(
         |((src, dst, count, interval, size, timeout, nonce_base), kind)| {

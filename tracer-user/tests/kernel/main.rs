@@ -8,6 +8,8 @@ use std::{
     process::{Command, Stdio},
 };
 
+mod kprobes;
+
 use tracer_user::{
     event::{Hook, L4, Record, Sighting},
     probe::{Probe, RING_SIZE, Setup},
@@ -169,10 +171,8 @@ fn a_full_ring_loses_nothing_silently() {
     assert_eq!(at_devices + lost_at_devices, 20 * 6, "{counters:?}");
 }
 
-#[test]
-fn masquerading_is_read_from_conntrack_and_the_reply_is_followed() {
-    let pair = Pair::new("nat");
-    let beyond = Pair::new("beyond");
+/// The second namespace masquerades what it forwards to 203.0.113.9, in `beyond`.
+fn masquerading(pair: &Pair, beyond: &Pair) {
     sh(&format!(
         "ip link add e2 netns {b} type veth peer name e3 netns {c}
          ip -n {b} addr add 203.0.113.1/24 dev e2; ip -n {c} addr add 203.0.113.9/24 dev e3
@@ -184,6 +184,13 @@ fn masquerading_is_read_from_conntrack_and_the_reply_is_followed() {
         b = pair.b,
         c = beyond.a
     ));
+}
+
+#[test]
+fn masquerading_is_read_from_conntrack_and_the_reply_is_followed() {
+    let pair = Pair::new("nat");
+    let beyond = Pair::new("beyond");
+    masquerading(&pair, &beyond);
     let [_, b] = pair.scope();
     let outside = Flow { b: Some("203.0.113.9".parse().unwrap()), ..flow() };
     let mut probe = start(&[outside], &pair.scope(), RING_SIZE);
@@ -275,14 +282,19 @@ fn namespaces_that_share_a_slot_are_all_in_scope() {
     assert_eq!(passed(&finish(&mut probe), 8).len(), 3);
 }
 
-#[test]
-fn what_a_node_sends_is_known_although_its_addresses_are_rewritten_before_any_device() {
-    let pair = Pair::new("output");
+/// What the first namespace sends to 203.0.113.9 goes to the second.
+fn own_service(pair: &Pair) {
     sh(&format!(
         "ip netns exec {a} iptables -t nat -A OUTPUT -d 203.0.113.9 -j DNAT --to-destination 198.51.100.2
          ip -n {a} route add 203.0.113.9 via 198.51.100.2",
         a = pair.a
     ));
+}
+
+#[test]
+fn what_a_node_sends_is_known_although_its_addresses_are_rewritten_before_any_device() {
+    let pair = Pair::new("output");
+    own_service(&pair);
     let [a, b] = pair.scope();
     let service = Flow { b: Some("203.0.113.9".parse().unwrap()), ..flow() };
     let mut probe = start(&[service], &[a, b], RING_SIZE);

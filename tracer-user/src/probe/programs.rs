@@ -1,0 +1,149 @@
+//! The programs of the kernel object: into the kernel, to their places, and out again.
+
+use std::{
+    os::fd::{AsFd, AsRawFd},
+    time::Instant,
+};
+
+use aya::{
+    Btf, Ebpf,
+    programs::{Program, ProgramError, ProgramFd},
+};
+
+use super::{
+    Error,
+    hooks::{HOOKS, HookPlace, Kind, has_kprobes},
+};
+
+/// A kprobe that is not there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lack {
+    /// The place.
+    pub hook: &'static HookPlace,
+    /// Why.
+    pub why: Why,
+}
+
+/// Why a kprobe is not there.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Why {
+    /// `CONFIG_KPROBES` or `CONFIG_KPROBE_EVENTS` is off.
+    #[error("this kernel has no kprobes")]
+    NoKprobes,
+    /// Nothing uses the function.
+    #[error("its module {0} is not loaded")]
+    NoModule(&'static str),
+    /// The kernel refuses.
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl Lack {
+    fn refused(hook: &'static HookPlace, error: &ProgramError) -> Self {
+        let mut cause: &dyn std::error::Error = error;
+        while let Some(deeper) = cause.source() {
+            cause = deeper;
+        }
+        // The verifier's words run over many lines.
+        let why = cause.to_string().lines().next().unwrap_or_default().to_owned();
+        Self { hook, why: Why::Refused(why) }
+    }
+}
+
+/// The kprobes that cannot be there, found without trying.
+fn out_of_reach() -> Vec<Lack> {
+    let kprobes = has_kprobes();
+    let why = |hook: &HookPlace| match hook.kind {
+        Kind::Tracepoint => None,
+        Kind::Kprobe { .. } if !kprobes => Some(Why::NoKprobes),
+        Kind::Kprobe { module } => (!hook.has_module()).then_some(Why::NoModule(module)),
+    };
+    HOOKS.iter().filter_map(|hook| Some(Lack { hook, why: why(hook)? })).collect()
+}
+
+/// Loads the programs of all places within reach. Returns the places that are not, or whose programs the kernel refuses.
+pub(super) fn load_all(ebpf: &mut Ebpf, btf: &Btf) -> Result<Vec<Lack>, Error> {
+    let mut without = out_of_reach();
+    let mut loaded: Vec<&str> = Vec::new();
+    for hook in &HOOKS {
+        if loaded.contains(&hook.program) || without.iter().any(|lack| lack.hook == hook) {
+            continue;
+        }
+        loaded.push(hook.program);
+        match (load(ebpf, hook.program, hook.name, btf), hook.kind) {
+            (Ok(()), _) => {}
+            (Err(Error::Program { source, .. }), Kind::Kprobe { .. }) => {
+                let same = HOOKS.iter().filter(|other| other.program == hook.program);
+                without.extend(same.map(|hook| Lack::refused(hook, &source)));
+            }
+            (Err(error), _) => return Err(error),
+        }
+    }
+    Ok(without)
+}
+
+/// Loads one program; `at` is where it is to be attached.
+pub(super) fn load(ebpf: &mut Ebpf, name: &str, at: &str, btf: &Btf) -> Result<(), Error> {
+    let begin = Instant::now();
+    let program = find(ebpf, name)?;
+    let loaded = match program {
+        Program::BtfTracePoint(program) => program.load(at, btf),
+        Program::KProbe(program) => program.load(),
+        _ => return Err(Error::NoObject),
+    };
+    loaded.map_err(|source| match source {
+        ProgramError::LoadError { ref io_error, .. } if io_error.raw_os_error() == Some(libc::EPERM) => {
+            Error::NotPermitted { what: "load eBPF programs" }
+        }
+        source => Error::Program { step: "load", program: name.to_owned(), source },
+    })?;
+    let verified = program.info().ok().and_then(|info| info.verified_instruction_count());
+    tracing::debug!(program = name, ?verified, elapsed = ?begin.elapsed(), "loaded");
+    Ok(())
+}
+
+/// Attaches a loaded program to a place. A kprobe that the kernel refuses is an answer, not an error.
+pub(super) fn attach(ebpf: &mut Ebpf, hook: &'static HookPlace) -> Result<Option<Lack>, Error> {
+    let attached = match find(ebpf, hook.program)? {
+        Program::BtfTracePoint(program) => program.attach().map(drop),
+        Program::KProbe(program) => program.attach(hook.name, 0).map(drop),
+        _ => return Err(Error::NoObject),
+    };
+    match (attached, hook.kind) {
+        (Ok(()), _) => Ok(None),
+        (Err(source), Kind::Kprobe { .. }) => Ok(Some(Lack::refused(hook, &source))),
+        (Err(source), Kind::Tracepoint) => {
+            Err(Error::Program { step: "attach", program: hook.program.to_owned(), source })
+        }
+    }
+}
+
+/// Detaches and unloads all programs. Returns how often the kernel passed one of them over.
+pub(super) fn unload_all(ebpf: &mut Ebpf) -> Result<u64, Error> {
+    let mut skipped = 0;
+    for (name, program) in ebpf.programs_mut() {
+        skipped += program.fd().map(recursion_misses).unwrap_or_default();
+        let unloaded = match program {
+            Program::BtfTracePoint(program) => program.unload(),
+            Program::KProbe(program) => program.unload(),
+            _ => Ok(()),
+        };
+        match unloaded {
+            Ok(()) | Err(ProgramError::NotLoaded) => {}
+            Err(source) => return Err(Error::Program { step: "unload", program: name.to_owned(), source }),
+        }
+    }
+    Ok(skipped)
+}
+
+/// How often the kernel passed a program over because it was running on that CPU already (`bpf_prog_inc_misses_counter`
+/// in kernel/trace/bpf_trace.c, from about 6.2); 0 where the kernel does not say.
+fn recursion_misses(program: &ProgramFd) -> u64 {
+    let path = format!("/proc/self/fdinfo/{}", program.as_fd().as_raw_fd());
+    let info = std::fs::read_to_string(path).unwrap_or_default();
+    info.lines().find_map(|line| line.strip_prefix("recursion_misses:")?.trim().parse().ok()).unwrap_or(0)
+}
+
+fn find<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Program, Error> {
+    ebpf.program_mut(name).ok_or(Error::NoObject)
+}
