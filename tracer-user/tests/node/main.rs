@@ -3,5 +3,6 @@
 
 mod lab;
 mod routes;
+mod rule_traces;
 mod rules;
 mod scope;

@@ -134,7 +134,8 @@ impl Comparison<'_> {
         let before = self.before.policies.get(&(legacy, place.clone())).copied();
         let rise = difference(base.packets, before, &mut self.changed);
         let traced = self.traced.get(&(place.clone(), 0)).copied().unwrap_or_default();
-        if !matters(&base.policy) && traced == 0 || rise == Some(0) && traced == 0 {
+        let may_have_ended = matters(&base.policy) && rise != Some(0);
+        if traced == 0 && !may_have_ended {
             return;
         }
         let ways = Ways { one: vec![chain.name.clone()], hook: base.hook, conditions: Vec::new(), understood: true };
