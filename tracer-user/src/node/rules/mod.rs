@@ -126,8 +126,7 @@ pub(super) fn compare(
     let mut notes = Vec::new();
     if found.changed {
         notes.push(format!(
-            "netfilter rules of network namespace {netns} changed during the trace: counters were compared rule by rule as \
-             far as the rules are the same"
+            "netfilter rules of network namespace {netns} changed during the trace: what replaced rules counted is not known"
         ));
     }
     if found.too_many || partly {
