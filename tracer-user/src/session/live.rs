@@ -3,6 +3,7 @@
 use std::{
     collections::HashSet,
     os::fd::AsFd,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -140,11 +141,20 @@ impl Backend for LiveNode {
 
     fn arm(&mut self, request: &Request) -> Result<(), Failure> {
         self.stamps = request.ping.as_ref().map(|_| inject::Stamps::keep());
-        let node = Node::survey().map_err(|error| {
+        // At the same time, for the time until a trace is armed is felt.
+        let setup = Setup { flows: &request.flows, scope: &[], ring_size: ring_size() };
+        let (probe, node) = thread::scope(|threads| {
+            let probe = threads.spawn(|| Probe::load(&setup));
+            let node = Node::survey();
+            (probe.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), node)
+        });
+        let node = node.map_err(|error| {
             Failure::new("this node's namespaces", error.to_string(), "`podpath doctor` says what this node lacks")
         })?;
-        let setup = Setup { flows: &request.flows, scope: &node.scope(), ring_size: RING_SIZE };
-        self.probe = Some(Probe::start(&setup).map_err(kernel)?);
+        let mut probe = probe.map_err(kernel)?;
+        node.scope().into_iter().try_for_each(|inode| probe.add_namespace(inode)).map_err(kernel)?;
+        probe.attach_all().map_err(kernel)?;
+        self.probe = Some(probe);
         self.notes.of_node(node.notes());
         self.node = Some(node);
         self.looked = Some(Instant::now());
@@ -204,6 +214,11 @@ impl Backend for LiveNode {
         let counters = self.probe()?.counters().map_err(kernel)?;
         Ok((facts, counters))
     }
+}
+
+/// [`RING_SIZE`], or what a test of losses asks for.
+fn ring_size() -> u32 {
+    std::env::var("PODPATH_RING_BYTES").ok().and_then(|bytes| bytes.parse().ok()).unwrap_or(RING_SIZE)
 }
 
 /// CLOCK_REALTIME - CLOCK_MONOTONIC, ns; 0 if a clock cannot be read.
