@@ -1,5 +1,6 @@
 //! podpath's workshop: builds the kernel object, brings up labs, runs tests and benches.
 
+mod apt;
 pub mod bench;
 pub mod build;
 pub mod demo;
@@ -10,6 +11,8 @@ pub mod proc;
 pub mod scenario;
 pub mod test;
 pub mod toolchain;
+pub mod traffic;
+pub mod vm;
 
 use std::path::{Path, PathBuf};
 

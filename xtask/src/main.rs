@@ -1,10 +1,10 @@
 //! `cargo xtask`.
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
-use xtask::{bench, build, demo, interrupt, lab, packages, test};
+use xtask::{bench, build, demo, interrupt, lab, packages, test, traffic, vm};
 
 /// podpath's workshop: everything around the code that cargo alone does not do.
 ///
@@ -41,6 +41,28 @@ enum Task {
     /// Build all, bring up a lab of two Kubernetes-like nodes, trace pings across it, remove it again (needs root)
     Demo,
 
+    /// Run podpath and its tests on other kernels, in virtual machines
+    ///
+    /// Kernels, qemu and a root file system come from Debian, by apt, into $XDG_CACHE_HOME/podpath (~/.cache/podpath); nothing
+    /// is installed. Needs no root.
+    Vm(vm::Options),
+
+    /// In a VM: run what comes over that virtio-serial port
+    #[command(hide = true)]
+    VmServe { port: String },
+
+    /// Run a command in a VM, with our own input and output
+    #[command(hide = true)]
+    VmPipe {
+        socket: PathBuf,
+        #[arg(last = true, required = true)]
+        words: Vec<String>,
+    },
+
+    /// Traffic for scenarios
+    #[command(subcommand, hide = true)]
+    Traffic(traffic::Traffic),
+
     /// Measure podpath's own cost on this machine (needs root)
     #[command(subcommand)]
     Bench(Bench),
@@ -60,7 +82,7 @@ enum Bench {
 enum Lab {
     /// Bring a lab up; one that is up already is left as it is
     Up {
-        /// Which cluster to rebuild: calico-bgp (kops, Calico with BGP), kind-calico (kind with Calico)
+        /// Which cluster to rebuild: calico-bgp (kops, Calico with BGP; a wrong name lists all)
         profile: String,
         /// What to call it, to have several side by side [default: the profile's name]
         #[arg(long)]
@@ -100,6 +122,12 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Build => println!("{}", build::kernel_object()?.display()),
         Task::Test { skip, arguments } => return test::run(&test::Options { skip, arguments }),
         Task::Demo => return demo::run(),
+        Task::Vm(options) => return vm::run(&options),
+        Task::VmServe { port } => vm::serve(&port)?,
+        Task::VmPipe { socket, words } => {
+            return Ok(ExitCode::from(u8::try_from(vm::pipe(&socket, &words)?).unwrap_or(1)));
+        }
+        Task::Traffic(traffic) => traffic::run(&traffic)?,
         Task::Bench(Bench::Hooks) => bench::hooks()?,
         Task::Lab(Lab::Up { profile, name }) => up(&profile, name.as_deref().unwrap_or(&profile))?,
         Task::Lab(Lab::Down { name, all }) => down(name, all)?,

@@ -14,7 +14,7 @@ type Package = (&'static str, &'static str);
 pub const LAB: &[Package] =
     &[("iproute2", "ip"), ("iputils-ping", "ping"), ("iptables", "iptables"), ("ipset", "ipset"), ("nftables", "nft")];
 /// What the tests call beyond that.
-pub const TESTS: &[Package] = &[("conntrack", "conntrack"), ("tcpdump", "tcpdump")];
+pub const TESTS: &[Package] = &[("conntrack", "conntrack"), ("tcpdump", "tcpdump"), ("wireguard-tools", "wg")];
 
 const LIMIT: Duration = Duration::from_secs(300);
 

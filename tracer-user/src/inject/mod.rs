@@ -1,14 +1,12 @@
-//! ICMP echo probes from inside the source's network namespace.
+//! Probes from inside the source's network namespace: ICMP echoes, TCP SYNs, UDP datagrams, over IPv4 and IPv6.
 //!
 //! The round-trip time is the kernel's own, by its stamps on our socket's packets (`SO_TIMESTAMPING`): from where the
-//! request is handed to its device's queue to where the reply's device delivers it. Neither the way through the system
+//! request is handed to its device's queue to where the answer's device delivers it. Neither the way through the system
 //! call nor the time until our thread runs again counts, and no program of ours has a part in it, so that it checks what
 //! they say. Where the kernel does not stamp the request, our clock just before the system call stands in: some
 //! 20 to 50 us more.
 
 use std::{
-    io,
-    net::{IpAddr, Ipv4Addr},
     os::fd::{BorrowedFd, OwnedFd},
     thread,
     time::{Duration, Instant},
@@ -16,7 +14,9 @@ use std::{
 
 use nix::{
     errno::Errno,
+    poll::{PollFd, PollFlags, ppoll},
     sched::{CloneFlags, setns},
+    sys::time::TimeSpec,
 };
 
 use crate::{
@@ -24,15 +24,23 @@ use crate::{
     session::{Ping, ProbeKind},
 };
 
+mod answer;
+mod error;
+mod filter;
 mod packet;
 mod pending;
+mod port;
 mod socket;
 #[cfg(test)]
 mod tests;
 
-use packet::Header;
-use pending::Pending;
-use socket::EchoSocket;
+pub use self::error::Error;
+use self::{
+    packet::{Ends, Header},
+    pending::{Pending, SendTime},
+    port::Port,
+    socket::RawSocket,
+};
 
 /// The nonce needs this much payload, bytes.
 pub const SMALLEST: u16 = 8;
@@ -55,91 +63,6 @@ impl Stamps {
     /// From now on; the first may be missing for some milliseconds.
     pub fn keep() -> Self {
         Self { _socket: socket::stamped_socket().ok() }
-    }
-}
-
-/// Why probes could not be sent.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum Error {
-    /// IPv6 probes are not built yet.
-    #[error("probe {src} -> {dst}: IPv6 probes are not supported yet; trace an IPv4 address")]
-    Ipv6 {
-        /// Source asked for.
-        src: IpAddr,
-        /// Destination asked for.
-        dst: IpAddr,
-    },
-    /// The payload is smaller than the nonce or larger than IPv4 allows.
-    #[error("probe size {size}: the payload must be between {SMALLEST} bytes (for the nonce) and {LARGEST}")]
-    Size {
-        /// Bytes asked for.
-        size: u16,
-    },
-    /// The interval is zero.
-    #[error("probe interval 0: probes need a time between them; try 0.01 seconds")]
-    Interval,
-    /// No thread could be had.
-    #[error("start the probe thread: {0}")]
-    Thread(#[source] io::Error),
-    /// The namespace could not be entered.
-    #[error("setns into the network namespace of {src}: {cause}{}", setns_way_out(.cause))]
-    Setns {
-        /// Whose namespace.
-        src: Ipv4Addr,
-        /// Cause.
-        #[source]
-        cause: Errno,
-    },
-    /// A socket call failed.
-    #[error("{operation} for probes from {src}: {cause}{}", socket_way_out(operation, .cause))]
-    Socket {
-        /// The call, as in its man page.
-        operation: &'static str,
-        /// Source of the probes.
-        src: Ipv4Addr,
-        /// Cause.
-        #[source]
-        cause: Errno,
-    },
-    /// The kernel refused to build a packet.
-    #[error("send probe {seq} to {dst}: {cause}{}", send_way_out(.cause))]
-    Send {
-        /// Sequence number.
-        seq: u16,
-        /// Destination.
-        dst: Ipv4Addr,
-        /// Cause.
-        #[source]
-        cause: Errno,
-    },
-}
-
-fn setns_way_out(cause: &Errno) -> &'static str {
-    match cause {
-        Errno::EPERM => "; entering a namespace needs CAP_SYS_ADMIN: run as root",
-        Errno::EINVAL => "; what was opened is not a network namespace (any more): has the pod gone?",
-        _ => "",
-    }
-}
-
-fn socket_way_out(operation: &str, cause: &Errno) -> &'static str {
-    match (operation, cause) {
-        ("socket", Errno::EPERM) => "; a raw socket needs CAP_NET_RAW: run as root",
-        ("bind", Errno::EADDRNOTAVAIL) => "; the namespace does not have this address (any more): has the pod gone?",
-        _ => "",
-    }
-}
-
-fn send_way_out(cause: &Errno) -> &'static str {
-    match cause {
-        Errno::EMSGSIZE => "; the probe is larger than the interface's MTU: choose a smaller size",
-        // fib_props in net/ipv4/fib_semantics.c
-        Errno::ENETUNREACH => "; the source's namespace has no route to it",
-        Errno::EINVAL => "; the source's namespace has a blackhole route for it, or it is no address to send to",
-        Errno::EHOSTUNREACH => "; the source's namespace has an unreachable route for it, or no neighbour answers",
-        Errno::EACCES => "; the source's namespace has a prohibit route for it, or it is a broadcast address",
-        _ => "",
     }
 }
 
@@ -166,8 +89,8 @@ pub fn run(
             .name("podpath-inject".into())
             .spawn_scoped(scope, move || {
                 // A thread of its own: setns moves this thread only, and it ends with the closure.
-                setns(netns, CloneFlags::CLONE_NEWNET).map_err(|cause| Error::Setns { src: header.src, cause })?;
-                inject(ping, header, stopped, on_probe)
+                setns(netns, CloneFlags::CLONE_NEWNET).map_err(|cause| Error::Setns { src: ping.src, cause })?;
+                Injector::open(ping, header)?.run(stopped, on_probe)
             })
             .map_err(Error::Thread)?;
         injector.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -176,100 +99,139 @@ pub fn run(
 
 /// What can be refused without entering the namespace.
 fn check(ping: &Ping) -> Result<Header, Error> {
-    let (src, dst) = match (ping.src, ping.dst) {
-        (IpAddr::V4(src), IpAddr::V4(dst)) => (src, dst),
-        (src, dst) => return Err(Error::Ipv6 { src, dst }),
-    };
-    if !(SMALLEST..=LARGEST).contains(&ping.size) {
-        return Err(Error::Size { size: ping.size });
+    let ends = Ends::new(ping.src, ping.dst)?;
+    match ping.kind {
+        ProbeKind::Tcp { dst_port: 0 } | ProbeKind::Udp { dst_port: 0 } => return Err(Error::Port),
+        ProbeKind::Echo { .. } | ProbeKind::Udp { .. } if !(SMALLEST..=LARGEST).contains(&ping.size) => {
+            return Err(Error::Size { size: ping.size });
+        }
+        _ => {}
     }
     if ping.interval.is_zero() {
         return Err(Error::Interval);
     }
-    // Other kinds of probes are not built yet: those of this protocol's version are echoes.
-    let ProbeKind::Echo { id } = ping.kind else { return Err(Error::Ipv6 { src: ping.src, dst: ping.dst }) };
-    Ok(Header { src, dst, id })
+    Ok(Header { ends, kind: ping.kind })
 }
 
-/// The whole run, already in the namespace.
-fn inject(
-    ping: &Ping,
+/// One run, already in the namespace.
+struct Injector<'p> {
+    ping: &'p Ping,
     header: Header,
-    stopped: impl Fn() -> bool,
-    mut on_probe: impl FnMut(Probe),
-) -> Result<(), Error> {
-    let mut socket = EchoSocket::open(header.src, header.id)?;
-    let ttl = socket.default_ttl()?;
-    let mut pending = Pending::new(ping.timeout);
-    let first_ip_id: u16 = rand::random();
-    let mut sent = 0;
-    let mut next_send = Instant::now();
-    while sent < ping.count || !pending.is_empty() {
-        if stopped() {
-            break;
-        }
-        let now = Instant::now();
-        if sent < ping.count && now >= next_send {
-            sent += 1;
-            let probe = Probe {
-                seq: sent,
-                id: header.id,
-                ip_id: ip_id(first_ip_id, sent),
-                nonce: ping.nonce_base.wrapping_add(u64::from(sent)),
-                protocol: 1,
-                ..Probe::default()
-            };
-            match send(&mut socket, &header, &probe, ttl, ping.size) {
-                Ok((key, at)) => pending.sent(probe, key, at),
-                // Built, and then refused on its way out, by a netfilter rule or a full queue: a probe that got no
-                // further. Its path is what the trace is for.
-                Err(Errno::EPERM | Errno::ENOBUFS) => on_probe(probe),
-                Err(cause) => {
-                    pending.drain().for_each(&mut on_probe);
-                    return Err(Error::Send { seq: sent, dst: header.dst, cause });
-                }
-            }
-            // Late by more than an interval (a stopped machine): go on from here instead of catching up in a burst.
-            next_send = (next_send + ping.interval).max(now);
-        } else {
-            let wake = if sent < ping.count { Some(next_send) } else { None };
-            let wake = wake.into_iter().chain(pending.next_deadline()).min();
-            let pause = wake.map_or(STOP_CHECK, |at| at.saturating_duration_since(now)).min(STOP_CHECK);
-            socket.wait(pause)?;
-        }
-        loop {
-            let answer = socket.receive(&header)?;
-            // In this order, because an answer's request has its stamp by now.
-            while let Some((key, at)) = socket.handed_over()? {
-                pending.queued(key, at);
-            }
-            let Some((answer, at)) = answer else { break };
-            pending.answer(answer, at).into_iter().for_each(&mut on_probe);
-        }
-        pending.expire(Instant::now()).for_each(&mut on_probe);
+    socket: RawSocket,
+    /// For probes that are not ICMP.
+    errors: Option<RawSocket>,
+    pending: Pending,
+    hops: u8,
+    first_ip_id: u16,
+}
+
+impl<'p> Injector<'p> {
+    fn open(ping: &'p Ping, header: Header) -> Result<Self, Error> {
+        let socket = RawSocket::of_probes(&header)?;
+        let errors = match header.kind {
+            ProbeKind::Echo { .. } => None,
+            ProbeKind::Tcp { .. } | ProbeKind::Udp { .. } => Some(RawSocket::of_errors(&header)?),
+        };
+        let hops = socket.default_hops()?;
+        let pending = Pending::new(ping.timeout);
+        Ok(Self { ping, header, socket, errors, pending, hops, first_ip_id: rand::random() })
     }
-    pending.drain().for_each(on_probe);
-    Ok(())
-}
 
-/// Sends one probe; the time is read right before. Returns the key of its stamp too.
-fn send(
-    socket: &mut EchoSocket,
-    header: &Header,
-    probe: &Probe,
-    ttl: u8,
-    size: u16,
-) -> Result<(u32, pending::SendTime), Errno> {
-    let bytes = header.echo_request(probe, ttl, size);
-    let at = pending::SendTime::now();
-    let key = socket.send(&bytes, header.dst)?;
-    Ok((key, at))
-}
+    fn run(&mut self, stopped: impl Fn() -> bool, mut on_probe: impl FnMut(Probe)) -> Result<(), Error> {
+        let mut sent = 0;
+        let mut next_send = Instant::now();
+        while (sent < self.ping.count || !self.pending.is_empty()) && !stopped() {
+            let now = Instant::now();
+            let mut ready = Vec::new();
+            if sent < self.ping.count && now >= next_send {
+                sent += 1;
+                match self.send(sent) {
+                    Ok(got_no_further) => got_no_further.into_iter().for_each(&mut on_probe),
+                    Err(error) => {
+                        self.pending.drain().for_each(on_probe);
+                        return Err(error);
+                    }
+                }
+                // Late by more than an interval (a stopped machine): go on from here instead of catching up in a burst.
+                next_send = (next_send + self.ping.interval).max(now);
+            } else {
+                let wake = if sent < self.ping.count { Some(next_send) } else { None };
+                let wake = wake.into_iter().chain(self.pending.next_deadline()).min();
+                let pause = wake.map_or(STOP_CHECK, |at| at.saturating_duration_since(now)).min(STOP_CHECK);
+                ready = self.wait(pause)?;
+            }
+            self.receive(&ready, &mut on_probe)?;
+            self.pending.expire(Instant::now()).for_each(&mut on_probe);
+        }
+        self.pending.drain().for_each(on_probe);
+        Ok(())
+    }
 
-/// The IP id of probe `seq`: a different one for each, and never 0, which the kernel would replace by one of its own.
-fn ip_id(first: u16, seq: u16) -> u16 {
-    // Counts through 1..=65535, which are as many as there are sequence numbers.
-    let ids = u32::from(u16::MAX);
-    let at = (u32::from(first) + u32::from(seq)) % ids;
-    u16::try_from(at + 1).expect("at most 65535 by the remainder")
+    /// Sends a probe; returns it if it got no further than out of our hands.
+    fn send(&mut self, seq: u16) -> Result<Option<Probe>, Error> {
+        let Self { ping, header, socket, errors: _, pending, hops, first_ip_id } = self;
+        let port = Port::reserve(header)?;
+        let id = match header.kind {
+            ProbeKind::Echo { id } => id,
+            ProbeKind::Tcp { .. } | ProbeKind::Udp { .. } => port.as_ref().map_or(0, |port| port.number),
+        };
+        let probe = header.probe(seq, id, *first_ip_id, ping.nonce_base.wrapping_add(seq.into()));
+        let bytes = header.packet(&probe, *hops, ping.size);
+        // Right before it is sent.
+        let at = SendTime::now();
+        match socket.send(&bytes, header.dst()) {
+            Ok(key) => pending.sent(probe, port, key, at),
+            // Built, and then refused on its way out, by a netfilter rule or a full queue: a probe that got no
+            // further. Its path is what the trace is for.
+            Err(Errno::EPERM | Errno::ENOBUFS) => return Ok(Some(probe)),
+            Err(cause) => return Err(Error::Send { seq, dst: header.dst(), cause }),
+        }
+        Ok(None)
+    }
+
+    /// Waits until something can be received, at most for `pause`; returns the ports at which it can.
+    fn wait(&self, pause: Duration) -> Result<Vec<u16>, Error> {
+        let (mut fds, mut numbers) = (vec![self.socket.pollable()], Vec::new());
+        fds.extend(self.errors.as_ref().map(RawSocket::pollable));
+        let sockets = fds.len();
+        for port in self.pending.ports() {
+            if let Some(fd) = port.pollable() {
+                fds.push(fd);
+                numbers.push(port.number);
+            }
+        }
+        let mut fds: Vec<_> = fds.into_iter().map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+        match ppoll(&mut fds, Some(TimeSpec::from_duration(pause)), None) {
+            Ok(_) => {
+                let ready = fds[sockets..].iter().zip(numbers).filter(|(fd, _)| fd.any().unwrap_or(false));
+                Ok(ready.map(|(_, number)| number).collect())
+            }
+            Err(Errno::EINTR) => Ok(Vec::new()),
+            Err(cause) => Err(self.socket.failed("ppoll")(cause)),
+        }
+    }
+
+    /// Takes in what came, at the raw sockets and at these ports.
+    fn receive(&mut self, ready: &[u16], on_probe: &mut impl FnMut(Probe)) -> Result<(), Error> {
+        let mut answers = Vec::new();
+        while let Some(answer) = self.socket.receive(&self.header)? {
+            answers.push(answer);
+        }
+        if let Some(errors) = &mut self.errors {
+            while let Some(answer) = errors.receive(&self.header)? {
+                answers.push(answer);
+            }
+        }
+        for port in self.pending.ports().filter(|port| ready.contains(&port.number)) {
+            answers.extend(port.receive(&self.header)?);
+        }
+        // In this order, because an answer's request has its stamp by now.
+        while let Some((key, at)) = self.socket.handed_over()? {
+            self.pending.queued(key, at);
+        }
+        for (answered, at) in answers {
+            self.pending.answer(answered, at).into_iter().for_each(&mut *on_probe);
+        }
+        Ok(())
+    }
 }

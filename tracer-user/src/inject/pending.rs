@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use super::packet::Answer;
+use super::{answer::Answered, port::Port};
 use crate::path::Probe;
 
 /// When a probe was sent, by both clocks. The kernel stamps packets with the wall clock, which may be stepped in
@@ -49,9 +49,11 @@ fn round_trip(sent: SendTime, received: ReceiveTime) -> u64 {
     stamped.unwrap_or(upper).as_nanos().try_into().unwrap_or(u64::MAX)
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 struct Sent {
     probe: Probe,
+    /// Its source port, reserved until its fate is known.
+    port: Option<Port>,
     /// Of the kernel's stamp on it.
     key: u32,
     at: SendTime,
@@ -73,8 +75,13 @@ impl Pending {
         self.probes.is_empty()
     }
 
-    pub(super) fn sent(&mut self, probe: Probe, key: u32, at: SendTime) {
-        self.probes.push_back(Sent { probe, key, at });
+    pub(super) fn sent(&mut self, probe: Probe, port: Option<Port>, key: u32, at: SendTime) {
+        self.probes.push_back(Sent { probe, port, key, at });
+    }
+
+    /// The ports of the probes under way.
+    pub(super) fn ports(&self) -> impl Iterator<Item = &Port> + '_ {
+        self.probes.iter().filter_map(|sent| sent.port.as_ref())
     }
 
     /// A packet's device queue got it. Of several devices on its way the first counts.
@@ -89,23 +96,16 @@ impl Pending {
         self.probes.front().map(|sent| sent.at.monotonic + self.timeout)
     }
 
-    /// The probe that `answer` decides; None for duplicates, late replies and what was never sent.
-    pub(super) fn answer(&mut self, answer: Answer, at: ReceiveTime) -> Option<Probe> {
-        let index = self.probes.iter().position(|Sent { probe, .. }| match answer {
-            Answer::Reply { seq, nonce } => probe.seq == seq && probe.nonce == nonce,
-            Answer::Refused { seq, ip_id } => probe.seq == seq && probe.ip_id == ip_id,
-        })?;
-        let Sent { probe, key: _, at: sent } = self.probes.remove(index)?;
-        let rtt_ns = match answer {
-            Answer::Reply { .. } => {
-                Some(round_trip(sent, at)).filter(|rtt| u128::from(*rtt) <= self.timeout.as_nanos())
-            }
-            Answer::Refused { .. } => None,
-        };
-        Some(Probe { rtt_ns, ..probe })
+    /// The probe that `answered` decides; None for duplicates, late answers and what was never sent.
+    pub(super) fn answer(&mut self, answered: Answered, at: ReceiveTime) -> Option<Probe> {
+        let index = self.probes.iter().position(|sent| answered.is_for(&sent.probe))?;
+        let Sent { probe, port: _, key: _, at: sent } = self.probes.remove(index)?;
+        let rtt_ns = Some(round_trip(sent, at)).filter(|rtt| u128::from(*rtt) <= self.timeout.as_nanos());
+        // Too late is not at all.
+        Some(Probe { rtt_ns, answer: rtt_ns.map(|_| answered.answer), ..probe })
     }
 
-    /// The probes that got no reply in time.
+    /// The probes that got no answer in time.
     pub(super) fn expire(&mut self, now: Instant) -> impl Iterator<Item = Probe> + '_ {
         let expired = self.probes.iter().take_while(|sent| sent.at.monotonic + self.timeout <= now).count();
         self.probes.drain(..expired).map(|sent| sent.probe)
@@ -119,7 +119,11 @@ impl Pending {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        super::answer::{Answered, Proof},
+        *,
+    };
+    use crate::path::Answer;
 
     const MS: Duration = Duration::from_millis(1);
 
@@ -127,8 +131,13 @@ mod tests {
         Probe { seq, id: 1, ip_id: seq + 100, nonce: u64::from(seq) + 1000, protocol: 1, ..Probe::default() }
     }
 
-    fn reply(seq: u16) -> Answer {
-        Answer::Reply { seq, nonce: u64::from(seq) + 1000 }
+    fn reply(seq: u16) -> Answered {
+        Answered { key: seq, proof: Proof::Nonce(u64::from(seq) + 1000), answer: Answer::Reply }
+    }
+
+    fn error(seq: u16, ip_id: u16) -> Answered {
+        let answer = Answer::IcmpError { from: [10, 0, 0, 9].into(), kind: 3, code: 1, mtu: 0 };
+        Answered { key: seq, proof: Proof::IpId(ip_id), answer }
     }
 
     fn after(sent: SendTime, read: Duration, stamped: Duration) -> ReceiveTime {
@@ -139,9 +148,9 @@ mod tests {
     fn a_reply_counts_once_and_by_the_kernels_stamp() {
         let at = SendTime::now();
         let mut pending = Pending::new(100 * MS);
-        pending.sent(probe(1), 1, at);
+        pending.sent(probe(1), None, 1, at);
         let got = pending.answer(reply(1), after(at, 9 * MS, 2 * MS));
-        assert_eq!(got, Some(Probe { rtt_ns: Some(2_000_000), ..probe(1) }));
+        assert_eq!(got, Some(Probe { rtt_ns: Some(2_000_000), answer: Some(Answer::Reply), ..probe(1) }));
         assert_eq!(pending.answer(reply(1), after(at, 9 * MS, 3 * MS)), None, "a duplicate");
         assert!(pending.is_empty());
     }
@@ -151,8 +160,8 @@ mod tests {
         let at = SendTime::now();
         let rtt = |stamps: &[(u32, SystemTime)]| {
             let mut pending = Pending::new(100 * MS);
-            pending.sent(probe(1), 0, at);
-            pending.sent(probe(2), 1, at);
+            pending.sent(probe(1), None, 0, at);
+            pending.sent(probe(2), None, 1, at);
             stamps.iter().for_each(|&(key, stamp)| pending.queued(key, stamp));
             pending.answer(reply(2), after(at, 9 * MS, 8 * MS)).and_then(|probe| probe.rtt_ns)
         };
@@ -167,7 +176,7 @@ mod tests {
         let hour = Duration::from_secs(3600);
         for kernel in [at.wall + hour, at.wall - hour] {
             let mut pending = Pending::new(100 * MS);
-            pending.sent(probe(1), 1, at);
+            pending.sent(probe(1), None, 1, at);
             let got = pending.answer(reply(1), ReceiveTime { monotonic: at.monotonic + 5 * MS, kernel: Some(kernel) });
             assert_eq!(got.and_then(|p| p.rtt_ns), Some(5_000_000));
         }
@@ -177,10 +186,10 @@ mod tests {
     fn wrong_nonce_or_sequence_number_decides_nothing() {
         let at = SendTime::now();
         let mut pending = Pending::new(100 * MS);
-        pending.sent(probe(1), 1, at);
-        assert_eq!(pending.answer(Answer::Reply { seq: 1, nonce: 7 }, after(at, MS, MS)), None);
+        pending.sent(probe(1), None, 1, at);
+        assert_eq!(pending.answer(Answered { proof: Proof::Nonce(7), ..reply(1) }, after(at, MS, MS)), None);
         assert_eq!(pending.answer(reply(2), after(at, MS, MS)), None);
-        assert_eq!(pending.answer(Answer::Refused { seq: 1, ip_id: 7 }, after(at, MS, MS)), None);
+        assert_eq!(pending.answer(error(1, 7), after(at, MS, MS)), None);
         assert!(!pending.is_empty());
     }
 
@@ -188,9 +197,9 @@ mod tests {
     fn each_probe_has_its_own_time_limit_and_late_replies_do_not_count() {
         let at = SendTime::now();
         let mut pending = Pending::new(100 * MS);
-        pending.sent(probe(1), 1, at);
+        pending.sent(probe(1), None, 1, at);
         let later = SendTime { monotonic: at.monotonic + 60 * MS, wall: at.wall + 60 * MS, queued: None };
-        pending.sent(probe(2), 2, later);
+        pending.sent(probe(2), None, 2, later);
         assert_eq!(pending.next_deadline(), Some(at.monotonic + 100 * MS));
         assert_eq!(pending.expire(at.monotonic + 110 * MS).collect::<Vec<_>>(), [probe(1)]);
         assert_eq!(pending.answer(reply(1), after(at, 120 * MS, 120 * MS)), None);
@@ -198,11 +207,20 @@ mod tests {
     }
 
     #[test]
-    fn an_icmp_error_ends_the_probe_as_unanswered() {
+    fn an_icmp_error_is_an_answer_too() {
         let at = SendTime::now();
         let mut pending = Pending::new(100 * MS);
-        pending.sent(probe(1), 1, at);
-        let refused = Answer::Refused { seq: 1, ip_id: 101 };
-        assert_eq!(pending.answer(refused, after(at, MS, MS)), Some(probe(1)));
+        pending.sent(probe(1), None, 1, at);
+        let got = pending.answer(error(1, 101), after(at, 2 * MS, MS));
+        let answer = Some(error(1, 101).answer);
+        assert_eq!(got, Some(Probe { rtt_ns: Some(1_000_000), answer, ..probe(1) }));
+    }
+
+    #[test]
+    fn what_was_received_after_the_time_limit_is_no_answer() {
+        let at = SendTime::now();
+        let mut pending = Pending::new(100 * MS);
+        pending.sent(probe(1), None, 1, at);
+        assert_eq!(pending.answer(reply(1), after(at, 120 * MS, 101 * MS)), Some(probe(1)));
     }
 }

@@ -1,86 +1,133 @@
-//! The raw ICMP socket.
+//! Raw sockets.
 
 use std::{
     io::IoSliceMut,
     mem::size_of_val,
-    net::Ipv4Addr,
-    os::fd::{AsFd, AsRawFd, OwnedFd},
+    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, SocketAddrV6},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     time::{Duration, Instant, SystemTime},
 };
 
 use nix::{
     errno::Errno,
     libc,
-    poll::{PollFd, PollFlags, ppoll},
-    sys::{
-        socket::{
-            AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, bind,
-            getsockopt, recvmsg, sendto, socket, sockopt,
-        },
-        time::TimeSpec,
+    sys::socket::{
+        AddressFamily, ControlMessageOwned, MsgFlags, RecvMsg, SockFlag, SockProtocol, SockType, SockaddrLike,
+        SockaddrStorage, bind, getsockopt, recvmsg, sendto, socket, sockopt,
     },
 };
 
 use super::{
     Error,
-    packet::{Answer, Header},
+    answer::{Answered, ipv4_header_length},
+    packet::{Ends, Header},
     pending::ReceiveTime,
 };
+use crate::session::ProbeKind;
 
-/// Stamps on both ways: on what is received, when its device delivers it; on what is sent, when it is handed to its
-/// device's queue (in `__dev_queue_xmit`, net/core/dev.c). The latter come through the socket's error queue, numbered in
-/// the order of sending, each as a packet of its own without the sent one's content: nothing is cloned, so the traced
-/// packet takes its way alone.
-const STAMPS: libc::c_uint = libc::SOF_TIMESTAMPING_SOFTWARE
-    | libc::SOF_TIMESTAMPING_RX_SOFTWARE
+/// On what is received: when its device delivers it.
+const RECEIVE_STAMPS: libc::c_uint = libc::SOF_TIMESTAMPING_SOFTWARE | libc::SOF_TIMESTAMPING_RX_SOFTWARE;
+
+/// Also on what is sent, when it is handed to its device's queue (in `__dev_queue_xmit`, net/core/dev.c). These come through
+/// the socket's error queue, numbered in the order of sending, each as a packet of its own without the sent one's content:
+/// nothing is cloned, so the traced packet takes its way alone.
+const STAMPS: libc::c_uint = RECEIVE_STAMPS
     | libc::SOF_TIMESTAMPING_TX_SCHED
     | libc::SOF_TIMESTAMPING_OPT_ID
     | libc::SOF_TIMESTAMPING_OPT_TSONLY;
 
-/// Sends packets whole (`IP_HDRINCL`), receives answers to probes with one ICMP id.
-pub(super) struct EchoSocket {
+/// Room for control messages: stamps, and of the error queue what they are about. Bytes; too small would lose some.
+pub(super) const CONTROL: usize = 256;
+
+/// What a raw socket receives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Receives {
+    /// Answers.
+    Answers,
+    /// ICMP errors.
+    Errors,
+}
+
+/// Sends packets whole (`IP_HDRINCL`), receives what comes back for them.
+pub(super) struct RawSocket {
     fd: OwnedFd,
-    src: Ipv4Addr,
+    src: IpAddr,
+    receives: Receives,
     /// The number that the kernel gives the stamp of the next packet.
     next_key: u32,
     buffer: Vec<u8>,
     control: Vec<u8>,
 }
 
-impl EchoSocket {
-    /// Opens it in the thread's namespace, bound to `src`.
-    pub(super) fn open(src: Ipv4Addr, id: u16) -> Result<Self, Error> {
-        let failed = |operation| move |cause| Error::Socket { operation, src, cause };
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let fd = socket(AddressFamily::Inet, SockType::Raw, flags, SockProtocol::Icmp).map_err(failed("socket"))?;
-        attach_filter(&fd, id).map_err(failed("setsockopt SO_ATTACH_FILTER"))?;
-        include_header(&fd).map_err(failed("setsockopt IP_HDRINCL"))?;
-        set(&fd, libc::SOL_SOCKET, libc::SO_TIMESTAMPING, &STAMPS).map_err(failed("setsockopt SO_TIMESTAMPING"))?;
-        let [a, b, c, d] = src.octets();
-        bind(fd.as_raw_fd(), &SockaddrIn::new(a, b, c, d, 0)).map_err(failed("bind"))?;
-        // Of an answer only the headers and the nonce matter.
-        let control = nix::cmsg_space!([libc::timespec; 3], libc::sock_extended_err, libc::sockaddr_in);
-        Ok(Self { fd, src, next_key: 0, buffer: vec![0; 256], control })
+impl RawSocket {
+    /// Sends probes and receives their answers. In the thread's namespace, bound to the source.
+    pub(super) fn of_probes(header: &Header) -> Result<Self, Error> {
+        let protocol = match header.kind {
+            ProbeKind::Echo { .. } => icmp(header),
+            ProbeKind::Tcp { .. } => SockProtocol::Tcp,
+            // Receives nothing.
+            ProbeKind::Udp { .. } => SockProtocol::Raw,
+        };
+        let opened = Self::open(header, protocol, &header.filter(), Receives::Answers)?;
+        let (level, whole, discovery, probe) = match header.ends {
+            Ends::V4(..) => (libc::IPPROTO_IP, libc::IP_HDRINCL, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE),
+            Ends::V6(..) => {
+                (libc::IPPROTO_IPV6, libc::IPV6_HDRINCL, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_PROBE)
+            }
+        };
+        set::<libc::c_int>(&opened.fd, level, whole, &1).map_err(opened.failed("setsockopt IP_HDRINCL"))?;
+        // A path MTU learned before, from the answer to the last probe it may be, must not keep the next one in:
+        // only the interface's own counts (`ip_skb_dst_mtu` in include/net/ip.h).
+        set(&opened.fd, level, discovery, &probe).map_err(opened.failed("setsockopt IP_MTU_DISCOVER"))?;
+        let stamps = "setsockopt SO_TIMESTAMPING";
+        set(&opened.fd, libc::SOL_SOCKET, libc::SO_TIMESTAMPING, &STAMPS).map_err(opened.failed(stamps))?;
+        Ok(opened)
     }
 
-    /// `net.ipv4.ip_default_ttl` of the namespace: what a socket without a TTL of its own says it has
-    /// (`do_ip_getsockopt` in net/ipv4/ip_sockglue.c).
-    pub(super) fn default_ttl(&self) -> Result<u8, Error> {
-        let ttl = getsockopt(&self.fd, sockopt::Ipv4Ttl).map_err(self.failed("getsockopt IP_TTL"))?;
-        Ok(u8::try_from(ttl).unwrap_or(64))
+    /// Receives ICMP errors about probes that are not ICMP themselves.
+    pub(super) fn of_errors(header: &Header) -> Result<Self, Error> {
+        let opened = Self::open(header, icmp(header), &header.error_filter(), Receives::Errors)?;
+        stamp_received(&opened.fd).map_err(opened.failed("setsockopt SO_TIMESTAMPING"))?;
+        Ok(opened)
+    }
+
+    fn open(
+        header: &Header,
+        protocol: SockProtocol,
+        filter: &[libc::sock_filter],
+        receives: Receives,
+    ) -> Result<Self, Error> {
+        let src = header.src();
+        let failed = |operation| move |cause| Error::Socket { operation, src, cause };
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let fd = socket(family(src), SockType::Raw, flags, protocol).map_err(failed("socket"))?;
+        attach_filter(&fd, filter).map_err(failed("setsockopt SO_ATTACH_FILTER"))?;
+        bind(fd.as_raw_fd(), &address(src)).map_err(failed("bind"))?;
+        // Of an answer only the headers and the nonce matter.
+        Ok(Self { fd, src, receives, next_key: 0, buffer: vec![0; 256], control: vec![0; CONTROL] })
+    }
+
+    /// The namespace's default TTL or hop limit: what a socket without one of its own says it has (`do_ip_getsockopt` in
+    /// net/ipv4/ip_sockglue.c, `do_ipv6_getsockopt` in net/ipv6/ipv6_sockglue.c).
+    pub(super) fn default_hops(&self) -> Result<u8, Error> {
+        let hops = match self.src {
+            IpAddr::V4(_) => getsockopt(&self.fd, sockopt::Ipv4Ttl).map_err(self.failed("getsockopt IP_TTL"))?,
+            IpAddr::V6(_) => {
+                getsockopt(&self.fd, sockopt::Ipv6Ttl).map_err(self.failed("getsockopt IPV6_UNICAST_HOPS"))?
+            }
+        };
+        Ok(u8::try_from(hops).unwrap_or(64))
     }
 
     /// Sends an IP packet; returns the key under which [`Self::handed_over`] tells when it left.
-    pub(super) fn send(&mut self, packet: &[u8], dst: Ipv4Addr) -> Result<u32, Errno> {
-        let [a, b, c, d] = dst.octets();
-        let to = SockaddrIn::new(a, b, c, d, 0);
+    pub(super) fn send(&mut self, packet: &[u8], dst: IpAddr) -> Result<u32, Errno> {
         let key = self.next_key;
         loop {
-            match sendto(self.fd.as_raw_fd(), packet, &to, MsgFlags::empty()) {
+            match sendto(self.fd.as_raw_fd(), packet, &address(dst), MsgFlags::empty()) {
                 Err(Errno::EINTR) => {}
                 sent => {
                     // A packet that was built and then refused has taken a number too (`raw_send_hdrinc` in
-                    // net/ipv4/raw.c); after any other error nothing more is sent.
+                    // net/ipv4/raw.c, `rawv6_send_hdrinc` in net/ipv6/raw.c); after any other error nothing more is sent.
                     self.next_key = key.wrapping_add(1);
                     return sent.map(|_| key);
                 }
@@ -114,49 +161,91 @@ impl EchoSocket {
         }
     }
 
-    /// Waits until something can be received, at most for `pause`.
-    pub(super) fn wait(&self, pause: Duration) -> Result<(), Error> {
-        let mut fds = [PollFd::new(self.fd.as_fd(), PollFlags::POLLIN)];
-        match ppoll(&mut fds, Some(TimeSpec::from_duration(pause)), None) {
-            Ok(_) | Err(Errno::EINTR) => Ok(()),
-            Err(cause) => Err(self.failed("ppoll")(cause)),
-        }
+    /// To be polled.
+    pub(super) fn pollable(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 
     /// The next answer to a probe of `header`; None if there is none now.
-    pub(super) fn receive(&mut self, header: &Header) -> Result<Option<(Answer, ReceiveTime)>, Error> {
+    pub(super) fn receive(&mut self, header: &Header) -> Result<Option<(Answered, ReceiveTime)>, Error> {
         let failed = self.failed("recvmsg");
         loop {
             let mut iov = [IoSliceMut::new(&mut self.buffer)];
             let control = Some(self.control.as_mut_slice());
-            let (length, kernel) = match recvmsg::<()>(self.fd.as_raw_fd(), &mut iov, control, MsgFlags::MSG_DONTWAIT) {
-                Ok(message) => {
-                    (message.bytes, message.cmsgs().ok().and_then(|mut all| all.find_map(|part| stamp(&part))))
-                }
+            let flags = MsgFlags::MSG_DONTWAIT;
+            let (length, from, at) = match recvmsg::<SockaddrStorage>(self.fd.as_raw_fd(), &mut iov, control, flags) {
+                Ok(message) => (message.bytes, message.address.as_ref().and_then(peer), receive_time(&message)),
                 Err(Errno::EAGAIN) => return Ok(None),
                 Err(Errno::EINTR) => continue,
                 Err(cause) => return Err(failed(cause)),
             };
-            let at = ReceiveTime { monotonic: Instant::now(), kernel };
-            if let Some(answer) = self.buffer.get(..length).and_then(|packet| header.answer(packet)) {
-                return Ok(Some((answer, at)));
+            let answered =
+                from.zip(content(header, &self.buffer[..length])).and_then(|(from, content)| match self.receives {
+                    Receives::Answers => header.answer(from.ip(), content),
+                    Receives::Errors => header.error(from.ip(), content),
+                });
+            if let Some(answered) = answered {
+                return Ok(Some((answered, at)));
             }
         }
     }
 
-    fn failed(&self, operation: &'static str) -> impl Fn(Errno) -> Error + use<> {
+    pub(super) fn failed(&self, operation: &'static str) -> impl Fn(Errno) -> Error + use<> {
         let src = self.src;
         move |cause| Error::Socket { operation, src, cause }
     }
 }
 
-/// A socket that nothing is ever sent to, and that wants stamps: while one such socket is open, the kernel takes them.
-/// It begins with that some milliseconds after it is asked to (`net_enable_timestamp` in net/core/dev.c leaves the
-/// work to a queue): too late for the first reply to a probe.
+/// A socket that nothing is ever sent to, and that wants stamps: while one such socket is open, the kernel takes them, of
+/// both families. It begins with that some milliseconds after it is asked to (`net_enable_timestamp` in net/core/dev.c
+/// leaves the work to a queue): too late for the first reply to a probe.
 pub(super) fn stamped_socket() -> Result<OwnedFd, Errno> {
-    let fd = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
-    set(&fd, libc::SOL_SOCKET, libc::SO_TIMESTAMPING, &STAMPS)?;
+    let fd = socket(family(Ipv4Addr::UNSPECIFIED.into()), SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    stamp_received(&fd)?;
     Ok(fd)
+}
+
+/// Has the kernel stamp what this socket receives.
+pub(super) fn stamp_received(fd: &OwnedFd) -> Result<(), Errno> {
+    set(fd, libc::SOL_SOCKET, libc::SO_TIMESTAMPING, &RECEIVE_STAMPS)
+}
+
+/// When a message was received: now, and by the kernel's stamp.
+pub(super) fn receive_time<S: SockaddrLike>(message: &RecvMsg<'_, '_, S>) -> ReceiveTime {
+    let kernel = message.cmsgs().ok().and_then(|mut all| all.find_map(|part| stamp(&part)));
+    ReceiveTime { monotonic: Instant::now(), kernel }
+}
+
+pub(super) fn family(address: IpAddr) -> AddressFamily {
+    match address {
+        IpAddr::V4(_) => AddressFamily::Inet,
+        IpAddr::V6(_) => AddressFamily::Inet6,
+    }
+}
+
+/// A socket's address in terms of the standard library.
+pub(super) fn peer(address: &SockaddrStorage) -> Option<SocketAddr> {
+    let v4 = address.as_sockaddr_in().map(|v4| SocketAddr::V4(SocketAddrV4::from(*v4)));
+    v4.or_else(|| address.as_sockaddr_in6().map(|v6| SocketAddr::V6(SocketAddrV6::from(*v6))))
+}
+
+fn address(ip: IpAddr) -> SockaddrStorage {
+    SocketAddr::new(ip, 0).into()
+}
+
+fn icmp(header: &Header) -> SockProtocol {
+    match header.ends {
+        Ends::V4(..) => SockProtocol::Icmp,
+        Ends::V6(..) => SockProtocol::IcmpV6,
+    }
+}
+
+/// Without the IP header, which IPv6's raw sockets do not deliver.
+fn content<'b>(header: &Header, received: &'b [u8]) -> Option<&'b [u8]> {
+    match header.ends {
+        Ends::V4(..) => received.get(ipv4_header_length(received)?..),
+        Ends::V6(..) => Some(received),
+    }
 }
 
 /// The kernel's own stamp on a packet, received or sent.
@@ -174,26 +263,20 @@ fn stamp(part: &ControlMessageOwned) -> Option<SystemTime> {
 /// Which packet a message of the error queue is about, if it says when that was sent.
 fn stamped(part: &ControlMessageOwned) -> Option<u32> {
     match part {
-        ControlMessageOwned::Ipv4RecvErr(about, _) if about.ee_origin == libc::SO_EE_ORIGIN_TIMESTAMPING => {
-            Some(about.ee_data)
+        ControlMessageOwned::Ipv4RecvErr(about, _) | ControlMessageOwned::Ipv6RecvErr(about, _) => {
+            (about.ee_origin == libc::SO_EE_ORIGIN_TIMESTAMPING).then_some(about.ee_data)
         }
         _ => None,
     }
 }
 
-/// Lets the kernel drop what cannot answer our probes: a busy node gets many ICMP packets, and each raw socket gets a
-/// copy of each. The packet begins at its IP header (`raw_rcv` in net/ipv4/raw.c).
-fn attach_filter(fd: &OwnedFd, id: u16) -> Result<(), Errno> {
-    let mut program = filter(id);
+fn attach_filter(fd: &OwnedFd, filter: &[libc::sock_filter]) -> Result<(), Errno> {
+    let mut filter = filter.to_vec();
     let program = libc::sock_fprog {
-        len: u16::try_from(program.len()).expect("a dozen instructions"),
-        filter: program.as_mut_ptr(),
+        len: u16::try_from(filter.len()).expect("some dozen instructions"),
+        filter: filter.as_mut_ptr(),
     };
     set(fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)
-}
-
-fn include_header(fd: &OwnedFd) -> Result<(), Errno> {
-    set::<libc::c_int>(fd, libc::IPPROTO_IP, libc::IP_HDRINCL, &1)
 }
 
 /// `setsockopt` for the options that nix does not have, or not with all their values.
@@ -203,37 +286,4 @@ fn set<T>(fd: &OwnedFd, level: libc::c_int, name: libc::c_int, value: &T) -> Res
     // instructions a sock_fprog points to, which outlive the call) and keeps no pointer.
     let result = unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, std::ptr::from_ref(value).cast(), length) };
     Errno::result(result).map(drop)
-}
-
-/// Accepts echo replies with our id, and ICMP errors that quote an ICMP echo with our id (with no IP options in the
-/// quoted header: we send none).
-fn filter(id: u16) -> Vec<libc::sock_filter> {
-    const LOAD_BYTE: u32 = libc::BPF_LD | libc::BPF_B | libc::BPF_IND;
-    const LOAD_HALF: u32 = libc::BPF_LD | libc::BPF_H | libc::BPF_IND;
-    const LOAD_HEADER_LENGTH: u32 = libc::BPF_LDX | libc::BPF_B | libc::BPF_MSH;
-    const JUMP_IF_EQUAL: u32 = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
-    const RETURN: u32 = libc::BPF_RET | libc::BPF_K;
-    let step = |code: u32, jt, jf, k| libc::sock_filter {
-        code: u16::try_from(code).expect("opcodes have 16 bits"),
-        jt,
-        jf,
-        k,
-    };
-    vec![
-        step(LOAD_HEADER_LENGTH, 0, 0, 0),
-        step(LOAD_BYTE, 0, 0, 0),
-        // Echo reply: on to its id, at 10. Error types: on to what they quote, at 6. Else to the end, at 13.
-        step(JUMP_IF_EQUAL, 7, 0, 0),
-        step(JUMP_IF_EQUAL, 2, 0, 3),
-        step(JUMP_IF_EQUAL, 1, 0, 11),
-        step(JUMP_IF_EQUAL, 0, 7, 12),
-        step(LOAD_BYTE, 0, 0, 8 + 9),
-        step(JUMP_IF_EQUAL, 0, 5, 1),
-        step(LOAD_HALF, 0, 0, 8 + 20 + 4),
-        step(libc::BPF_JMP | libc::BPF_JA, 0, 0, 1),
-        step(LOAD_HALF, 0, 0, 4),
-        step(JUMP_IF_EQUAL, 0, 1, u32::from(id)),
-        step(RETURN, 0, 0, u32::MAX),
-        step(RETURN, 0, 0, 0),
-    ]
 }

@@ -16,7 +16,7 @@ pub enum Error {
         source: io::Error,
     },
     /// A namespace file cannot be opened.
-    #[error("cannot open network namespace {}: {source}", path.display())]
+    #[error("cannot open network namespace {}: {source}{}", path.display(), if_exhausted(source))]
     Open {
         /// The file.
         path: PathBuf,
@@ -55,6 +55,14 @@ pub enum Error {
         /// Cause.
         source: Failure,
     },
+    /// The tables of legacy iptables cannot be read.
+    #[error("cannot read iptables in network namespace {netns}: {source}")]
+    Iptables {
+        /// Inode of the namespace.
+        netns: u32,
+        /// Cause.
+        source: io::Error,
+    },
     /// A question names a namespace that is not in scope.
     #[error("network namespace {netns} is neither this node's own nor one of its pods'; it may have vanished")]
     OutOfScope {
@@ -75,6 +83,16 @@ pub enum Failure {
     /// The kernel's answer cannot be decoded.
     #[error("answer of the kernel not understood: {0}")]
     Decode(#[from] DecodeError),
+}
+
+/// What a lack of descriptors means, and the way out.
+fn if_exhausted(source: &io::Error) -> &'static str {
+    match source.raw_os_error() {
+        Some(libc::EMFILE | libc::ENFILE) => {
+            "; pods of this node were left out of the trace, raise the limit on open files (ulimit -n)"
+        }
+        _ => "",
+    }
 }
 
 impl Failure {

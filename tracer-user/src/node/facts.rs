@@ -15,8 +15,12 @@ pub struct NodeFacts {
     pub neighbours: Vec<Neighbour>,
     /// The conntrack entries of the traced flows, as they were at the end.
     pub conntrack: Vec<ConntrackEntry>,
-    /// Netfilter rules and chain policies that packets met while the session ran, by their counters or by tracing rules.
+    /// Netfilter rules and chain policies that end or rewrite packets and that packets met while the session ran, by their
+    /// counters or by tracing rules; and those that may have been met unseen, because they have no counter.
     pub rules: Vec<RuleHit>,
+    /// Inodes of the namespaces of which `rules` lacks nothing: a packet that a rule dropped or rewrote there met one of them.
+    /// Of other namespaces rules were not read, not all, or too many have no counter.
+    pub rules_complete: Vec<u32>,
     /// A route or rule of a namespace in scope changed while the trace ran: the routes may not be those the packets took.
     pub routes_changed: bool,
     /// What could not be read on the node, a sentence each and each once: namespaces left out, facts not found. A namespace that
@@ -97,7 +101,12 @@ pub struct TunnelSettings {
     pub port: Option<u16>,
 }
 
-/// A netfilter rule, or a base chain's policy, that packets met while the session ran.
+/// A netfilter rule, or a base chain's policy, that packets met while the session ran, or may have met (`counted` is false).
+///
+/// Rules before it in the chains on its way may take packets away before they get to it: `conditions` are necessary for a
+/// packet to meet it, and not sufficient even if `understood`. What can be concluded: a packet that a rule of this namespace
+/// dropped met one of those whose conditions it fulfils, if the namespace is in [`NodeFacts::rules_complete`]; and exactly
+/// this one if that leaves one, understood or not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RuleHit {
     /// Namespace.
@@ -120,8 +129,10 @@ pub struct RuleHit {
     pub verdict: RuleVerdict,
     /// What holds for every packet that meets it: its own conditions and those of the jumps on `way`, as far as understood.
     pub conditions: Vec<Condition>,
-    /// The conditions are all there are: nothing else decides whether a packet meets it.
+    /// The conditions are all there are, and there is one way: nothing but earlier rules decides whether a packet meets it.
     pub understood: bool,
+    /// It has a counter. What is counted and met by no packet is not told.
+    pub counted: bool,
     /// By how many packets its counter rose while the session ran; 0 if it has none.
     pub packets: u64,
     /// How many packets of the traced flows met it by the kernel's own trace of rules (`--trace-rules`).

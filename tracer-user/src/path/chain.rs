@@ -10,7 +10,7 @@ use super::{
     touch::{self, Fragment, Touch, Way},
     world::World,
 };
-use crate::event::{Hook, Sighting, Translation};
+use crate::event::{Hook, Rewrite, Sighting, Translation};
 
 /// The way of one packet.
 pub(super) struct Chain<'a> {
@@ -21,6 +21,8 @@ pub(super) struct Chain<'a> {
     pub(super) frees: Vec<(usize, &'a Sighting)>,
     /// The conntrack entries that were read from this packet, with their node.
     pub(super) translations: Vec<(usize, &'a Translation)>,
+    /// Moments of rewrites in the buffers that this packet was in, with their node: another packet's may be among them.
+    pub(super) rewrites: Vec<(usize, &'a Rewrite)>,
     /// Why the order is not certain, if it is not.
     pub(super) doubts: Vec<String>,
     /// What else the reader should know.
@@ -42,7 +44,10 @@ pub(super) fn between(world: &World<'_>, a: &Fragment<'_>, b: &Fragment<'_>) -> 
     let (out, into) = (a.last(), b.first());
     let leaves = out.way == Way::Out && world.namespaces(a.node).leads_out(out.at());
     let enters = into.way == Way::In && world.namespaces(b.node).leads_out(into.at());
-    match (leaves && enters && out.ttl() >= into.ttl(), a.node == b.node) {
+    // What goes into an encrypted tunnel comes out of one.
+    let sealed = |f: &Fragment<'_>, t: &Touch<'_>| world.namespaces(f.node).is_sealed(t.at());
+    let crosses = leaves && enters && sealed(a, out) == sealed(b, into);
+    match (crosses && out.ttl() >= into.ttl(), a.node == b.node) {
         (true, true) => Between::Outside,
         (true, false) => Between::Wire,
         (false, _) => Between::Gap,
@@ -56,6 +61,7 @@ impl<'a> Chain<'a> {
             fragments: Vec::new(),
             frees: Vec::new(),
             translations: Vec::new(),
+            rewrites: Vec::new(),
             doubts: Vec::new(),
             notes: Vec::new(),
         };
@@ -64,6 +70,7 @@ impl<'a> Chain<'a> {
             chain.frees.extend(frees.into_iter().map(|s| (node, s)));
             let first_copy = chain.first_copy(world, node, seen);
             chain.translations.extend(sorted[node].translations_of(sightings).into_iter().map(|t| (node, t)));
+            chain.rewrites.extend(sorted[node].rewrites_of(sightings).into_iter().map(|r| (node, r)));
             let touches = touch::touches(&first_copy);
             chain.fragments.extend(touch::fragments(node, touches, world.namespaces(node)));
         }

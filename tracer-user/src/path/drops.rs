@@ -2,16 +2,14 @@
 
 use super::{
     chain::Chain,
+    culprit::{self, Cause, Scene, refused_at_destination},
     group::Role,
-    model::{Basis, DropDetail},
+    model::Basis,
     route,
     touch::{self, Touch, Way},
     world::World,
 };
-use crate::{
-    event::{Free, Hook, Sighting},
-    node::facts::{RouteAnswer, RouteKind},
-};
+use crate::event::{Hook, Sighting};
 
 /// How the way of a packet ended.
 pub(super) enum End<'a> {
@@ -24,109 +22,9 @@ pub(super) enum End<'a> {
     /// It left a traced node, and nothing came of it.
     Lost(String),
     /// The kernel freed it.
-    Dropped { node: usize, at: &'a Sighting, cause: Cause },
+    Dropped { node: usize, at: &'a Sighting, cause: Box<Cause<'a>> },
     /// Not known; one sentence.
     Unknown(String),
-}
-
-/// Why it was freed.
-pub(super) struct Cause {
-    pub(super) detail: DropDetail,
-    pub(super) route: Option<String>,
-    pub(super) basis: Basis,
-}
-
-/// What the kernel's reasons mean (`include/net/dropreason-core.h`), where they settle the cause.
-fn reason_in_words(reason: &str) -> Option<&'static str> {
-    Some(match reason {
-        "NETFILTER_DROP" => "netfilter rule",
-        "IP_RPFILTER" => "reverse path filter: the source address is not routed to this interface",
-        "NEIGH_FAILED" | "NEIGH_CREATEFAIL" | "NEIGH_DEAD" => "the next hop's link-layer address could not be resolved",
-        "NEIGH_QUEUEFULL" => "too many packets wait for the next hop's link-layer address",
-        "QDISC_DROP" | "QDISC_OVERLIMIT" | "QDISC_CONGESTED" | "FULL_RING" => "the interface's queue is full",
-        "TC_INGRESS" | "TC_EGRESS" => "traffic control filter or program",
-        "BPF_CGROUP_EGRESS" => "cgroup BPF program",
-        "XDP" => "XDP program",
-        "CPU_BACKLOG" => "the CPU's backlog is full",
-        "IP_CSUM" | "ICMP_CSUM" => "wrong checksum",
-        "IP_INHDR" => "bad IP header, or its TTL ran out",
-        "PKT_TOO_BIG" => "bigger than the MTU",
-        "NOMEM" => "out of memory",
-        "DEV_READY" => "the interface is not up",
-        _ => return None,
-    })
-}
-
-/// What the freeing function suggests, on kernels that give no reason.
-fn function_in_words(function: &str) -> Option<&'static str> {
-    Some(match function {
-        "nf_hook_slow" | "nf_hook_slow_list" => "netfilter rule",
-        "ip_error" => "no route",
-        "ip_forward" => "not forwarded: TTL, MTU or policy",
-        "ip_rcv_finish" | "ip_rcv_finish_core" => "no route, or reverse path filter",
-        "arp_error_report" | "neigh_invalidate" | "ndisc_error_report" => {
-            "the next hop's link-layer address could not be resolved"
-        }
-        "__dev_queue_xmit" | "__dev_xmit_skb" => "the interface's queue is full",
-        "sch_handle_ingress" | "sch_handle_egress" | "tc_run" => "traffic control filter or program",
-        _ => return None,
-    })
-}
-
-/// Reasons under which a packet is freed that nobody routes.
-fn is_about_routes(reason: Option<&str>) -> bool {
-    let Some(reason) = reason else { return true };
-    matches!(reason, "NOT_SPECIFIED" | "IP_INNOROUTES" | "IP_OUTNOROUTES" | "IP_INADDRERRORS" | "IP_INVALID_DEST")
-}
-
-fn no_route(answer: &RouteAnswer) -> Option<Option<String>> {
-    let Some(route) = &answer.route else { return Some(None) };
-    let refuses = matches!(route.kind, RouteKind::Blackhole | RouteKind::Unreachable | RouteKind::Prohibit);
-    refuses.then(|| Some(route.text.clone()))
-}
-
-fn cause(free: &Sighting, answer: Option<&RouteAnswer>) -> Cause {
-    let unknown = Free::default();
-    let Free { location: _, function, reason, reason_name, netfilter: _ } = free.free.as_ref().unwrap_or(&unknown);
-    let number = reason.map(|r| r.to_string());
-    let name = reason_name.as_deref().filter(|r| *r != "NOT_SPECIFIED");
-    let by_reason = name.and_then(reason_in_words);
-    let function_words = function.as_deref().and_then(function_in_words);
-    let route = answer.and_then(no_route);
-    let of_netfilter = function_words == Some("netfilter rule");
-    let (why, route, basis) = match (by_reason, route) {
-        (Some(words), _) => (words.to_owned(), None, Basis::Observed),
-        (None, Some(route)) if is_about_routes(name) && !of_netfilter => {
-            ("no route".to_owned(), route, Basis::Observed)
-        }
-        _ if name.is_some_and(|n| n.ends_with("NOROUTES")) => ("no route".to_owned(), None, Basis::Observed),
-        _ => match (name, function_words, function) {
-            (Some(name), ..) => (name.to_owned(), None, Basis::Observed),
-            (None, Some(words), _) => (words.to_owned(), None, Basis::Inferred),
-            (None, None, Some(function)) => (format!("freed in {function}"), None, Basis::Inferred),
-            (None, None, None) => ("the kernel does not say".to_owned(), None, Basis::Inferred),
-        },
-    };
-    let basis = if free.hook == Hook::Consume { Basis::Inferred } else { basis };
-    let detail = DropDetail { why, reason: reason_name.clone().or(number), function: function.clone() };
-    Cause { detail, route, basis }
-}
-
-/// A free at the packet's destination that means it was not taken. Echo replies are freed as drops though ping got
-/// them (no socket but ping's raw one; raw sockets' copies), so only a cause that speaks counts.
-fn refused_at_destination(free: &Sighting, role: Role) -> bool {
-    let Some(Free { function, reason_name, .. }) = &free.free else { return false };
-    if free.hook == Hook::Consume {
-        return false;
-    }
-    if reason_name.as_deref().is_some_and(|r| reason_in_words(r).is_some()) {
-        return true;
-    }
-    match function.as_deref() {
-        Some("icmp_rcv" | "icmpv6_rcv") => role == Role::Request,
-        Some(f) => function_in_words(f).is_some() && reason_name.as_deref() != Some("NO_SOCKET"),
-        None => false,
-    }
 }
 
 /// `answered`: by another's word the packet arrived.
@@ -148,8 +46,11 @@ pub(super) fn end<'a>(world: &World<'a>, chain: &Chain<'a>, answered: bool) -> E
     }
     let free = last_free(chain, node, last);
     if final_place {
-        return match free.filter(|f| refused_at_destination(f, chain.role)) {
-            Some(at) => End::Dropped { node, at, cause: cause(at, None) },
+        return match free.filter(|f| refused_at_destination(f, chain.role == Role::Request)) {
+            Some(at) => {
+                let cause = Box::new(culprit::cause(&Scene::new(world, chain, node, last, at)));
+                End::Dropped { node, at, cause }
+            }
             None => End::Delivered,
         };
     }
@@ -195,12 +96,8 @@ fn died<'a>(world: &World<'a>, chain: &Chain<'a>, (node, last): (usize, &Touch<'
     if touch::place(free) != last.at() {
         return only_freed(world, node, free);
     }
-    let answer = match last.way {
-        Way::In => world.answer(node, &route::dying(last, Some(free), chain.translation(node, last.first.skb))),
-        Way::Out => None,
-    };
-    let cause = cause(free, answer);
-    let clear = cause.basis == Basis::Observed || free.hook == Hook::Drop;
+    let cause = Box::new(culprit::cause(&Scene::new(world, chain, node, last, free)));
+    let clear = cause.detail.basis == Basis::Observed || free.hook == Hook::Drop;
     // Without the Xmit, or by a mere consume, the free may also be the end of a way whose last records are lost.
     let may_have_left = last.way == Way::Out || !clear;
     if may_have_left && world.unreliable(node) {

@@ -3,39 +3,43 @@
 use std::net::IpAddr;
 
 use super::{
-    Probe,
+    Answer, Probe,
     chain::{Between, Chain, between},
     clock::{Bounds, Offset},
+    culprit::{answer, naming::Suspicion},
     drops::{self, End},
-    group::{Group, Role, Sorted},
+    errors::Seen,
+    group::{Group, RST, Role, Sorted},
     hops::{self, Timed},
-    model::{Direction, Exchange, Outcome, Path},
+    model::{Direction, Exchange, Outcome, Path, Rejection, What},
     shares,
+    touch::{Touch, Way},
     world::World,
 };
-use crate::{
-    event::{L4, Sighting},
-    node::facts::LinkRef,
-};
+use crate::{event::L4, node::facts::LinkRef};
 
 /// The chains of one exchange.
 pub(super) struct Story<'a> {
-    seq: u16,
+    seq: u32,
+    what: Option<What>,
+    notes: Vec<String>,
     probe: Option<&'a Probe>,
     pub(super) request: Chain<'a>,
     pub(super) reply: Chain<'a>,
     pub(super) bounds: Bounds,
-    /// An ICMP error about the request.
-    error: Option<&'a Sighting>,
+    /// The answer that refused the request.
+    rejection: Option<Rejection>,
 }
 
 /// An exchange, and which routers its request passed.
-pub(super) struct Told {
+pub(super) struct Told<'a> {
     pub(super) exchange: Exchange,
     /// Node, and the source address of its ICMP errors.
     pub(super) routers: Vec<(usize, Option<IpAddr>)>,
     /// Nobody says it is one of the trace's, and its node would have seen it begin.
     pub(super) began_before: bool,
+    /// The drop whose rule is still to be named.
+    pub(super) suspicion: Option<Suspicion<'a>>,
 }
 
 /// How both ways ended.
@@ -46,7 +50,7 @@ struct Verdict {
 }
 
 impl<'a> Story<'a> {
-    pub(super) fn new(world: &World<'a>, group: &Group<'a>, sorted: &[Sorted<'a>], errors: &[&'a Sighting]) -> Self {
+    pub(super) fn new(world: &World<'a>, group: &Group<'a>, sorted: &[Sorted<'a>], errors: &[Seen<'a>]) -> Self {
         let request = Chain::new(world, Role::Request, &group.request, sorted);
         let reply = Chain::new(world, Role::Reply, &group.reply, sorted);
         let mut bounds = Bounds::new(sorted.len());
@@ -58,8 +62,16 @@ impl<'a> Story<'a> {
                 }
             }
         }
-        let error = errors.iter().find(|e| group.request.iter().flatten().any(|s| is_about(e, s))).copied();
-        Self { seq: group.seq, probe: group.probe, request, reply, bounds, error }
+        let Group { seq, what, probe, request: _, reply: _, again: _, notes } = group;
+        let rejection = answer::rejection(world, errors, *probe, sorted);
+        let (seq, what, probe, notes) = (*seq, *what, *probe, notes.clone());
+        let mut story = Self { seq, what, notes, probe, request, reply, bounds, rejection };
+        if story.refused() {
+            story.rejection = Some(story.refusal(world));
+        } else {
+            story.explain_port(world);
+        }
+        story
     }
 
     /// Every device the packets passed.
@@ -72,20 +84,34 @@ impl<'a> Story<'a> {
         !self.reply.fragments.is_empty() || self.confirmed()
     }
 
-    /// The injector got the reply.
+    /// The injector got the reply, be it a refusal.
     fn confirmed(&self) -> bool {
-        self.probe.is_some_and(|p| p.rtt_ns.is_some())
+        self.probe.is_some_and(|p| p.rtt_ns.is_some() && !matches!(p.answer, Some(Answer::IcmpError { .. })))
+    }
+
+    /// What came back says that nobody takes the request: the port is closed, or somebody refuses in its name.
+    fn refused(&self) -> bool {
+        let reset = |(_, first): (usize, &Touch<'_>)| match first.first.packet.l4 {
+            L4::Tcp { flags, .. } => flags & RST != 0,
+            _ => false,
+        };
+        self.probe.is_some_and(|p| p.answer == Some(Answer::Reset)) || self.reply.first().is_some_and(reset)
     }
 
     /// `others`: the bounds that the trace's other exchanges give, the best first.
-    pub(super) fn tell<'b>(&self, world: &World<'a>, others: impl Iterator<Item = &'b Bounds>) -> Told {
+    pub(super) fn tell<'b>(&self, world: &World<'a>, others: impl Iterator<Item = &'b Bounds>) -> Told<'a> {
         let answered = self.answered();
         let mut request_end = drops::end(world, &self.request, answered);
-        if self.error.is_some() && matches!(request_end, End::Lost(_)) {
+        if self.rejection.is_some() && matches!(request_end, End::Lost(_)) {
             request_end = End::Left;
         }
         let reply_end = drops::end(world, &self.reply, self.confirmed());
         let verdict = self.verdict(world, &request_end, &reply_end);
+        let suspicion = match verdict.failed {
+            Some(Direction::Request) => Suspicion::of(world, &request_end, Direction::Request),
+            Some(Direction::Reply) => Suspicion::of(world, &reply_end, Direction::Reply),
+            None => None,
+        };
         let rtt_ns = shares::rtt(world, &self.request, &self.reply);
         let answer = shares::answer_time(&self.request, &self.reply).map(|(.., ns)| ns);
 
@@ -97,13 +123,17 @@ impl<'a> Story<'a> {
             back.finish(reply_end, self.confirmed(), None);
         }
         let chains = [&self.request, &self.reply];
-        let mut notes: Vec<String> = chains.iter().flat_map(|c| c.doubts.iter().chain(&c.notes).cloned()).collect();
+        let mut notes = self.notes.clone();
+        let of_chains = chains.iter().flat_map(|c| c.doubts.iter().chain(&c.notes).cloned());
+        notes.extend(of_chains);
         notes.append(&mut there.notes);
         notes.append(&mut back.notes);
-        notes.extend(verdict.note);
+        // A verdict's own words come first: they may be all that the first screen shows.
+        notes.splice(0..0, verdict.note);
         let (request, reply) = self.date(there.hops, back.hops, others);
         let exchange = Exchange {
-            seq: u32::from(self.seq),
+            seq: self.seq,
+            what: self.what,
             outcome: verdict.outcome,
             failed_direction: verdict.failed,
             rtt_ns,
@@ -112,8 +142,9 @@ impl<'a> Story<'a> {
             reply,
             shares: rtt_ns.map_or_else(Vec::new, |ns| shares::shares(world, &self.request, &self.reply, ns)),
             notes,
+            rejection: self.rejection.clone().filter(|_| verdict.outcome != Outcome::Delivered),
         };
-        Told { exchange, routers: there.routers, began_before }
+        Told { exchange, routers: there.routers, began_before, suspicion }
     }
 
     fn verdict(&self, world: &World<'_>, request: &End<'_>, reply: &End<'_>) -> Verdict {
@@ -121,23 +152,25 @@ impl<'a> Story<'a> {
         if !self.request.doubts.is_empty() || !self.reply.doubts.is_empty() {
             return is(Outcome::Incomplete, None);
         }
+        let answered = if self.refused() { Outcome::Rejected } else { Outcome::Delivered };
         if self.confirmed() {
-            return is(Outcome::Delivered, None);
+            return is(answered, None);
         }
         if !self.reply.fragments.is_empty() {
             return match reply {
                 End::Delivered if self.probe.is_some() => Verdict {
                     note: Some("reply: it arrived, but the injector did not take it within its time limit".to_owned()),
-                    ..is(Outcome::Delivered, None)
+                    ..is(answered, None)
                 },
-                End::Delivered | End::Left => is(Outcome::Delivered, None),
+                End::Delivered | End::Left => is(answered, None),
                 End::Dropped { .. } => is(Outcome::Dropped, Some(Direction::Reply)),
                 End::Lost(_) => is(Outcome::Lost, Some(Direction::Reply)),
                 End::Unknown(_) | End::Unseen => is(Outcome::Incomplete, None),
             };
         }
-        if let Some(error) = self.error {
-            return Verdict { note: Some(error_in_words(error)), ..is(Outcome::Rejected, Some(Direction::Request)) };
+        // An answer that did not come back is none to who waits for it.
+        if self.rejection.as_ref().is_some_and(|r| r.arrived || !matches!(request, End::Dropped { .. })) {
+            return is(Outcome::Rejected, Some(Direction::Request));
         }
         match request {
             End::Dropped { .. } => is(Outcome::Dropped, Some(Direction::Request)),
@@ -147,8 +180,63 @@ impl<'a> Story<'a> {
         }
     }
 
+    /// The port that was asked for, as the source sent it.
+    fn port(&self) -> Option<u16> {
+        let of_packet = |(_, touch): (usize, &Touch<'_>)| match touch.first.packet.l4 {
+            L4::Tcp { dst_port, .. } | L4::Udp { dst_port, .. } => Some(dst_port),
+            _ => None,
+        };
+        self.probe.map(|p| p.dst_port).filter(|p| *p != 0).or_else(|| self.request.first().and_then(of_packet))
+    }
+
+    /// A reset: by the destination itself, or by somebody in its name, as a rule with `tcp-reset` does.
+    fn refusal(&self, world: &World<'_>) -> Rejection {
+        let from = world.ends.destination.address;
+        let port = self.port().map_or_else(String::new, |p| format!(" {p}"));
+        let closed = format!("connection refused: nothing listens on port{port}");
+        let of = |place: Option<(usize, u32)>, meaning: String| Rejection {
+            from,
+            node: place.map(|(node, _)| world.node(node).name.clone()).or_else(|| world.names.node(from)),
+            pod: match place {
+                Some((node, netns)) => world.pod(node, netns),
+                None => world.names.pod(from),
+            },
+            icmp_type: None,
+            icmp_code: None,
+            meaning,
+            mtu: None,
+            arrived: true,
+            fate: None,
+        };
+        let Some((node, first)) = self.reply.first() else {
+            return of(None, format!("connection refused on port{port} (TCP reset)"));
+        };
+        let netns = first.at().netns;
+        let reached = self.request.last().is_some_and(|(n, t)| n == node && t.at().netns == netns);
+        let own = world.namespaces(node).owns(netns, first.first.packet.src);
+        match (first.way, reached && own) {
+            (Way::Out, true) => of(Some((node, netns)), closed),
+            (Way::Out, false) => {
+                let meaning = format!("TCP reset in the name of {from}: a firewall rule, not the destination");
+                of(Some((node, netns)), meaning)
+            }
+            (Way::In, _) => of(None, format!("connection refused on port{port} (TCP reset)")),
+        }
+    }
+
+    /// "Port unreachable" by the destination itself says that nothing listens; by others it is a firewall's word.
+    fn explain_port(&mut self, world: &World<'_>) {
+        let Some(port) = self.port() else { return };
+        let Some(rejection) = &mut self.rejection else { return };
+        let kind = (rejection.from, rejection.icmp_type, rejection.icmp_code);
+        let is_port = matches!(kind, (IpAddr::V4(_), Some(3), Some(3)) | (IpAddr::V6(_), Some(1), Some(4)));
+        if is_port && rejection.from == world.ends.destination.address && rejection.pod.is_some() {
+            rejection.meaning = format!("{}: nothing listens on port {port}", rejection.meaning);
+        }
+    }
+
     fn date<'b>(&self, there: Vec<Timed>, back: Vec<Timed>, others: impl Iterator<Item = &'b Bounds>) -> (Path, Path) {
-        let Some(start) = there.first().or(back.first()).map(|h| (h.node, h.time_ns)) else {
+        let Some(start) = there.first().or(back.first()).and_then(|h| Some((h.node, h.time_ns?))) else {
             return (Path::default(), Path::default());
         };
         let needed: Vec<usize> = there.iter().chain(&back).map(|h| h.node).collect();
@@ -195,35 +283,10 @@ fn unanswered(world: &World<'_>) -> Verdict {
 
 fn dated(timed: Timed, start: u64, offsets: &[Option<Offset>]) -> super::model::Hop {
     let Timed { mut hop, node, time_ns } = timed;
-    if let Some(offset) = offsets[node] {
+    if let (Some(offset), Some(time_ns)) = (offsets[node], time_ns) {
         let since = i128::from(time_ns) - offset.ns - i128::from(start);
         hop.at_ns = Some(u64::try_from(since).unwrap_or(0));
         hop.error_ns = offset.error_ns;
     }
     hop
-}
-
-/// ICMP messages that say a packet was not delivered (RFC 792): unreachable, time exceeded, parameter problem.
-pub(super) fn is_error(s: &Sighting) -> bool {
-    matches!((s.packet.src, s.packet.l4), (IpAddr::V4(_), L4::Icmp { kind: 3 | 11 | 12, .. }))
-}
-
-/// An ICMP error repeats the head of the packet it is about; the first 8 bytes of that hold its length (bytes 2 and 3)
-/// and its identification (4 and 5).
-fn is_about(error: &Sighting, packet: &Sighting) -> bool {
-    let L4::Icmp { nonce, .. } = error.packet.l4 else { return false };
-    let bytes = nonce.to_be_bytes();
-    let len = u16::from_be_bytes([bytes[2], bytes[3]]);
-    let id = u16::from_be_bytes([bytes[4], bytes[5]]);
-    error.packet.dst == packet.packet.src && (len, id) == (packet.packet.ip_len, packet.packet.ip_id)
-}
-
-fn error_in_words(error: &Sighting) -> String {
-    let L4::Icmp { kind, code, .. } = error.packet.l4 else { return String::new() };
-    let what = match kind {
-        3 => "destination unreachable",
-        11 => "time exceeded",
-        _ => "parameter problem",
-    };
-    format!("request: {} answered with an ICMP error: {what}, code {code}", error.packet.src)
 }

@@ -2,15 +2,16 @@
 
 use super::{
     chain::{Between, Chain, between},
-    drops::{Cause, End},
+    culprit::Cause,
+    drops::End,
     group::Role,
-    model::{Action, Basis, Detail, DropDetail, Hop, Nat, Tunnel},
-    nat, route,
+    model::{Action, Basis, Detail, Hop, Nat, Segmentation, Segments, Tunnel},
+    nat, nat_rule, route,
     touch::{Header, Touch, Way},
     world::World,
 };
 use crate::{
-    event::{Encapsulation, Hook, Packet, Sighting},
+    event::{Encapsulation, Hook, L4, Packet, Rewrite, Side, Sighting},
     node::facts::{LinkRef, RouteAnswer},
 };
 
@@ -18,8 +19,8 @@ use crate::{
 pub(super) struct Timed {
     pub(super) hop: Hop,
     pub(super) node: usize,
-    /// By that node's clock.
-    pub(super) time_ns: u64,
+    /// By that node's clock; None: it was concluded, and nothing tells when.
+    pub(super) time_ns: Option<u64>,
 }
 
 /// Where and when.
@@ -30,6 +31,21 @@ struct Spot {
     time_ns: u64,
 }
 
+/// Between a packet's own `nf_nat_manip_pkt` and its first device lies at most this much, ns.
+const BEFORE_QUEUE_NS: u64 = 1_000_000;
+
+/// A packet's way through a namespace's netfilter hooks.
+pub(super) struct Passage {
+    pub(super) node: usize,
+    pub(super) skb: u64,
+    /// When it came in; None: it was made here.
+    from: Option<u64>,
+    /// When it was next seen.
+    to: u64,
+    pub(super) came: Option<LinkRef>,
+    pub(super) goes: Option<LinkRef>,
+}
+
 /// The hops of one packet, and the sentences about what is missing.
 pub(super) struct Walk<'w, 'a> {
     world: &'w World<'a>,
@@ -38,10 +54,12 @@ pub(super) struct Walk<'w, 'a> {
     pub(super) notes: Vec<String>,
     /// The sources of the ICMP errors of the routers passed; None: not known.
     pub(super) routers: Vec<(usize, Option<std::net::IpAddr>)>,
+    /// TCP data in the packet when it was last seen, bytes.
+    data: Option<u16>,
 }
 
 pub(super) fn write<'w, 'a>(world: &'w World<'a>, chain: &'w Chain<'a>) -> Walk<'w, 'a> {
-    let mut walk = Walk { world, chain, hops: Vec::new(), notes: Vec::new(), routers: Vec::new() };
+    let mut walk = Walk { world, chain, hops: Vec::new(), notes: Vec::new(), routers: Vec::new(), data: None };
     walk.start();
     for (i, fragment) in chain.fragments.iter().enumerate() {
         if i > 0 {
@@ -78,11 +96,45 @@ impl<'a> Walk<'_, 'a> {
             basis,
             detail,
         };
-        self.hops.push(Timed { hop, node: spot.node, time_ns: spot.time_ns });
+        self.hops.push(Timed { hop, node: spot.node, time_ns: Some(spot.time_ns) });
     }
 
     fn mtu(&self, node: usize, at: LinkRef) -> Option<u32> {
         self.world.namespaces(node).link(at).map(|l| l.mtu)
+    }
+
+    /// The wrapping of `s`, which the device at `at` put on or took off.
+    fn tunnel(&self, node: usize, at: LinkRef, s: &Sighting) -> Option<Tunnel> {
+        let outer = s.outer.as_ref()?;
+        let kind = match outer.encapsulation {
+            Encapsulation::Ipip => "ipip",
+            Encapsulation::Vxlan => "vxlan",
+            Encapsulation::Gre => "gre",
+            Encapsulation::Geneve => "geneve",
+        };
+        let vni = self.world.namespaces(node).link(at).and_then(|l| l.tunnel?.id);
+        Some(Tunnel { kind: kind.to_owned(), vni, src: outer.src, dst: outer.dst })
+    }
+
+    /// What became of the size of TCP data since it was last seen, and while it passed here.
+    fn segments(&mut self, node: usize, touch: &Touch<'a>) -> Option<Segments> {
+        let data = |s: &Sighting| match s.packet.l4 {
+            L4::Tcp { payload, .. } => Some(payload),
+            _ => None,
+        };
+        let (came, left) = (data(touch.first)?, data(touch.last)?);
+        let before = self.data.replace(left);
+        let mtu = self.mtu(node, touch.at()).unwrap_or(u32::MAX);
+        let how = match (before.unwrap_or(came), left) {
+            (_, left) if left < came => {
+                return Some(Segments { how: Segmentation::Segmented, bytes: left, before: came });
+            }
+            (before, left) if left < before => Segmentation::Segmented,
+            (before, left) if left > before => Segmentation::Joined,
+            _ if before.is_none() && u32::from(touch.last.packet.ip_len) > mtu => Segmentation::Super,
+            _ => return None,
+        };
+        Some(Segments { how, bytes: left, before: before.unwrap_or(came) })
     }
 
     fn note(&mut self, text: String) {
@@ -107,6 +159,11 @@ impl<'a> Walk<'_, 'a> {
 
     fn gap(&mut self, i: usize) {
         let (a, b) = (&self.chain.fragments[i - 1], &self.chain.fragments[i]);
+        if between(self.world, a, b) == Between::Wire {
+            let (node, out, next) = (a.node, *a.last(), b.node);
+            self.crossed_sealed(node, &out, next);
+            return;
+        }
         if between(self.world, a, b) == Between::Gap {
             let from = self.world.place(a.node, a.last().at());
             let to = self.world.place(b.node, b.first().at());
@@ -131,14 +188,18 @@ impl<'a> Walk<'_, 'a> {
 
     fn came_in(&mut self, node: usize, before: Option<&Touch<'a>>, touch: &Touch<'a>) {
         let spot = Spot { node, at: touch.at(), time_ns: touch.start() };
+        let (mtu, segments) = (self.mtu(node, touch.at()), self.segments(node, touch));
         let unwrapped = self.world.namespaces(node).is_tunnel(touch.at()) && !touch.wrapped();
         let wrapped_before = before.filter(|b| b.wrapped() && !touch.wrapped());
         if unwrapped || wrapped_before.is_some() {
-            let tunnel = wrapped_before.and_then(|b| tunnel(b.last));
-            let detail = Detail { tunnel, ..Detail::default() };
+            let tunnel = wrapped_before.and_then(|b| self.tunnel(node, touch.at(), b.last));
+            let sealed = self.world.namespaces(node).is_sealed(touch.at());
+            let text = sealed.then(|| "decrypted".to_owned());
+            let detail = Detail { tunnel, text, mtu, segments, ..Detail::default() };
             self.push(spot, Action::Decapsulated, touch.header(), Basis::Observed, detail);
         } else {
-            self.push(spot, Action::Received, touch.header(), Basis::Observed, Detail::default());
+            let detail = Detail { mtu, segments, ..Detail::default() };
+            self.push(spot, Action::Received, touch.header(), Basis::Observed, detail);
         }
     }
 
@@ -158,14 +219,18 @@ impl<'a> Walk<'_, 'a> {
             if let Some(before) = before.filter(|b| b.way == Way::In) {
                 self.forwarded(node, before, touch);
             }
+            let sealed = self.world.namespaces(node).is_sealed(touch.at());
             let handed_over = touch.last.hook == Hook::Xmit || !is_last;
             // A tunnel device wraps what it is handed; if what came of it may be lost, the hop is unknown.
             let hides_wrapping = wrapped_next.is_none()
                 && (!is_last || self.world.unreliable(node))
                 && self.world.namespaces(node).is_tunnel(touch.at());
-            if wrapped_next.is_none() && handed_over && !hides_wrapping {
-                let detail =
-                    Detail { queue_ns: touch.queue_ns(), mtu: self.mtu(node, touch.at()), ..Detail::default() };
+            if wrapped_next.is_none() && handed_over && sealed {
+                self.sealed(node, touch);
+            } else if wrapped_next.is_none() && handed_over && !hides_wrapping {
+                let segments = self.segments(node, touch);
+                let (queue_ns, mtu) = (touch.queue_ns(), self.mtu(node, touch.at()));
+                let detail = Detail { queue_ns, mtu, segments, ..Detail::default() };
                 let spot = Spot { node, at: touch.at(), time_ns: touch.end() };
                 self.push(spot, Action::Transmitted, touch.header(), Basis::Observed, detail);
             }
@@ -186,13 +251,16 @@ impl<'a> Walk<'_, 'a> {
         let translation = self.chain.translation(node, touch.first.skb);
         let made = translation.and_then(|t| nat::as_sent(touch.first, t, self.chain.role));
         let original = made.as_ref().unwrap_or(&touch.first.packet);
-        let detail = Detail { queue_ns: touch.queue_ns(), mtu: self.mtu(node, touch.at()), ..Detail::default() };
+        let (queue_ns, mtu, segments) = (touch.queue_ns(), self.mtu(node, touch.at()), self.segments(node, touch));
+        let detail = Detail { queue_ns, mtu, segments, ..Detail::default() };
         let header = Header { src: original.src, dst: original.dst, ttl };
         self.push(spot, Action::Sent, header, Basis::Observed, detail);
         let direction = nat::direction(touch.first, translation, self.chain.role);
         let rewrites = nat::rewrites(original, &touch.first.packet, direction);
+        let own =
+            Passage { node, skb: touch.first.skb, from: None, to: touch.start(), came: None, goes: Some(touch.at()) };
         if let Some((action, nat)) = rewrites.before_routing {
-            self.rewritten(spot, action, nat, ttl);
+            self.rewritten(spot, action, nat, &touch.first.packet, &own);
         }
         if self.world.pod(node, touch.at().netns).is_none() {
             let question = route::local(touch, translation);
@@ -202,13 +270,38 @@ impl<'a> Walk<'_, 'a> {
             }
         }
         if let Some((action, nat)) = rewrites.after_routing {
-            self.rewritten(spot, action, nat, ttl);
+            self.rewritten(spot, action, nat, &touch.first.packet, &own);
         }
     }
 
-    fn rewritten(&mut self, spot: Spot, action: Action, nat: Nat, ttl: u8) {
-        let header = nat::header(&nat, ttl);
-        self.push(spot, action, header, Basis::Observed, nat::detail(nat));
+    /// A rewrite, dated by the moment that a hook saw, else by when the packet was next seen; with the rule that asked for
+    /// it. `packet`: with its TTL, and what else NAT leaves alone.
+    fn rewritten(&mut self, spot: Spot, action: Action, mut nat: Nat, packet: &Packet, passage: &Passage) {
+        let moment = self.moment(passage, action, packet);
+        if moment.is_some() {
+            nat.moment = Basis::Observed;
+        }
+        let rule = nat_rule::find(self.world, passage, action, &nat, packet);
+        let header = nat::header(&nat, packet.ttl);
+        let spot = Spot { time_ns: moment.unwrap_or(spot.time_ns), ..spot };
+        self.push(spot, action, header, Basis::Observed, Detail { rule, ..nat::detail(nat) });
+    }
+
+    /// When netfilter wrote it (`nf_nat_manip_pkt`).
+    fn moment(&self, passage: &Passage, action: Action, packet: &Packet) -> Option<u64> {
+        let side = match action {
+            Action::Snat | Action::Undnat => Side::Source,
+            _ => Side::Destination,
+        };
+        let within = |r: &&(usize, &Rewrite)| {
+            let (node, r) = **r;
+            let after = passage.from.map_or(passage.to.saturating_sub(BEFORE_QUEUE_NS), |from| from);
+            node == passage.node
+                && (r.skb, r.side) == (passage.skb, side)
+                && (after..=passage.to).contains(&r.time_ns)
+                && nat::same_packet(&r.packet, packet)
+        };
+        self.chain.rewrites.iter().rev().find(within).map(|(_, r)| r.time_ns)
     }
 
     fn routed(&mut self, spot: Spot, header: Header, answer: Option<&RouteAnswer>) {
@@ -225,12 +318,26 @@ impl<'a> Walk<'_, 'a> {
         let namespaces = self.world.namespaces(node);
         let (before, after) = (p.header(), q.header());
         let received = Spot { node, at: p.at(), time_ns: q.start() };
-        let leaving = Spot { node, at: q.at(), time_ns: q.start() };
+        let mut leaving = Spot { node, at: q.at(), time_ns: q.start() };
         let rewrites = self.rewrites(node, q.first, &p.last.packet, &q.first.packet, q.wrapped());
+        let passage = Passage {
+            node,
+            skb: q.first.skb,
+            from: Some(p.end()),
+            to: q.start(),
+            came: Some(p.at()),
+            goes: Some(q.at()),
+        };
         let mut header = before;
         if let Some((action, nat)) = rewrites.before_routing {
             header = nat::header(&nat, before.ttl);
-            self.rewritten(received, action, nat, before.ttl);
+            self.rewritten(received, action, nat, &p.last.packet, &passage);
+        }
+        // Routing came before the source was rewritten.
+        if let Some((action, _)) = &rewrites.after_routing
+            && let Some(moment) = self.moment(&passage, *action, &q.first.packet)
+        {
+            leaving.time_ns = moment;
         }
         header.ttl = after.ttl;
         match namespaces.bridge_of(q.at()).filter(|b| namespaces.bridge_of(p.at()) == Some(*b)) {
@@ -246,7 +353,7 @@ impl<'a> Walk<'_, 'a> {
             _ => {}
         }
         if let Some((action, nat)) = rewrites.after_routing {
-            self.rewritten(leaving, action, nat, after.ttl);
+            self.rewritten(leaving, action, nat, &q.first.packet, &passage);
         }
     }
 
@@ -259,10 +366,34 @@ impl<'a> Walk<'_, 'a> {
         nat::rewrites(from, to, direction)
     }
 
+    /// Encrypted: what leaves the node cannot be recognised, so neither its interface nor its addresses are shown.
+    fn sealed(&mut self, node: usize, touch: &Touch<'a>) {
+        let spot = Spot { node, at: touch.at(), time_ns: touch.end() };
+        let (queue_ns, mtu) = (touch.queue_ns(), self.mtu(node, touch.at()));
+        let name = self.world.interface(node, touch.at()).unwrap_or("a WireGuard device");
+        let text = Some(format!("encrypted by {name}; what leaves the node cannot be recognised"));
+        let detail = Detail { queue_ns, mtu, text, ..Detail::default() };
+        self.push(spot, Action::Encapsulated, touch.header(), Basis::Observed, detail);
+    }
+
+    /// A wire that was crossed encrypted: what came out at the other end was the same packet, the rest is concluded.
+    fn crossed_sealed(&mut self, a: usize, out: &Touch<'a>, b: usize) {
+        if !self.world.namespaces(a).is_sealed(out.at()) {
+            return;
+        }
+        let text = format!("encrypted, to {}: not observed", self.world.node(b).name);
+        let detail = Detail { text: Some(text), ..Detail::default() };
+        let spot = Spot { node: a, at: out.at(), time_ns: out.end() };
+        self.push(spot, Action::Transmitted, out.header(), Basis::Inferred, detail);
+        if let Some(last) = self.hops.last_mut() {
+            (last.hop.interface, last.hop.ifindex, last.time_ns) = (None, None, None);
+        }
+    }
+
     fn encapsulated(&mut self, node: usize, touch: &Touch<'a>, next: &Touch<'a>) {
         let answer = self.world.answer(node, &route::local(next, None));
         let detail = Detail {
-            tunnel: tunnel(next.first),
+            tunnel: self.tunnel(node, touch.at(), next.first),
             route: answer.and_then(|a| Some(a.route.as_ref()?.text.clone())),
             queue_ns: touch.queue_ns(),
             mtu: self.mtu(node, touch.at()),
@@ -287,7 +418,7 @@ impl<'a> Walk<'_, 'a> {
                 let detail = Detail { text: Some(text), ..Detail::default() };
                 self.push(spot, Action::Lost, last.header(), Basis::Inferred, detail);
             }
-            (End::Dropped { node, at, cause }, Some((_, last))) => self.dropped(node, at, cause, last),
+            (End::Dropped { node, at, cause }, Some((_, last))) => self.dropped(node, at, *cause, last),
             (End::Unknown(text), _) => self.note(text),
             (End::Unseen, _) => self.note("no hook saw it".to_owned()),
             _ => {}
@@ -308,31 +439,22 @@ impl<'a> Walk<'_, 'a> {
         self.routed(Spot { node, at, time_ns: free.time_ns }, Header::of(free), Some(answer));
     }
 
-    fn dropped(&mut self, node: usize, free: &'a Sighting, cause: Cause, last: &Touch<'a>) {
+    fn dropped(&mut self, node: usize, free: &'a Sighting, cause: Cause<'_>, last: &Touch<'a>) {
         let spot = Spot { node, at: last.at(), time_ns: free.time_ns };
         let header = if free.outer.is_some() == last.wrapped() { Header::of(free) } else { last.header() };
         if last.way == Way::In && !last.wrapped() && free.outer.is_none() {
             let rewrites = self.rewrites(node, free, &last.last.packet, &free.packet, false);
             if let Some((action, nat)) = rewrites.before_routing {
-                self.rewritten(spot, action, nat, last.ttl());
+                let (came, from, to) = (Some(last.at()), Some(last.end()), free.time_ns);
+                let passage = Passage { node, skb: free.skb, from, to, came, goes: None };
+                self.rewritten(spot, action, nat, &last.last.packet, &passage);
             }
         }
         self.died_forwarded(node, free, last);
-        let Cause { detail: DropDetail { why, reason, function }, route, basis } = cause;
-        let detail = Detail { route, drop: Some(DropDetail { why, reason, function }), ..Detail::default() };
-        self.push(spot, Action::Dropped, header, basis, detail);
+        // That the kernel dropped it was seen; the cause has a basis of its own.
+        let basis = if free.hook == Hook::Drop { Basis::Observed } else { Basis::Inferred };
+        self.push(spot, Action::Dropped, header, basis, cause.into_detail());
     }
-}
-
-fn tunnel(s: &Sighting) -> Option<Tunnel> {
-    let outer = s.outer.as_ref()?;
-    let kind = match outer.encapsulation {
-        Encapsulation::Ipip => "ipip",
-        Encapsulation::Vxlan => "vxlan",
-        Encapsulation::Gre => "gre",
-        Encapsulation::Geneve => "geneve",
-    };
-    Some(Tunnel { kind: kind.to_owned(), src: outer.src, dst: outer.dst })
 }
 
 impl Touch<'_> {

@@ -5,9 +5,11 @@ use std::{collections::BTreeSet, net::IpAddr};
 use super::{
     Ends, Evidence, Joined, Names,
     clock::Bounds,
-    exchange::{self, Story, Told},
-    group::{self, Sorted},
-    model::{Exchange, Outcome},
+    culprit::naming,
+    errors,
+    exchange::{Story, Told},
+    group::{self, Group, Sorted},
+    model::{Direction, Exchange, Outcome},
     world::World,
 };
 
@@ -21,23 +23,50 @@ const NEIGHBOURS: usize = 16;
 pub fn join(evidence: &Evidence, ends: &Ends, names: &dyn Names) -> Joined {
     let world = World { evidence, ends, names };
     let sorted: Vec<Sorted<'_>> = evidence.nodes.iter().map(|n| Sorted::new(&n.records)).collect();
-    let errors: Vec<_> =
-        sorted.iter().flat_map(|n| n.sightings.iter().copied().filter(|s| exchange::is_error(s))).collect();
-    let groups = group::groups(evidence, &sorted);
-    let stories: Vec<_> = groups.iter().map(|g| Story::new(&world, g, &sorted, &errors)).collect();
+    let by_node = sorted.iter().enumerate().flat_map(|(node, n)| n.sightings.iter().map(move |s| (node, *s)));
+    let errors: Vec<_> = by_node.filter(|(_, s)| errors::is_error(s)).collect();
+    let groups = group::groups(&world, &sorted);
+    let errors = errors::assign(&groups, &errors);
+    let stories: Vec<_> =
+        groups.iter().zip(errors).map(|(group, errors)| Story::new(&world, group, &sorted, &errors)).collect();
     let all = stories.iter().fold(Bounds::new(sorted.len()), |all, s| all.and(&s.bounds));
-    let told: Vec<_> = stories
+    let mut told: Vec<_> = stories
         .iter()
         .enumerate()
         .map(|(i, story)| story.tell(&world, std::iter::once(&all).chain(neighbours(&stories, i))))
+        .collect();
+    sent_again(&groups, &mut told);
+    let mut told: Vec<_> = told
+        .into_iter()
         // Under way when recording began, or another flow's: where the whole of it is not seen, nothing can be said of it.
         .filter(|told| !told.began_before)
         .collect();
+
+    let cases = told.iter_mut().filter_map(|t| Some((&mut t.exchange, t.suspicion.as_ref()?))).collect();
+    naming::name(&world, cases);
 
     let mut warnings = warnings(&world);
     let routers = routers(&world, &told, &mut warnings);
     let smallest_mtu = smallest_mtu(&world, &stories);
     Joined { exchanges: told.into_iter().map(|t| t.exchange).collect(), routers, warnings, smallest_mtu }
+}
+
+/// Says of what was sent again what became of the first.
+fn sent_again(groups: &[Group<'_>], told: &mut [Told<'_>]) {
+    for (i, group) in groups.iter().enumerate() {
+        let Some((first, ns)) = group.again else { continue };
+        let Exchange { seq, outcome, failed_direction, .. } = &told[first].exchange;
+        let became = match (outcome, failed_direction) {
+            (Outcome::Delivered, _) => "which was answered",
+            (Outcome::Dropped, Some(Direction::Request)) => "which was dropped",
+            (Outcome::Lost, Some(Direction::Request)) => "which was lost",
+            (_, Some(Direction::Reply)) => "which arrived, but its answer did not come back",
+            (Outcome::Rejected, _) => "which was rejected",
+            _ => "of which not enough was seen to say what became of it",
+        };
+        let ms = format!("{}.{} ms", ns / 1_000_000, ns / 100_000 % 10);
+        told[i].exchange.notes.push(format!("a retransmission, {ms} after exchange {seq}, {became}"));
+    }
 }
 
 /// The bounds of the exchanges around the `i`-th, the nearest first.
@@ -56,8 +85,9 @@ fn smallest_mtu(world: &World<'_>, stories: &[Story<'_>]) -> Option<u32> {
 }
 
 /// What traceroute would list, by the request that came furthest.
-fn routers(world: &World<'_>, told: &[Told], warnings: &mut Vec<String>) -> Vec<IpAddr> {
-    let arrived = |e: &Exchange| e.outcome == Outcome::Delivered;
+fn routers(world: &World<'_>, told: &[Told<'_>], warnings: &mut Vec<String>) -> Vec<IpAddr> {
+    let refused = |e: &Exchange| e.outcome == Outcome::Rejected && e.failed_direction.is_none();
+    let arrived = |e: &Exchange| e.outcome == Outcome::Delivered || refused(e);
     let best = told.iter().rev().max_by_key(|t| (arrived(&t.exchange), t.routers.len()));
     let Some(best) = best else { return Vec::new() };
     let mut routers = Vec::new();

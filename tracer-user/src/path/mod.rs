@@ -6,13 +6,16 @@ use crate::{event::Record, node::facts::NodeFacts};
 
 mod chain;
 mod clock;
+mod culprit;
 mod drops;
+mod errors;
 mod exchange;
 mod group;
 mod hops;
 mod join;
 pub mod model;
 mod nat;
+mod nat_rule;
 mod route;
 mod shares;
 #[cfg(test)]

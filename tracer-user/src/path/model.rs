@@ -61,8 +61,11 @@ pub struct TracedNode {
 /// Request and reply.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Exchange {
-    /// ICMP sequence number.
+    /// ICMP sequence number; of TCP and UDP the number of the exchange, from 1.
     pub seq: u32,
+    /// Passive TCP and UDP: what was exchanged. None: a probe, or an echo.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub what: Option<What>,
     /// How it ended.
     pub outcome: Outcome,
     /// Which of the two did not arrive; None if both did.
@@ -79,6 +82,50 @@ pub struct Exchange {
     pub shares: Vec<Share>,
     /// Why this exchange cannot be shown whole, if so: one sentence each.
     pub notes: Vec<String>,
+    /// The answer that says the request was refused, if somebody sent one; also where it did not reach the source.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rejection: Option<Rejection>,
+}
+
+/// An answer that says a request was not delivered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Rejection {
+    /// Source address of the answer.
+    pub from: IpAddr,
+    /// The traced or known node whose address that is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// `namespace/pod` whose address that is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pod: Option<String>,
+    /// ICMP or ICMPv6 type (by the family of `from`); None: a TCP reset.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub icmp_type: Option<u8>,
+    /// ICMP or ICMPv6 code.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub icmp_code: Option<u8>,
+    /// In plain words: `host unreachable`, `fragmentation needed, MTU 1480`, `connection refused (TCP reset)`.
+    pub meaning: String,
+    /// The MTU that it tells, bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
+    /// It came back to the source of the request.
+    pub arrived: bool,
+    /// What became of it, if it did not come back: one sentence.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fate: Option<String>,
+}
+
+/// What traffic that was only watched exchanged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum What {
+    /// SYN, and SYN+ACK or RST.
+    Handshake,
+    /// A TCP segment with data, and the first segment back that acknowledges all of it.
+    Data,
+    /// A UDP datagram, and the datagram back.
+    Datagram,
 }
 
 /// How an exchange ended.
@@ -207,20 +254,72 @@ pub struct Detail {
     /// `encapsulated`, `decapsulated`: the tunnel.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tunnel: Option<Tunnel>,
-    /// `sent`, `transmitted`, `encapsulated`: MTU of the interface, bytes.
+    /// `sent`, `transmitted`, `received`, `encapsulated`, `decapsulated`: MTU of the interface, bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u32>,
     /// `delivered`: how long the destination took until its reply was queued, ns.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub answered_after_ns: Option<u64>,
-    /// `lost`: one sentence: `left ip-172-20-58-60 ens5, never arrived at ip-172-20-50-50 ens5`.
+    /// `lost`: one sentence: `left ip-172-20-58-60 ens5, never arrived at ip-172-20-50-50 ens5`. Any other hop: what
+    /// else there is to know about it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
+    /// `snat`, `dnat`: the rule that asked for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rule: Option<RuleRef>,
+    /// TCP data that is more than one packet on the wire: what became of its size here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub segments: Option<Segments>,
+}
+
+/// A netfilter rule.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RuleRef {
+    /// `iptables`, `iptables-nft` or `nftables`.
+    pub engine: String,
+    /// Table.
+    pub table: String,
+    /// Chain that has it.
+    pub chain: String,
+    /// The rule as its own tool shows it; None: the policy of the chain.
+    pub text: Option<String>,
+    /// Its comment.
+    pub comment: Option<String>,
+    /// By how many packets its counter rose during the trace.
+    pub packets: u64,
+    /// How we know that it was this rule. Observed: the kernel traced the packet through it. Inferred: it fits, and its
+    /// counter rose. Configured: it is the only one that fits.
+    pub basis: Basis,
+}
+
+/// One buffer of TCP data that stands for several packets on the wire, or the reverse.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Segments {
+    /// What happened.
+    pub how: Segmentation,
+    /// TCP data in the packet after this hop, bytes. Of several packets: of the one that carries the first byte.
+    pub bytes: u16,
+    /// TCP data in the packet before this hop, bytes.
+    pub before: u16,
+}
+
+/// How the size of a buffer of TCP data changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Segmentation {
+    /// Its sender left it to the interface to cut it (GSO).
+    Super,
+    /// Cut.
+    Segmented,
+    /// Several joined (GRO).
+    Joined,
 }
 
 /// One rewrite.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Nat {
+    /// Observed: a hook saw the moment, and `at_ns` is it. Inferred: `at_ns` is when the packet was next seen.
+    pub moment: Basis,
     /// Before.
     pub before: NatSide,
     /// After.
@@ -240,22 +339,162 @@ pub struct NatSide {
     pub dst_port: Option<u16>,
 }
 
-/// Why a packet was dropped.
+/// Why a packet was dropped. Fields that do not apply are left out of the JSON, but for the first four.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct DropDetail {
-    /// In plain words: `no route`, `blackhole route`, ...
+    /// In plain words: `no route`, `blackhole route`, `ingress policy at default/bb1`, ...
     pub why: String,
-    /// The kernel's own reason, without prefix.
+    /// The kernel's own reason, without prefix; None before Linux 5.17.
     pub reason: Option<String>,
     /// The kernel function that freed it.
     pub function: Option<String>,
+    /// The same as `why`, for programs.
+    pub cause: DropCause,
+    /// How we know the cause: observed (the kernel names it) or inferred (from the freeing function, counters, settings).
+    /// That the packet was freed is the hop's own basis.
+    pub basis: Basis,
+    /// What the cause rests on, one clause each, in the order of weight.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub proof: Vec<String>,
+    /// The netfilter hook, if it was one: `prerouting`, `input`, `forward`, `output`, `postrouting`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hook: Option<&'static str>,
+    /// The interface that it would have left by, if it was routed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub out_interface: Option<String>,
+    /// The netfilter rules that can have done it: one if it is known which, several if it is one of them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub rules: Vec<CulpritRule>,
+    /// Which rule it was is known: the one in `rules`. False: one of those in `rules`, or one that could not be read.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub rule_known: bool,
+    /// The settings of the node that the cause rests on.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub settings: Vec<SettingDetail>,
+    /// The MTU that the packet exceeds, bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
+    /// The next hop's neighbour entry, as `ip neigh` prints it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub neighbour: Option<String>,
+    /// Of a reverse path filter: the route back to the source, as `ip route` prints it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reverse_route: Option<String>,
+}
+
+impl Default for DropDetail {
+    fn default() -> Self {
+        Self {
+            why: "the kernel does not say".to_owned(),
+            reason: None,
+            function: None,
+            cause: DropCause::Unknown,
+            basis: Basis::Inferred,
+            proof: Vec::new(),
+            hook: None,
+            out_interface: None,
+            rules: Vec::new(),
+            rule_known: false,
+            settings: Vec::new(),
+            mtu: None,
+            neighbour: None,
+            reverse_route: None,
+        }
+    }
+}
+
+/// Kinds of causes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DropCause {
+    /// A network policy.
+    Policy,
+    /// Another netfilter rule, or a chain's policy; or one that is not known.
+    Netfilter,
+    /// A netfilter rule that drops what fails the reverse path lookup.
+    RpFilterRule,
+    /// The sysctl `rp_filter`.
+    RpFilter,
+    /// No route matches.
+    NoRoute,
+    /// A route of type blackhole.
+    Blackhole,
+    /// A route of type unreachable.
+    Unreachable,
+    /// A route of type prohibit.
+    Prohibit,
+    /// `ip_forward` or `forwarding` is 0.
+    NotForwarding,
+    /// The next hop's link-layer address is not known.
+    Neighbour,
+    /// TTL or hop limit ran out.
+    TtlExpired,
+    /// Bigger than the MTU, and not to be fragmented.
+    TooBig,
+    /// The interface is administratively down.
+    InterfaceDown,
+    /// The interface is up but has no carrier.
+    NoCarrier,
+    /// A queue is full.
+    QueueFull,
+    /// Nothing listens on the port.
+    PortClosed,
+    /// Traffic control, XDP or cgroup programs.
+    Program,
+    /// Checksum or header.
+    Malformed,
+    /// Anything else the kernel names.
+    Other,
+    /// Not known.
+    Unknown,
+}
+
+/// A netfilter rule, or a base chain's policy, that drops or rejects.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct CulpritRule {
+    /// `iptables`, `iptables-nft` or `nftables`.
+    pub engine: &'static str,
+    /// As nft names it: `ip`, `ip6`, `inet`, `bridge`.
+    pub family: String,
+    /// Table.
+    pub table: String,
+    /// Chain.
+    pub chain: String,
+    /// Position in its chain, from 1; None: the chain's policy.
+    pub position: Option<u32>,
+    /// nftables' handle.
+    pub handle: Option<u64>,
+    /// As its tool prints it, without chain and counters; of a chain's policy `policy DROP`.
+    pub text: String,
+    /// Its comment.
+    pub comment: Option<String>,
+    /// What it answers, as iptables names it (`icmp-port-unreachable`, `tcp-reset`); None: it drops silently.
+    pub rejects_with: Option<String>,
+    /// By how many packets its counter rose during the trace; None: it has no counter.
+    pub packets: Option<u64>,
+    /// How many packets of the trace met it by the kernel's own trace of rules.
+    pub traced: u64,
+    /// All its conditions are understood, and the packet fulfils those that can be checked.
+    pub understood: bool,
+}
+
+/// A setting of the node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SettingDetail {
+    /// As `sysctl` names it.
+    pub name: String,
+    /// Its value.
+    pub value: String,
 }
 
 /// An encapsulation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Tunnel {
-    /// `ipip` or `vxlan`.
+    /// `ipip`, `vxlan`, `gre` or `geneve`.
     pub kind: String,
+    /// VXLAN or Geneve network identifier.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vni: Option<u32>,
     /// Outer source.
     pub src: IpAddr,
     /// Outer destination.

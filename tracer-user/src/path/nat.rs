@@ -2,7 +2,7 @@
 
 use super::{
     group::{Role, echo},
-    model::{Action, Detail, Nat, NatSide},
+    model::{Action, Basis, Detail, Nat, NatSide},
     touch::Header,
 };
 use crate::event::{CtDirection, L4, Packet, Sighting, Translation};
@@ -54,10 +54,11 @@ pub(super) fn rewrites(before: &Packet, after: &Packet, direction: CtDirection) 
     };
     let mut rewrites = Rewrites::default();
     if from.dst != to.dst || port_with_dst || from.dst_port != to.dst_port {
-        rewrites.before_routing = Some((dst_action, Nat { before: from, after: middle.clone() }));
+        rewrites.before_routing =
+            Some((dst_action, Nat { moment: Basis::Inferred, before: from, after: middle.clone() }));
     }
     if middle.src != to.src || port_with_src {
-        rewrites.after_routing = Some((src_action, Nat { before: middle, after: to }));
+        rewrites.after_routing = Some((src_action, Nat { moment: Basis::Inferred, before: middle, after: to }));
     }
     rewrites
 }
@@ -70,10 +71,28 @@ pub(super) fn as_sent(s: &Sighting, t: &Translation, role: Role) -> Option<Packe
     };
     let mut packet = s.packet.clone();
     (packet.src, packet.dst) = (tuple.src, tuple.dst);
-    if let (L4::Icmp { id, .. }, Some(_)) = (&mut packet.l4, echo(s)) {
-        *id = tuple.l4_src;
+    match &mut packet.l4 {
+        L4::Icmp { id, .. } if echo(s).is_some() => *id = tuple.l4_src,
+        L4::Tcp { src_port, dst_port, .. } | L4::Udp { src_port, dst_port, .. } => {
+            (*src_port, *dst_port) = (tuple.l4_src, tuple.l4_dst);
+        }
+        L4::Icmp { .. } | L4::Other { .. } => {}
     }
     (packet != s.packet).then_some(packet)
+}
+
+/// What NAT leaves alone is the same.
+pub(super) fn same_packet(a: &Packet, b: &Packet) -> bool {
+    let l4 = match (a.l4, b.l4) {
+        (L4::Icmp { kind, seq, nonce, .. }, L4::Icmp { kind: k, seq: s, nonce: n, .. }) => {
+            (kind, seq, nonce) == (k, s, n)
+        }
+        (L4::Tcp { seq, ack, flags, .. }, L4::Tcp { seq: s, ack: a, flags: f, .. }) => (seq, ack, flags) == (s, a, f),
+        (L4::Udp { nonce, .. }, L4::Udp { nonce: n, .. }) => nonce == n,
+        (L4::Other { protocol }, L4::Other { protocol: p }) => protocol == p,
+        _ => false,
+    };
+    l4 && a.ip_id == b.ip_id
 }
 
 /// The destination that routing sees, by the conntrack entry.

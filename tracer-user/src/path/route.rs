@@ -1,6 +1,9 @@
 //! Which route look-ups the packets of a node caused.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use super::{
     group::{self, Role, Sorted},
@@ -9,7 +12,7 @@ use super::{
     world::Namespaces,
 };
 use crate::{
-    event::{CtDirection, L4, Record, Sighting, Translation},
+    event::{CtDirection, Free, L4, Record, Sighting, Translation},
     node::facts::{self, RouteQuestion},
 };
 
@@ -52,6 +55,24 @@ pub(super) fn local(q: &Touch<'_>, translation: Option<&Translation>) -> RouteQu
         };
     }
     RouteQuestion { netns: q.at().netns, src, dst: q.header().dst, in_ifindex: None, mark: q.first.mark }
+}
+
+/// The way back to an address, as `fib_validate_source` asks for it: what the reverse path filter goes by.
+pub(super) fn back(netns: u32, src: IpAddr) -> RouteQuestion {
+    let any = if src.is_ipv4() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) };
+    RouteQuestion { netns, src: any, dst: src, in_ifindex: None, mark: 0 }
+}
+
+/// A free that the reverse path filter may have caused.
+fn may_be_of_reverse_path(free: &Sighting) -> bool {
+    let Some(Free { function, reason_name, .. }) = &free.free else { return false };
+    let by_function =
+        || function.as_deref().is_some_and(|f| f.starts_with("ip_rcv_finish") || f.starts_with("nf_hook"));
+    match reason_name.as_deref() {
+        Some("IP_RPFILTER" | "NETFILTER_DROP") => true,
+        Some("NOT_SPECIFIED") | None => by_function(),
+        Some(_) => false,
+    }
 }
 
 /// What stays equal in a packet on one node, whatever is rewritten or wrapped. Several packets may share it, which
@@ -119,6 +140,9 @@ fn of_packet<'a>(sightings: &[&'a Sighting], sorted: &Sorted<'a>, namespaces: Na
         if last.way == Way::In {
             let free = sightings.iter().rfind(|s| touch::is_free(s) && s.time_ns >= last.end()).copied();
             let question = dying(last, free, translation(last));
+            if let Some(free) = free.filter(|f| may_be_of_reverse_path(f) && f.packet.ttl == last.ttl()) {
+                questions.push(back(question.netns, Header::of(free).src));
+            }
             if !namespaces.owns(question.netns, question.dst) {
                 questions.push(question);
             }

@@ -1,7 +1,7 @@
 //! A tiny network to walk packets through: each step writes the records that the kernel side would, and the hops that
 //! must come out.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::{
     Ends, Evidence, Joined, Names, NodeEvidence, Probe, join,
@@ -51,7 +51,7 @@ fn link(ifindex: u32, name: &str, kind: Option<&str>, address: Option<IpAddr>) -
         kind: kind.map(str::to_owned),
         mtu: if kind == Some("ipip") { 8981 } else { 9001 },
         up: true,
-        addresses: address.into_iter().map(Into::into).collect(),
+        addresses: address.into_iter().flat_map(|a| [a, six(a)]).map(Into::into).collect(),
         ..Link::default()
     }
 }
@@ -78,6 +78,24 @@ fn namespaces(node: usize) -> Vec<Namespace> {
     std::iter::once(own).chain(pods).collect()
 }
 
+/// What walks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Echo,
+    Tcp,
+    Udp,
+}
+
+/// The port that is asked.
+pub(super) const PORT: u16 = 8080;
+
+/// The IPv6 address of what has this IPv4 address.
+pub(super) fn six(address: IpAddr) -> IpAddr {
+    let IpAddr::V4(v4) = address else { return address };
+    let [a, b, c, d] = v4.octets();
+    Ipv6Addr::from([0xfd00, u16::from(a), u16::from(b), u16::from(c), 0, 0, 0, u16::from(d)]).into()
+}
+
 /// Walks packets, writes records and expectations.
 pub(super) struct Walk {
     pub(super) evidence: Evidence,
@@ -91,10 +109,18 @@ pub(super) struct Walk {
     pub(super) outer: Option<Outer>,
     pub(super) skb: u64,
     pub(super) conntrack: Option<CtDirection>,
+    /// What walks.
+    pub(super) kind: Kind,
+    /// IPv6.
+    pub(super) v6: bool,
+    /// A reply is under way.
+    pub(super) back: bool,
+    /// The identifier or source port that the source chose.
+    pub(super) id: u16,
     /// Hops that must come out: of requests, of replies.
     pub(super) expected: [Vec<String>; 2],
     /// Once an injector's exchange begins: its start.
-    began: u64,
+    pub(super) began: u64,
     pub(super) ends: Ends,
 }
 
@@ -117,10 +143,19 @@ impl Walk {
             outer: None,
             skb: 0xffff_8880_0000_0000,
             conntrack: None,
+            kind: Kind::Echo,
+            v6: source.is_ipv6(),
+            back: false,
+            id: 77,
             expected: [Vec::new(), Vec::new()],
             began: 0,
             ends: Ends { source: end(source), destination: end(destination) },
         }
+    }
+
+    /// The number of the exchange under way.
+    pub(super) fn exchange(&self) -> u16 {
+        self.evidence.probes.last().map_or(0, |p| p.seq)
     }
 
     pub(super) fn source(&self) -> IpAddr {
@@ -133,12 +168,18 @@ impl Walk {
         self.began = self.now;
         self.skb += 0x100;
         let nonce = 0xabcd_0000 + u64::from(seq);
-        let l4 = L4::Icmp { kind: 8, code: 0, id: 77, seq, nonce };
+        let port = 40_000 + seq;
+        let (protocol, id, dst_port, l4) = match (self.kind, self.v6) {
+            (Kind::Echo, false) => (1, 77, 0, L4::Icmp { kind: 8, code: 0, id: 77, seq, nonce }),
+            (Kind::Echo, true) => (58, 77, 0, L4::Icmp { kind: 128, code: 0, id: 77, seq, nonce }),
+            (Kind::Tcp, _) => (6, port, PORT, tcp((port, PORT), (0xabcd_0000 + u32::from(seq), 0), 2, 0)),
+            (Kind::Udp, _) => (17, port, PORT, L4::Udp { src_port: port, dst_port: PORT, checksum: 9, nonce }),
+        };
         let (src, dst) = (self.ends.source.address, self.ends.destination.address);
-        self.packet = Packet { src, dst, ttl: 64, ip_id: 0x100 + seq, ip_len: 84, l4 };
-        self.conntrack = None;
-        let probe = Probe { seq, id: 77, ip_id: 0x100 + seq, nonce, protocol: 1, ..Probe::default() };
-        self.evidence.probes.push(probe);
+        let ip_id = if self.v6 { 0 } else { 0x100 + seq };
+        self.packet = Packet { src, dst, ttl: 64, ip_id, ip_len: 84, l4 };
+        (self.conntrack, self.back, self.id) = (None, false, id);
+        self.evidence.probes.push(Probe { seq, protocol, id, dst_port, ip_id, nonce, rtt_ns: None, answer: None });
         self
     }
 
@@ -149,11 +190,23 @@ impl Walk {
     }
 
     pub(super) fn reply_in_same_memory(&mut self) -> &mut Self {
-        let L4::Icmp { kind, .. } = &mut self.packet.l4 else { unreachable!("only echoes walk") };
-        *kind = 0;
+        let new_id = self.packet.ip_id ^ 0x5000;
+        let (l4, ip_id) = match self.packet.l4 {
+            L4::Icmp { kind, code, id, seq, nonce } => {
+                (L4::Icmp { kind: if kind == 128 { 129 } else { 0 }, code, id, seq, nonce }, new_id)
+            }
+            L4::Tcp { src_port, dst_port, seq, .. } => {
+                (tcp((dst_port, src_port), (0x7000_0000, seq.wrapping_add(1)), 0x12, 0), 0)
+            }
+            L4::Udp { src_port, dst_port, nonce, .. } => {
+                (L4::Udp { src_port: dst_port, dst_port: src_port, checksum: 8, nonce: nonce ^ 0xff }, new_id)
+            }
+            L4::Other { .. } => unreachable!("nothing else walks"),
+        };
+        self.packet.l4 = l4;
         std::mem::swap(&mut self.packet.src, &mut self.packet.dst);
-        (self.packet.ttl, self.packet.ip_id) = (64, self.packet.ip_id ^ 0x5000);
-        self.conntrack = None;
+        (self.packet.ttl, self.packet.ip_id) = (64, if self.v6 { 0 } else { ip_id });
+        (self.conntrack, self.back) = (None, true);
         self
     }
 
@@ -165,9 +218,8 @@ impl Walk {
     }
 
     fn expect(&mut self, at: At, action: &str) {
-        let L4::Icmp { kind, .. } = self.packet.l4 else { unreachable!("only echoes walk") };
         let text = format!("{} {action}", self.name(at));
-        self.expected[usize::from(kind == 0)].push(text);
+        self.expected[usize::from(self.back)].push(text);
     }
 
     fn name(&self, (node, netns, ifindex): At) -> String {
@@ -234,6 +286,12 @@ impl Walk {
         self
     }
 
+    /// Comes in, and nothing is expected of it: an ICMP error is no hop.
+    pub(super) fn sighting_in(&mut self, at: At) -> &mut Self {
+        self.sighting(Hook::Receive, at, None);
+        self
+    }
+
     pub(super) fn delivered(&mut self, at: At) -> &mut Self {
         self.received(at).expect(at, "delivered");
         self
@@ -294,31 +352,45 @@ impl Walk {
 
     /// The reply's way back through it.
     pub(super) fn unmasqueraded(&mut self, from: At, to: At, old: IpAddr) -> &mut Self {
-        let L4::Icmp { id, .. } = self.packet.l4 else { unreachable!("only echoes walk") };
+        let id = match self.packet.l4 {
+            L4::Icmp { id, .. } => id,
+            L4::Tcp { dst_port, .. } | L4::Udp { dst_port, .. } => dst_port,
+            L4::Other { .. } => unreachable!("nothing else walks"),
+        };
         let new = self.packet.dst;
         self.expect(from, "unsnat");
         self.conntrack = Some(CtDirection::Reply);
         self.packet.dst = old;
-        self.set_id(77);
+        self.set_id(self.id);
         self.translation(to, old, new, id);
         self.routed(to)
     }
 
     fn set_id(&mut self, new: u16) {
-        let L4::Icmp { id, .. } = &mut self.packet.l4 else { unreachable!("only echoes walk") };
-        *id = new;
+        match (&mut self.packet.l4, self.back) {
+            (L4::Icmp { id, .. }, _) => *id = new,
+            (L4::Tcp { src_port, .. } | L4::Udp { src_port, .. }, false) => *src_port = new,
+            (L4::Tcp { dst_port, .. } | L4::Udp { dst_port, .. }, true) => *dst_port = new,
+            (L4::Other { .. }, _) => unreachable!("nothing else walks"),
+        }
     }
 
     pub(super) fn translation(&mut self, (node, netns, _): At, old: IpAddr, new: IpAddr, id: u16) {
         let remote = self.ends.destination.address;
+        let (protocol, there, back) = match (self.kind, self.v6) {
+            (Kind::Echo, false) => (1, 8 << 8, id),
+            (Kind::Echo, true) => (58, 128 << 8, id),
+            (Kind::Tcp, _) => (6, PORT, PORT),
+            (Kind::Udp, _) => (17, PORT, PORT),
+        };
         let t = Translation {
             time_ns: self.now + self.step / 2 + self.clocks[node],
             skb: self.skb,
             netns: inode(node, netns),
-            original: Tuple { src: old, dst: remote, l4_src: 77, l4_dst: 8 << 8 },
-            reply: Tuple { src: remote, dst: new, l4_src: id, l4_dst: id },
+            original: Tuple { src: old, dst: remote, l4_src: self.id, l4_dst: there },
+            reply: Tuple { src: remote, dst: new, l4_src: back, l4_dst: id },
             status: 1 << 4,
-            protocol: 1,
+            protocol,
             direction: self.conntrack.expect("set by the caller"),
         };
         self.evidence.nodes[node].records.push(Record::Translation(t));
@@ -381,6 +453,10 @@ impl Walk {
         }
         joined
     }
+}
+
+pub(super) fn tcp((src_port, dst_port): (u16, u16), (seq, ack): (u32, u32), flags: u8, payload: u16) -> L4 {
+    L4::Tcp { src_port, dst_port, seq, ack, flags, payload }
 }
 
 pub(super) fn shape(path: &Path) -> Vec<String> {

@@ -6,10 +6,28 @@ use super::{Ends, Evidence, Names, NodeEvidence};
 use crate::node::facts::{Link, LinkRef, Namespace, Role, RouteAnswer, RouteQuestion};
 
 /// Kinds of links that hand a packet on to another link of the same node.
-const STACKED: [&str; 13] =
-    ["bridge", "bond", "team", "vlan", "vrf", "ipip", "sit", "ip6tnl", "gre", "gretap", "geneve", "vxlan", "wireguard"];
+const STACKED: [&str; 15] = [
+    "bridge",
+    "bond",
+    "team",
+    "vlan",
+    "vrf",
+    "ipip",
+    "sit",
+    "ip6tnl",
+    "gre",
+    "gretap",
+    "ip6gre",
+    "ip6gretap",
+    "geneve",
+    "vxlan",
+    "xfrm",
+];
 /// Those of them that wrap a packet.
-const TUNNELS: [&str; 8] = ["ipip", "sit", "ip6tnl", "gre", "gretap", "geneve", "vxlan", "wireguard"];
+const TUNNELS: [&str; 10] =
+    ["ipip", "sit", "ip6tnl", "gre", "gretap", "ip6gre", "ip6gretap", "geneve", "vxlan", WIREGUARD];
+/// Encrypts: what leaves the node for it cannot be recognised, so for us the packet itself leaves here.
+const WIREGUARD: &str = "wireguard";
 
 /// The namespaces of one node.
 #[derive(Clone, Copy)]
@@ -37,6 +55,11 @@ impl<'a> Namespaces<'a> {
 
     pub(super) fn is_tunnel(self, at: LinkRef) -> bool {
         self.link(at).and_then(|l| l.kind.as_deref()).is_some_and(|k| TUNNELS.contains(&k))
+    }
+
+    /// What goes into the link leaves the node encrypted.
+    pub(super) fn is_sealed(self, at: LinkRef) -> bool {
+        self.link(at).is_some_and(|l| l.kind.as_deref() == Some(WIREGUARD))
     }
 
     fn is_loopback(self, at: LinkRef) -> bool {

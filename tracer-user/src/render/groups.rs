@@ -31,7 +31,10 @@ fn median<'a>(members: &[&'a Exchange]) -> &'a Exchange {
 }
 
 fn alike(a: &Exchange, b: &Exchange) -> bool {
-    a.outcome == b.outcome
+    // What had to be noted of one is not true of the other.
+    a.notes.is_empty() == b.notes.is_empty()
+        && a.what == b.what
+        && a.outcome == b.outcome
         && a.failed_direction == b.failed_direction
         && same_way(&a.request, &b.request)
         && same_way(&a.reply, &b.reply)

@@ -2,7 +2,9 @@
 //! delivery are one step.
 
 use super::units::time;
-use crate::path::model::{Action, Direction, Hop, Nat, NatSide, Path};
+use crate::path::model::{
+    Action, Basis, Detail, Direction, Hop, Nat, NatSide, Path, RuleRef, Segmentation, Segments, Tunnel,
+};
 
 /// One row of the table.
 #[derive(Clone, Debug)]
@@ -46,11 +48,14 @@ impl<'a> Merger<'a> {
                 self.route = Some(hop);
             }
             // The route decided before the rewrite; the packet leaves after it.
-            Action::Snat | Action::Unsnat | Action::Dnat | Action::Undnat => self.push(hop, rewrite(hop)),
+            Action::Snat | Action::Unsnat | Action::Dnat | Action::Undnat => {
+                self.push(hop, format!("{}{}", rewrite(hop), by_rule(hop)));
+            }
             Action::Transmitted => {
+                let what = hop.detail.text.clone().unwrap_or_else(|| "transmitted".to_owned());
                 let what = match self.route.take_if(|route| at_same_place(route, hop)) {
                     Some(route) => routed(route),
-                    None => "transmitted".to_owned(),
+                    None => what,
                 };
                 self.flush();
                 self.push(hop, what);
@@ -78,6 +83,10 @@ impl<'a> Merger<'a> {
 
     fn push(&mut self, hop: &'a Hop, what: String) {
         let failed = matches!(hop.action, Action::Dropped | Action::Lost);
+        let what = match &hop.detail.segments {
+            Some(sizes) => format!("{what}; {}", segments(sizes, hop.action)),
+            None => what,
+        };
         self.steps.push(Step { hop, what, failed, number: None });
     }
 
@@ -121,22 +130,36 @@ fn routed(hop: &Hop) -> String {
 
 /// A route without what does not move a packet: `proto bird`, `scope link`, metrics.
 fn brief(route: &str) -> &str {
-    let cut = [" proto ", " scope ", " metric ", " src ", " onlink"].iter().filter_map(|word| route.find(word)).min();
+    let cut = [" proto ", " scope ", " metric ", " src ", " onlink", " pref "]
+        .iter()
+        .filter_map(|word| route.find(word))
+        .min();
     &route[..cut.unwrap_or(route.len())]
 }
 
 fn plain(hop: &Hop) -> String {
-    let tunnel = |verb: &str| match &hop.detail.tunnel {
-        Some(tunnel) => format!("{verb} {} {} -> {}", tunnel.kind, tunnel.src, tunnel.dst),
-        None => verb.to_owned(),
+    let Detail { tunnel, text, .. } = &hop.detail;
+    let tunnel = |with: &str, without: &str| match (tunnel, text) {
+        (Some(tunnel), _) => format!("{with} {}", wrapping(tunnel)),
+        (None, Some(text)) => text.clone(),
+        (None, None) => without.to_owned(),
     };
     match hop.action {
         Action::Sent => "sent".to_owned(),
         Action::Received => "received".to_owned(),
         Action::Bridged => "bridged".to_owned(),
-        Action::Encapsulated => tunnel("encapsulated in"),
-        Action::Decapsulated => tunnel("decapsulated from"),
+        Action::Encapsulated => tunnel("encapsulated in", "encapsulated"),
+        Action::Decapsulated => tunnel("decapsulated from", "decapsulated"),
         other => format!("{other:?}").to_lowercase(),
+    }
+}
+
+/// `vxlan vni 4096 172.20.58.60 -> 172.20.50.50`.
+pub(super) fn wrapping(tunnel: &Tunnel) -> String {
+    let Tunnel { kind, vni, src, dst } = tunnel;
+    match vni {
+        Some(vni) => format!("{kind} vni {vni} {src} -> {dst}"),
+        None => format!("{kind} {src} -> {dst}"),
     }
 }
 
@@ -160,7 +183,7 @@ pub(super) fn rewrite(hop: &Hop) -> String {
         Action::Undnat => ("un-DNAT", true),
         _ => ("DNAT", false),
     };
-    let Some(Nat { before, after }) = &hop.detail.nat else {
+    let Some(Nat { moment: _, before, after }) = &hop.detail.nat else {
         return format!("{name} to {}", if source { hop.src } else { hop.dst });
     };
     let icmp = before.dst_port.is_none();
@@ -175,13 +198,39 @@ pub(super) fn rewrite(hop: &Hop) -> String {
     format!("{name} {} -> {}{ports}", address(before), address(after))
 }
 
+/// ` by nat/cali-nat-outgoing`.
+fn by_rule(hop: &Hop) -> String {
+    let Some(RuleRef { table, chain, basis, .. }) = &hop.detail.rule else { return String::new() };
+    let doubt = match basis {
+        Basis::Observed => "",
+        Basis::Inferred => " (by its counter)",
+        Basis::Configured => " (no other fits)",
+    };
+    format!(" by {table}/{chain}{doubt}")
+}
+
+/// What became of the size of TCP data.
+pub(super) fn segments(segments: &Segments, action: Action) -> String {
+    let Segments { how, bytes, before } = segments;
+    match how {
+        Segmentation::Super => format!("super-packet of {bytes} B"),
+        // Cut by the hardware after it was last seen.
+        Segmentation::Segmented if matches!(action, Action::Received | Action::Decapsulated) => {
+            format!("super-packet of {before} B came in segments, the first {bytes} B")
+        }
+        Segmentation::Segmented => format!("super-packet of {before} B segmented here, the first {bytes} B"),
+        Segmentation::Joined => format!("joined by GRO: {before} -> {bytes} B"),
+    }
+}
+
 /// Numbers the first step of every router, and of the destination, as traceroute would list them.
 fn number(path: &Path, steps: &mut [Step<'_>]) {
     let mut number = 0;
     for visit in path.hops.chunk_by(in_same_namespace) {
         let has = |action| visit.iter().any(|hop| hop.action == action);
         let end = has(Action::Delivered);
-        let forwards = has(Action::Received) && !has(Action::Sent) && visit[0].pod.is_none();
+        let came_in = has(Action::Received) || has(Action::Decapsulated);
+        let forwards = came_in && !has(Action::Sent) && visit[0].pod.is_none();
         let bridged_only = has(Action::Bridged) && !has(Action::Routed);
         if !end && (!forwards || bridged_only) {
             continue;

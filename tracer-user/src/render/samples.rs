@@ -3,9 +3,11 @@
 use std::net::IpAddr;
 
 use crate::path::model::{
-    Action::{self, Delivered, Dropped, Lost, Received, Routed, Sent, Snat, Transmitted, Unsnat},
-    Basis, Detail, Direction, DropDetail, Endpoint, Exchange, Hop, Nat, NatSide, Outcome, Path, Share, ShareOf, Trace,
-    TracedNode,
+    Action::{
+        self, Decapsulated, Delivered, Dropped, Encapsulated, Lost, Received, Routed, Sent, Snat, Transmitted, Unsnat,
+    },
+    Basis, Detail, Direction, DropCause, DropDetail, Endpoint, Exchange, Hop, Nat, NatSide, Outcome, Path, Share,
+    ShareOf, Trace, TracedNode, Tunnel,
 };
 
 pub(super) const NODE1: &str = "ip-172-20-50-50.ec2.internal";
@@ -114,6 +116,7 @@ fn back(lost: bool) -> Path {
 fn exchange(seq: u32, outcome: Outcome, failed_direction: Option<Direction>, paths: (Path, Path)) -> Exchange {
     Exchange {
         seq,
+        what: None,
         outcome,
         failed_direction,
         rtt_ns: None,
@@ -122,6 +125,7 @@ fn exchange(seq: u32, outcome: Outcome, failed_direction: Option<Direction>, pat
         reply: paths.1,
         shares: Vec::new(),
         notes: Vec::new(),
+        rejection: None,
     }
 }
 
@@ -198,7 +202,11 @@ fn one_dropped(seq: u32, dst: &str) -> Exchange {
     let drop = DropDetail {
         why: "blackhole route".to_owned(),
         reason: Some("IP_INNOROUTES".to_owned()),
-        function: Some("ip_rcv_finish_core".to_owned()),
+        function: Some("ip_error".to_owned()),
+        cause: DropCause::Blackhole,
+        basis: Basis::Observed,
+        proof: vec!["freed in ip_error, reason by the kernel IP_INNOROUTES".to_owned()],
+        ..DropDetail::default()
     };
     let route = Some("blackhole 100.115.37.64/26 proto bird".to_owned());
     walk.with(Dropped, "ens5", 0, Detail { route, drop: Some(drop), ..Detail::default() });
@@ -225,7 +233,7 @@ pub(super) fn mixed() -> Trace {
 pub(super) fn snat() -> Trace {
     let (dst, node_ip) = ("8.8.8.8", "172.20.50.50");
     let side = |src: &str, dst: &str, id| NatSide { src: ip(src), dst: ip(dst), src_port: Some(id), dst_port: None };
-    let nat = |before, after| Detail { nat: Some(Nat { before, after }), ..Detail::default() };
+    let nat = |before, after| Detail { nat: Some(Nat { moment: Basis::Inferred, before, after }), ..Detail::default() };
     let one = |seq: u32| {
         let id = 52_011 + u16::try_from(seq).expect("small");
         let mut walk = Walk::new(NODE1, BB1.1, dst);
@@ -304,7 +312,72 @@ pub(super) fn nothing() -> Trace {
     trace(Vec::new())
 }
 
+/// bb2 -> bb1 over IPv6 by TCP, through a VXLAN tunnel.
+pub(super) fn vxlan6() -> Trace {
+    let (two, one) = ("fd00:10:244:7:9c40::dd", "fd00:10:244:3:1a80::51");
+    let (node2, node1) = ("fd20:172:20:32::3a3c", "fd20:172:20:32::3232");
+    let wrapped = |src: &str, dst: &str| Detail {
+        tunnel: Some(Tunnel { kind: "vxlan".to_owned(), vni: Some(4096), src: ip(src), dst: ip(dst) }),
+        mtu: Some(8931),
+        ..Detail::default()
+    };
+    // Node, pod, its address, the node's.
+    type End = (&'static str, &'static str, &'static str, &'static str);
+    let way = |from: End, to: End, at: u64| {
+        let mut walk = Walk::new(from.0, from.2, to.2);
+        walk.error_ns = if from.0 == NODE2 { 0 } else { 83_000 };
+        walk.pod(Some(from.1)).hop(Sent, "eth0", at).pod(None).hop(Received, "cali9270933bb0b", at + 3);
+        let prefix = to.2.split("::").next().unwrap_or_default();
+        walk.forward("vxlan-v6.calico", &format!("{prefix}::/122 via {prefix}::41 dev vxlan-v6.calico onlink"), at + 8);
+        walk.hops.pop();
+        let (src, dst) = (walk.src, walk.dst);
+        walk.with(Encapsulated, "vxlan-v6.calico", at + 9, wrapped(from.3, to.3));
+        (walk.src, walk.dst) = (ip(from.3), ip(to.3));
+        walk.hop(Transmitted, "ens5", at + 12).node(to.0, 83_000).hop(Received, "ens5", at + 90);
+        walk.error_ns = if to.0 == NODE2 { 0 } else { 83_000 };
+        (walk.src, walk.dst) = (src, dst);
+        walk.with(Decapsulated, "vxlan-v6.calico", at + 94, wrapped(from.3, to.3));
+        walk.forward("cali98fd8882b62", &format!("{} dev cali98fd8882b62 metric 1024 pref medium", to.2), at + 99);
+        let answered_after_ns = (at == 0).then_some(9_000);
+        walk.pod(Some(to.1)).hop(Received, "eth0", at + 102);
+        walk.with(Delivered, "eth0", at + 102, Detail { answered_after_ns, ..Detail::default() }).path()
+    };
+    let (a, b) = ((NODE2, BB2.0, two, node2), (NODE1, BB1.0, one, node1));
+    let shares = vec![
+        Share { of: ShareOf::Node { node: NODE2.to_owned(), pod_ns: None, pod: None }, ns: 24_000 },
+        Share { of: ShareOf::Wire { from: NODE2.to_owned(), to: NODE1.to_owned() }, ns: 156_000 },
+        Share {
+            of: ShareOf::Node { node: NODE1.to_owned(), pod_ns: Some(9_000), pod: Some(BB1.0.to_owned()) },
+            ns: 33_000,
+        },
+    ];
+    let paths = (way(a, b, 0), way(b, a, 111));
+    let exchange = Exchange { rtt_ns: Some(213_000), shares, ..exchange(1, Outcome::Delivered, None, paths) };
+    let mut nodes = vec![traced(NODE2, node2), traced(NODE1, node1)];
+    nodes[0].kernel = Some("6.1.0".to_owned());
+    Trace {
+        source: end((BB2.0, two), Some(NODE2)),
+        destination: end((BB1.0, one), Some(NODE1)),
+        routers: [node2, node1, one].map(ip).into(),
+        smallest_mtu: Some(8931),
+        probe: "tcp port 8080, SYN 60 B".to_owned(),
+        nodes,
+        ..trace(vec![exchange])
+    }
+}
+
 /// All of them.
 pub(super) fn all() -> Vec<Trace> {
-    vec![cross_node(), request_lost(), reply_lost(), blackhole(), mixed(), snat(), same_node(), incomplete(), nothing()]
+    vec![
+        cross_node(),
+        request_lost(),
+        reply_lost(),
+        blackhole(),
+        mixed(),
+        snat(),
+        same_node(),
+        incomplete(),
+        nothing(),
+        vxlan6(),
+    ]
 }

@@ -8,7 +8,7 @@ use super::{
     reply::{one_line, same_way_back},
     summary, table, verbose,
 };
-use crate::path::model::{Direction, Endpoint, Exchange, Outcome, ShareOf, Trace};
+use crate::path::model::{Direction, Endpoint, Exchange, Outcome, ShareOf, Trace, What};
 
 /// Ways shown without `-v`.
 const WAYS: usize = 4;
@@ -60,7 +60,7 @@ fn causes(page: &mut Page, names: &Names, groups: &[Group<'_>]) {
             which.push("...".to_owned());
         }
         let outcome = group.median.outcome;
-        let what = format!(" exchange {}: {}", which.join(", "), failure::cause(names, group.median));
+        let what = format!(" exchange {}{}", which.join(", "), failure::cause(names, group.median));
         page.wrapped(summary::colour(outcome), summary::word(outcome), &what, 4);
     }
 }
@@ -98,13 +98,18 @@ fn from_to(page: &mut Page, trace: &Trace, group: &Group<'_>) {
         None => end.address.to_string(),
     };
     let Trace { source, destination, probe, .. } = trace;
+    let what = group.median.what.map_or("", |what| match what {
+        What::Handshake => "handshake, ",
+        What::Data => "data and its acknowledgement, ",
+        What::Datagram => "datagram and the next one back, ",
+    });
     let which = match (group.members.len(), group.median.rtt_ns) {
         (1, _) => format!("exchange {}", group.median.seq),
         (count, Some(_)) => format!("exchange {} (the median of {count} alike)", group.median.seq),
         (count, None) => format!("exchange {} ({count} alike)", group.median.seq),
     };
     let head = format!("{} -> {}", end(source), end(destination));
-    page.wrapped(Paint::Bold, &head, &format!("    {probe}, {which}"), 4);
+    page.wrapped(Paint::Bold, &head, &format!("    {probe}, {what}{which}"), 4);
 }
 
 fn reply(page: &mut Page, trace: &Trace, names: &Names, exchange: &Exchange) {

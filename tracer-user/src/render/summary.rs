@@ -8,7 +8,7 @@ use super::{
     reply::same_way_back,
     units::Unit,
 };
-use crate::path::model::{Action, Direction, Exchange, Outcome, ShareOf, Trace};
+use crate::path::model::{Action, Direction, Exchange, Hop, Outcome, ShareOf, Trace};
 
 /// The first line.
 pub(super) fn verdict(page: &mut Page, trace: &Trace, names: &Names, groups: &[Group<'_>]) {
@@ -39,7 +39,7 @@ pub(super) fn verdict(page: &mut Page, trace: &Trace, names: &Names, groups: &[G
     let length: usize = pieces.iter().map(|(_, text)| text.chars().count()).sum();
     let rest = match failures.as_slice() {
         [] => format!("  {}  {}", rtt(&delivered), way(groups)),
-        [only] if delivered.is_empty() => format!(": {}", cause(names, only.median)),
+        [only] if delivered.is_empty() => cause(names, only.median),
         _ if !delivered.is_empty() => format!("  {}", rtt(&delivered)),
         _ => String::new(),
     };
@@ -121,8 +121,10 @@ fn way(groups: &[Group<'_>]) -> String {
         (false, true) => "bridged, no router",
         (false, false) => "direct",
     };
-    let tunnel = hops().find_map(|hop| hop.detail.tunnel.as_ref()).map(|tunnel| format!("{} tunnel", tunnel.kind));
-    let tunnel = tunnel.unwrap_or_else(|| "no tunnel".to_owned());
+    let tunnel = match hops().find(|hop| matches!(hop.action, Action::Encapsulated | Action::Decapsulated)) {
+        Some(hop) => tunnel(hop),
+        None => "no tunnel".to_owned(),
+    };
     let nat = match (has(Action::Snat), has(Action::Dnat)) {
         (true, true) => "SNAT and DNAT",
         (true, false) => "SNAT",
@@ -136,6 +138,22 @@ fn way(groups: &[Group<'_>]) -> String {
         String::new()
     };
     format!("{moved}, {tunnel}, {nat}; {back}{ways}")
+}
+
+/// `IPIP tunnel`, `VXLAN tunnel vni 4096`.
+fn tunnel(hop: &Hop) -> String {
+    let Some(tunnel) = &hop.detail.tunnel else {
+        // Only what is encrypted has an outer header that nobody can tell.
+        return "WireGuard tunnel".to_owned();
+    };
+    let name = match tunnel.kind.as_str() {
+        "geneve" => "Geneve".to_owned(),
+        other => other.to_uppercase(),
+    };
+    match tunnel.vni {
+        Some(vni) => format!("{name} tunnel vni {vni}"),
+        None => format!("{name} tunnel"),
+    }
 }
 
 /// Context, and everything that limits how far to believe the rest.

@@ -6,7 +6,7 @@ use super::{
     names::Names,
     units::{micros, time},
 };
-use crate::path::model::{Action, Direction, Exchange, Hop, ShareOf, Trace};
+use crate::path::model::{Action, Basis, Direction, Exchange, Hop, ShareOf, Trace};
 
 /// A row ready to be laid out.
 #[derive(Debug, Default)]
@@ -150,8 +150,10 @@ impl<'a> Rows<'a> {
     }
 }
 
+/// A rewrite whose moment no hook saw.
 fn rewrites(hop: &Hop) -> bool {
-    matches!(hop.action, Action::Snat | Action::Dnat | Action::Unsnat | Action::Undnat)
+    let seen = hop.detail.nat.as_ref().is_some_and(|nat| nat.moment == Basis::Observed);
+    matches!(hop.action, Action::Snat | Action::Dnat | Action::Unsnat | Action::Undnat) && !seen
 }
 
 /// Where room is short, a route leaves out the device, which stands in its own column.

@@ -4,7 +4,9 @@ use insta::assert_snapshot;
 use proptest::prelude::*;
 
 use super::{Style, exit_code, json, json_line, samples, text};
-use crate::path::model::{Action, Basis, Detail, DropDetail, Trace, Tunnel};
+use crate::path::model::{
+    Action, Basis, Detail, DropCause, DropDetail, RuleRef, Segmentation, Segments, Trace, Tunnel, What,
+};
 
 const PIPE: Style = Style { color: false, width: 120, verbose: false };
 
@@ -102,7 +104,7 @@ fn a_json_line_is_one_line() {
 #[test]
 fn only_a_whole_trace_ends_in_success() {
     let codes: Vec<u8> = samples::all().iter().map(exit_code).collect();
-    assert_eq!(codes, [0, 3, 3, 3, 3, 0, 0, 3, 3]);
+    assert_eq!(codes, [0, 3, 3, 3, 3, 0, 0, 3, 3, 0]);
 }
 
 #[test]
@@ -195,6 +197,10 @@ fn dropped_by_netfilter_between_two_interfaces() {
             why: "netfilter rule".to_owned(),
             reason: Some("NETFILTER_DROP".to_owned()),
             function: Some("nft_do_chain".to_owned()),
+            cause: DropCause::Netfilter,
+            basis: Basis::Observed,
+            proof: vec!["freed in nft_do_chain, reason by the kernel NETFILTER_DROP".to_owned()],
+            ..DropDetail::default()
         });
         let mut routed = dropped.clone();
         let route = Some("100.115.37.90 dev cali98fd8882b62 scope link".to_owned());
@@ -241,20 +247,71 @@ fn a_tunnel_has_its_own_row() {
         wrapped.action = Action::Encapsulated;
         wrapped.detail.route = None;
         let [src, dst] = ["172.20.58.60", "172.20.50.50"].map(|text| text.parse().expect("an address"));
-        wrapped.detail.tunnel = Some(Tunnel { kind: "ipip".to_owned(), src, dst });
+        wrapped.detail.tunnel = Some(Tunnel { kind: "ipip".to_owned(), vni: None, src, dst });
         hops.insert(at + 1, wrapped);
     }
     let text = screen(&trace);
-    assert!(text.contains("routed, ipip tunnel, no NAT"), "{text}");
+    assert!(text.contains("routed, IPIP tunnel, no NAT"), "{text}");
     assert!(text.contains("tunl0            100.115.37.64/26 via 172.20.50.50 dev tunl0 "), "{text}");
     assert!(text.contains("encapsulated in ipip 172.20.58.60 -> 172.20.50.50"), "{text}");
+}
+
+#[test]
+fn a_vxlan_tunnel_in_100_columns() {
+    assert_snapshot!(text(&samples::vxlan6(), &Style { width: 100, ..PIPE }));
+}
+
+#[test]
+fn a_rule_that_translates_is_named() {
+    let mut trace = samples::snat();
+    for exchange in &mut trace.exchanges {
+        let snat = exchange.request.hops.iter_mut().find(|hop| hop.action == Action::Snat).expect("a rewrite");
+        snat.at_ns = Some(9_000);
+        snat.detail.nat.as_mut().expect("both sides").moment = Basis::Observed;
+        snat.detail.rule = Some(RuleRef {
+            engine: "iptables".to_owned(),
+            table: "nat".to_owned(),
+            chain: "cali-nat-outgoing".to_owned(),
+            text: Some("-m set --match-set cali40masq-ipam-pools src -j MASQUERADE --random-fully".to_owned()),
+            comment: Some("cali:flqWnvo8yq4ULQLa".to_owned()),
+            packets: 3,
+            basis: Basis::Inferred,
+        });
+    }
+    assert_snapshot!(screen(&trace));
+    let verbose = text(&trace, &Style { verbose: true, ..PIPE });
+    let said = verbose.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(said.contains("by iptables nat/cali-nat-outgoing") && said.contains("counter +3"), "{verbose}");
+}
+
+#[test]
+fn encrypted_and_in_segments() {
+    let mut trace = samples::cross_node();
+    trace.exchanges.truncate(1);
+    let exchange = &mut trace.exchanges[0];
+    exchange.what = Some(What::Data);
+    let hops = &mut exchange.request.hops;
+    let sizes = |how, before, bytes| Some(Segments { how, bytes, before });
+    hops[0].detail.segments = sizes(Segmentation::Super, 5792, 5792);
+    let out = hops.iter().position(|hop| hop.action == Action::Transmitted).expect("a transmission");
+    let mut wire = hops[out].clone();
+    (hops[out].action, hops[out].interface) = (Action::Encapsulated, Some("wireguard.cali".to_owned()));
+    hops[out].detail.text = Some("encrypted by wireguard.cali; what leaves the node cannot be recognised".to_owned());
+    (wire.interface, wire.ifindex, wire.basis) = (None, None, Basis::Inferred);
+    wire.detail = Detail { text: Some("encrypted, to ip-172-20-50-50: not observed".to_owned()), ..Detail::default() };
+    hops.insert(out + 1, wire);
+    let back = &mut hops[out + 2];
+    (back.action, back.interface) = (Action::Decapsulated, Some("wireguard.cali".to_owned()));
+    back.detail.text = Some("decrypted".to_owned());
+    back.detail.segments = sizes(Segmentation::Segmented, 5792, 1448);
+    assert_snapshot!(screen(&trace));
 }
 
 proptest! {
     /// Hops missing, in any order, with times of any size: something readable comes out, and never a panic.
     #[test]
     fn any_trace_can_be_shown(
-        which in 0..9_usize,
+        which in 0..10_usize,
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>(), 0..4_u8, any::<u64>()), 0..20),
         width in 0..200_usize,
         verbose: bool,

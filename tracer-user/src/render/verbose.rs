@@ -4,13 +4,13 @@ use std::net::IpAddr;
 
 use super::{
     failure,
-    hops::{drop_reason, rewrite},
+    hops::{drop_reason, rewrite, wrapping},
     line::{Page, Paint},
     names::Names,
     summary,
     units::{micros, time},
 };
-use crate::path::model::{Action, Basis, Detail, Direction, Exchange, Hop, Path};
+use crate::path::model::{Action, Basis, Detail, Direction, Exchange, Hop, Path, RuleRef};
 
 /// Every hop, one line each: time since the request's first hop, where, what, how we know.
 pub(super) fn path(page: &mut Page, names: &Names, path: &Path, direction: Direction) {
@@ -52,16 +52,18 @@ fn place(names: &Names, hop: &Hop) -> String {
 
 /// `before`: addresses of the packet after the hop before; told only where they are new.
 fn what(hop: &Hop, before: Option<(IpAddr, IpAddr)>) -> String {
-    let Detail { route, queue_ns, nat: _, drop, tunnel, mtu, answered_after_ns, text } = &hop.detail;
+    let Detail { route, queue_ns, nat: _, drop, tunnel, mtu, answered_after_ns, text, rule, segments } = &hop.detail;
     let action = match hop.action {
         Action::Snat | Action::Dnat | Action::Unsnat | Action::Undnat => rewrite(hop),
         Action::Dropped => format!("dropped: {}", drop_reason(hop)),
         other => format!("{other:?}").to_lowercase(),
     };
     let mut words = vec![action];
-    words.extend(tunnel.as_ref().map(|tunnel| format!("{} {} -> {}", tunnel.kind, tunnel.src, tunnel.dst)));
+    words.extend(tunnel.as_ref().map(wrapping));
     words.extend(route.clone());
     words.extend(text.clone());
+    words.extend(rule.as_ref().map(told_rule));
+    words.extend(segments.as_ref().map(|sizes| super::hops::segments(sizes, hop.action)));
     words.extend(drop.as_ref().and_then(|drop| drop.function.clone()).map(|function| format!("in {function}")));
     words.extend(drop.as_ref().and_then(|drop| drop.reason.clone()));
     words.extend(answered_after_ns.map(|ns| format!("answered after {}", time(ns))));
@@ -76,6 +78,20 @@ fn what(hop: &Hop, before: Option<(IpAddr, IpAddr)>) -> String {
     let addresses =
         if before == Some((hop.src, hop.dst)) { String::new() } else { format!("  {} -> {}", hop.src, hop.dst) };
     format!("{}{addresses} {ttl}  {basis}", words.join(", "))
+}
+
+/// `by nat/cali-nat-outgoing -A ... (comment; counter +5)  inferred`.
+fn told_rule(rule: &RuleRef) -> String {
+    let RuleRef { engine, table, chain, text, comment, packets, basis } = rule;
+    let mut words = vec![format!("by {engine} {table}/{chain}")];
+    words.extend(text.as_ref().map(|text| format!("\"{text}\"")));
+    words.extend(comment.as_ref().map(|comment| format!("({comment})")));
+    words.push(match basis {
+        Basis::Observed => "traced by the kernel".to_owned(),
+        Basis::Inferred => format!("counter +{packets}"),
+        Basis::Configured => "the only rule that fits".to_owned(),
+    });
+    words.join(" ")
 }
 
 /// One line per exchange.

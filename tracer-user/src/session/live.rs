@@ -1,9 +1,10 @@
 //! The backend of a real node: kernel programs, netlink, injector.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeSet, HashSet},
+    net::IpAddr,
     os::fd::AsFd,
-    thread,
+    panic, thread,
     time::{Duration, Instant},
 };
 
@@ -15,7 +16,7 @@ use nix::{
 
 use super::{About, Backend, Counters, Failure, InjectorJob, Ping, Request};
 use crate::{
-    event::{CtDirection, Hook, L4, Record, Sighting, Translation},
+    event::{CtDirection, Engine, Hook, L4, Record, Sighting, Translation},
     inject,
     node::{self, Node, facts},
     path,
@@ -33,6 +34,9 @@ const KEPT_RECORDS: usize = 100_000;
 #[derive(Default)]
 pub struct LiveNode {
     node: Option<Node>,
+    /// As they were when the session was armed.
+    rules: node::RuleCounters,
+    traces: node::RuleTraces,
     probe: Option<Probe>,
     records: Vec<Record>,
     looked: Option<Instant>,
@@ -141,14 +145,18 @@ impl Backend for LiveNode {
 
     fn arm(&mut self, request: &Request) -> Result<(), Failure> {
         self.stamps = request.ping.as_ref().map(|_| inject::Stamps::keep());
-        // At the same time, for the time until a trace is armed is felt.
         let setup = Setup { flows: &request.flows, scope: &[], ring_size: ring_size() };
-        let (probe, node) = thread::scope(|threads| {
-            let probe = threads.spawn(|| Probe::load(&setup));
-            let node = Node::survey();
-            (probe.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), node)
+        let addresses: Vec<IpAddr> = request.flows.iter().flat_map(|flow| [Some(flow.a), flow.b]).flatten().collect();
+        // Loading waits for the verifier, so the node and its rules are read meanwhile.
+        let (probe, node) = thread::scope(|scope| {
+            let probe = scope.spawn(|| Probe::load(&setup));
+            let node = Node::survey().map(|node| {
+                let rules = node.rule_counters(&addresses);
+                (node, rules)
+            });
+            (probe.join().unwrap_or_else(|payload| panic::resume_unwind(payload)), node)
         });
-        let node = node.map_err(|error| {
+        let (node, rules) = node.map_err(|error| {
             Failure::new("this node's namespaces", error.to_string(), "`podpath doctor` says what this node lacks")
         })?;
         let mut probe = probe.map_err(kernel)?;
@@ -156,6 +164,12 @@ impl Backend for LiveNode {
         probe.attach_all().map_err(kernel)?;
         self.probe = Some(probe);
         self.notes.of_node(node.notes());
+        self.notes.of_node(rules.notes());
+        if request.trace_rules {
+            self.traces = node.trace_rules(&rules, &request.flows);
+            self.traces.notes().iter().for_each(|note| self.notes.add(note.clone()));
+        }
+        self.rules = rules;
         self.node = Some(node);
         self.looked = Some(Instant::now());
         Ok(())
@@ -168,7 +182,9 @@ impl Backend for LiveNode {
 
     fn drain(&mut self) -> Result<Vec<Record>, Failure> {
         self.look_for_pods()?;
-        let records = self.probe()?.drain().map_err(kernel)?;
+        self.traces.collect();
+        let mut records = self.probe()?.drain().map_err(kernel)?;
+        name_chains(&self.rules, &mut records);
         let room = KEPT_RECORDS.saturating_sub(self.records.len());
         self.records.extend(records.iter().take(room).cloned());
         Ok(records)
@@ -206,10 +222,18 @@ impl Backend for LiveNode {
     }
 
     fn finish(&mut self) -> Result<(facts::NodeFacts, Counters), Failure> {
+        let traces = std::mem::take(&mut self.traces);
         let node = self.node()?;
         let questions = path::route_questions(&self.records, node.namespaces());
         let (mut facts, unread) = node.facts(&questions, &conntrack_flows(&self.records));
+        let met = links_met(&self.records);
+        let namespaces: Vec<u32> = met.iter().map(|(netns, _)| *netns).collect::<BTreeSet<_>>().into_iter().collect();
+        let rules = node.rules_met(&self.rules, traces, &namespaces);
+        let no_settings = node.read_settings(&mut facts.namespaces, &met);
+        self.notes.of_node(&no_settings);
+        (facts.rules, facts.rules_complete) = (rules.hits, rules.complete);
         self.notes.of_node(&unread);
+        rules.notes.into_iter().for_each(|note| self.notes.add(note));
         facts.notes = std::mem::take(&mut self.notes.0);
         let counters = self.probe()?.counters().map_err(kernel)?;
         Ok((facts, counters))
@@ -227,6 +251,28 @@ fn realtime_offset_ns() -> i64 {
     match (ns(ClockId::CLOCK_REALTIME), ns(ClockId::CLOCK_MONOTONIC)) {
         (Ok(real), Ok(monotonic)) => real - monotonic,
         _ => 0,
+    }
+}
+
+/// The links that packets were seen at: namespace and interface index.
+fn links_met(records: &[Record]) -> BTreeSet<(u32, u32)> {
+    let met = records.iter().filter_map(|record| match record {
+        Record::Sighting(sighting) => Some((sighting.netns, sighting.ifindex)),
+        // A sighting of the same packet at the same place comes with it.
+        Record::Translation(_) | Record::Rewrite(_) => None,
+    });
+    met.collect()
+}
+
+/// Names the nftables tables and chains among what was evaluated last on freed packets.
+fn name_chains(rules: &node::RuleCounters, records: &mut [Record]) {
+    for record in records {
+        let Record::Sighting(sighting) = record else { continue };
+        let Some(seen) = sighting.free.as_mut().and_then(|free| free.netfilter.as_mut()) else { continue };
+        let Engine::Nftables { table, chain } = seen.engine else { continue };
+        if let Some((table, chain)) = rules.names(sighting.netns, table, chain) {
+            (seen.table, seen.chain) = (Some(table), chain);
+        }
     }
 }
 

@@ -37,7 +37,7 @@ pub use self::{
 };
 
 /// The protocol this program speaks; `docs/PROTOCOL.md` says when which number grows.
-pub const PROTOCOL: Version = Version { major: 1, minor: 0 };
+pub const PROTOCOL: Version = Version { major: 1, minor: 1 };
 
 /// A protocol version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,6 +98,20 @@ pub struct Request {
     pub trace_rules: bool,
 }
 
+impl Request {
+    /// What a session of this version does not know and would pass over in silence.
+    fn lacked_by(&self, version: Version) -> Option<&'static str> {
+        let ping = self.ping.as_ref();
+        let younger = [
+            (matches!(ping, Some(Ping { kind: ProbeKind::Tcp { .. }, .. })), "TCP probes"),
+            (matches!(ping, Some(Ping { kind: ProbeKind::Udp { .. }, .. })), "UDP probes"),
+            (matches!(ping, Some(Ping { src: IpAddr::V6(_), .. })), "IPv6 probes"),
+            (self.trace_rules, "tracing of rules"),
+        ];
+        younger.into_iter().find(|(asked, _)| *asked && version.minor < 1).map(|(_, what)| what)
+    }
+}
+
 /// A wanted flow.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Flow {
@@ -121,20 +135,29 @@ pub enum ProbeKind {
         /// Identifier of all of them.
         id: u16,
     },
-    /// A TCP SYN; the connection is reset once it is answered.
+    /// A TCP SYN; the connection is reset once it is answered. Each has a source port of its own, which the source's kernel
+    /// chooses among those that nobody there uses: [`crate::path::Probe::id`] tells it.
     Tcp {
-        /// Source port of the first; each further one has the next. None is in use in the pod.
-        src_port: u16,
         /// Destination port.
         dst_port: u16,
     },
-    /// A UDP datagram.
+    /// A UDP datagram; source ports as for TCP.
     Udp {
-        /// Source port of the first; each further one has the next.
-        src_port: u16,
         /// Destination port.
         dst_port: u16,
     },
+}
+
+impl ProbeKind {
+    /// IP protocol number, between addresses of this one's family.
+    pub fn protocol(self, address: IpAddr) -> u8 {
+        match (self, address) {
+            (Self::Echo { .. }, IpAddr::V4(_)) => 1,
+            (Self::Echo { .. }, IpAddr::V6(_)) => 58,
+            (Self::Tcp { .. }, _) => 6,
+            (Self::Udp { .. }, _) => 17,
+        }
+    }
 }
 
 /// Probes.

@@ -24,10 +24,7 @@ impl Lab {
     /// `inet`), `p2` (bridged), `p3` (no default route), `p4` (held by a process only); `n2` has `q1`, with the same
     /// interface indexes as `p1`.
     pub(crate) fn up() -> Self {
-        assert!(nix::unistd::geteuid().is_root(), "these tests make network namespaces: run them as root");
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let prefix = format!("pn{}x{}", process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let mut lab = Self { prefix, namespaces: Vec::new(), processes: Vec::new() };
+        let mut lab = Self::empty();
         for name in ["wire", "inet", "n1", "n2", "p1", "p2", "p3", "p4", "q1"] {
             lab.add(name);
         }
@@ -52,6 +49,24 @@ impl Lab {
         lab.ip("p3", "route del default");
         lab.pod("n1", "p4", "cali4", "100.115.37.84");
         lab
+    }
+
+    /// A lab without anything.
+    pub(crate) fn empty() -> Self {
+        assert!(nix::unistd::geteuid().is_root(), "these tests make network namespaces: run them as root");
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let prefix = format!("pn{}x{}", process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        Self { prefix, namespaces: Vec::new(), processes: Vec::new() }
+    }
+
+    /// Feeds `input` to `command` inside a namespace.
+    pub(crate) fn feed(&self, name: &str, command: &str, input: &str) {
+        let full = self.name(name);
+        let mut all = vec!["netns", "exec", &full];
+        all.extend(command.split_whitespace());
+        let mut child = Command::new("ip").args(&all).stdin(process::Stdio::piped()).spawn().expect("ip netns exec");
+        child.stdin.take().expect("stdin").write_all(input.as_bytes()).expect("fed");
+        assert!(child.wait().expect("ends").success(), "{command}:\n{input}");
     }
 
     /// A namespace of its own, with loopback up.

@@ -7,8 +7,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use super::netns;
-use super::plan::{Namespace, Plan, Sysctl, Tunnel};
+use super::plan::{Namespace, Plan, Sysctl};
+use super::rules::Rules;
 use super::tool::run;
+use super::tunnel::{self, Keys};
 
 /// How long links may take to come up. They need some milliseconds.
 const LINK_PATIENCE: Duration = Duration::from_secs(5);
@@ -17,35 +19,46 @@ const LINK_PATIENCE: Duration = Duration::from_secs(5);
 pub(crate) fn build(plan: &Plan) -> Result<Vec<String>> {
     run("ip", &["-batch", "-"], &lines(&plan.links)).context("making namespaces and links")?;
     let mut absent = Vec::new();
+    let keys = Keys::default();
     for namespace in &plan.namespaces {
-        absent.extend(netns::inside(&namespace.name, || set_up(namespace))?);
+        absent.extend(netns::inside(&namespace.name, || set_up(namespace, &keys))?);
     }
     for namespace in &plan.namespaces {
-        netns::inside(&namespace.name, wait_for_links)?;
+        netns::inside(&namespace.name, || wait_for_links(&namespace.idle))?;
     }
     Ok(absent)
 }
 
-fn set_up(namespace: &Namespace) -> Result<Option<String>> {
-    let Namespace { name: _, sysctls, ip, tunnel, sets, rules } = namespace;
+fn set_up(namespace: &Namespace, keys: &Keys) -> Result<Option<String>> {
+    let Namespace { name, sysctls, ip, tunnel, rules, idle: _ } = namespace;
     for sysctl in sysctls {
         write_sysctl(sysctl)?;
     }
     run("ip", &["-batch", "-"], &lines(ip))?;
     let absent = match tunnel {
-        Some(tunnel) => make_tunnel(tunnel)?,
+        Some(tunnel) => tunnel::make(tunnel, name, keys)?,
         None => None,
     };
-    if !sets.is_empty() {
-        run("ipset", &["restore"], sets)?;
-    }
-    if !rules.is_empty() {
-        run("iptables-nft-restore", &[], rules)?;
-    }
-    Ok(absent.map(|what| format!("{}: {what}", namespace.name)))
+    set_rules(rules)?;
+    Ok(absent.map(|what| format!("{name}: {what}")))
 }
 
-fn lines(lines: &[String]) -> String {
+fn set_rules(rules: &Rules) -> Result<()> {
+    let Rules { sets, iptables, ip6tables, nft } = rules;
+    let tools: [(&str, &[&str], &str); 4] = [
+        ("ipset", &["restore"], sets),
+        ("iptables-nft-restore", &[], iptables),
+        ("ip6tables-nft-restore", &[], ip6tables),
+        ("nft", &["-f", "-"], nft),
+    ];
+    for (tool, arguments, input) in tools.into_iter().filter(|(_, _, input)| !input.is_empty()) {
+        run(tool, arguments, input)?;
+    }
+    Ok(())
+}
+
+/// Input of a batch tool.
+pub(crate) fn lines(lines: &[String]) -> String {
     let mut text = lines.join("\n");
     text.push('\n');
     text
@@ -60,47 +73,17 @@ pub(crate) fn write_sysctl(sysctl: &Sysctl) -> Result<()> {
     fs::write(&path, sysctl.value).with_context(|| format!("writing `{}` to {}", sysctl.value, path.display()))
 }
 
-/// Make the IP-in-IP device, or say why there is none.
-///
-/// Where `net.core.fb_tunnels_only_for_init_net` is 0, the kernel has put a fallback device of that name into the
-/// namespace, before the NIC or (when the module is loaded by our request) after it. The order of devices decides
-/// which address a node's ICMP errors carry, so that one steps aside and ours is always the younger.
-fn make_tunnel(tunnel: &Tunnel) -> Result<Option<String>> {
-    let Tunnel { name, address, local, mtu } = tunnel;
-    step_aside(name)?;
-    let add = format!("link add {name} mtu {mtu} type ipip local {local}");
-    let add: Vec<&str> = add.split(' ').collect();
-    let made = run("ip", &add, "").or_else(|error| match step_aside(name)? {
-        true => run("ip", &add, ""),
-        false => Err(error),
-    });
-    if let Err(error) = made {
-        return match error.to_string().contains("Unknown device type") {
-            true => Ok(Some(format!("no {name}: this kernel has no IP-in-IP device"))),
-            false => Err(error),
-        };
-    }
-    let batch = format!("addr add {address}/32 dev {name}\nlink set {name} up\n");
-    run("ip", &["-batch", "-"], &batch)?;
-    Ok(None)
-}
-
-/// Rename the fallback device that has taken `name`; whether there was one.
-fn step_aside(name: &str) -> Result<bool> {
-    if run("ip", &["link", "show", "dev", name], "").is_err() {
-        return Ok(false);
-    }
-    let batch = format!("link set {name} down\nlink set {name} name {name}-fallback\n");
-    run("ip", &["-batch", "-"], &batch)?;
-    Ok(true)
-}
-
-/// Wait until no link that is up lacks its carrier: a link change reaches routes a moment after `ip` returns.
-fn wait_for_links() -> Result<()> {
+/// Wait until no link that is up lacks its carrier, but for `idle` ones: a link change reaches routes a moment after
+/// `ip` returns.
+fn wait_for_links(idle: &[String]) -> Result<()> {
     let start = Instant::now();
+    let is_idle = |line: &str| idle.iter().any(|name| line.contains(&format!(": {name}: ")));
     loop {
         let links = run("ip", &["-o", "link", "show", "up"], "")?;
-        let waiting: Vec<&str> = links.lines().filter(|line| !is_settled(line)).collect();
+        let bridges = run("ip", &["-o", "link", "show", "up", "type", "bridge"], "")?;
+        // A bridge is UNKNOWN only until it has looked at its ports.
+        let unsettled = |line: &&str| !is_settled(line) || bridges.contains(*line) && line.contains("state UNKNOWN");
+        let waiting: Vec<&str> = links.lines().filter(|line| unsettled(line) && !is_idle(line)).collect();
         if waiting.is_empty() {
             return Ok(());
         }

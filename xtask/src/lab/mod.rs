@@ -9,7 +9,7 @@
 //! nodes), the *gateway* (default gateway; it translates a second time, as a cloud provider does) and the
 //! *internet*.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
@@ -24,6 +24,7 @@ mod profile;
 mod rules;
 mod state;
 mod tool;
+mod tunnel;
 
 pub use netns::inside;
 pub use tool::{PACKAGES, run};
@@ -76,6 +77,8 @@ pub struct LabNode {
     pub namespace: String,
     /// Its InternalIP.
     pub address: Ipv4Addr,
+    /// The second one, of a dual-stack cluster.
+    pub address6: Option<Ipv6Addr>,
     /// Its interface to the wire.
     pub nic: String,
 }
@@ -92,6 +95,8 @@ pub struct LabPod {
     pub namespace: String,
     /// Its address.
     pub address: Ipv4Addr,
+    /// The second one, of a dual-stack cluster.
+    pub address6: Option<Ipv6Addr>,
     /// The `host` of its node.
     pub node: String,
     /// The node's end of its veth pair.
@@ -128,6 +133,7 @@ impl LabInfo {
             host: node.host.clone(),
             namespace: namespace(lab, &node.host),
             address: node.address,
+            address6: node.address6,
             nic: profile.nic.clone(),
         });
         let pods = profile.nodes.iter().flat_map(|node| {
@@ -136,8 +142,9 @@ impl LabInfo {
                 kubernetes_namespace: pod.namespace.clone(),
                 namespace: namespace(lab, &pod.name),
                 address: pod.address,
+                address6: pod.address6,
                 node: node.host.clone(),
-                host_interface: pod.host_interface(),
+                host_interface: profile.host_interface(pod),
             })
         });
         LabInfo {

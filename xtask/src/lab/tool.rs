@@ -6,15 +6,22 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 
 /// The Debian packages whose tools the lab and its tests run.
-pub const PACKAGES: &[&str] = &["iproute2", "ipset", "iptables", "nftables", "conntrack", "iputils-ping"];
+pub const PACKAGES: &[&str] =
+    &["iproute2", "ipset", "iptables", "nftables", "conntrack", "iputils-ping", "wireguard-tools"];
 
 /// The package that holds a tool, where its name differs.
 fn package(tool: &str) -> &str {
     match tool {
-        "ip" => "iproute2",
-        "iptables-nft" | "iptables-nft-restore" | "iptables-nft-save" => "iptables",
+        "ip" | "bridge" => "iproute2",
+        "iptables-nft"
+        | "iptables-nft-restore"
+        | "iptables-nft-save"
+        | "ip6tables-nft-restore"
+        | "iptables-legacy"
+        | "ip6tables-nft" => "iptables",
         "nft" => "nftables",
         "ping" => "iputils-ping",
+        "wg" => "wireguard-tools",
         other => other,
     }
 }
@@ -94,7 +101,8 @@ mod tests {
 
     #[test]
     fn every_package_of_a_tool_is_installed() {
-        for tool in ["ip", "ipset", "iptables-nft", "iptables-nft-restore", "nft", "conntrack", "ping"] {
+        for tool in ["ip", "bridge", "ipset", "iptables-nft", "ip6tables-nft-restore", "nft", "conntrack", "ping", "wg"]
+        {
             assert!(PACKAGES.contains(&package(tool)), "{tool}");
         }
     }

@@ -31,8 +31,9 @@ pub struct Scenario {
     /// Faults that stand while the trace runs.
     #[serde(default)]
     pub plants: Vec<Plant>,
-    /// What runs beside the trace.
-    pub traffic: Option<Traffic>,
+    /// What runs beside the trace, started in this order.
+    #[serde(default)]
+    pub traffic: Vec<Traffic>,
     /// Arguments of `podpath trace`, separated by blanks; the runner adds lab and output format.
     pub trace: String,
     /// What must come out.
@@ -45,7 +46,8 @@ pub struct Scenario {
 pub struct Traffic {
     /// The pod.
     pub pod: String,
-    /// Program and arguments, separated by blanks.
+    /// Program and arguments, separated by blanks. `xtask traffic` serves and asks where the machine has no program for
+    /// it ([`crate::traffic`]).
     pub run: String,
 }
 

@@ -105,12 +105,12 @@ pub fn cache_dir() -> Result<PathBuf> {
 }
 
 /// Holds other runs off until the file is dropped. The kernel releases it when we are killed.
-fn lock(folder: &Path) -> Result<File> {
+pub(crate) fn lock(folder: &Path) -> Result<File> {
     let path = folder.join("lock");
     let file = File::create(&path).with_context(|| format!("create lock file {}", path.display()))?;
     match file.try_lock() {
         Ok(()) => {}
-        Err(TryLockError::WouldBlock) => proc::step("wait for another run that installs the same toolchain", || {
+        Err(TryLockError::WouldBlock) => proc::step("wait for another run that installs the same", || {
             file.lock().with_context(|| format!("lock {}", path.display()))
         })?,
         Err(TryLockError::Error(error)) => return Err(error).with_context(|| format!("lock {}", path.display())),
@@ -121,7 +121,7 @@ fn lock(folder: &Path) -> Result<File> {
 const SCRATCH: &str = "installing-";
 
 /// Removes what a killed run left behind. Only for the holder of the lock.
-fn remove_remains(cache: &Path) -> Result<()> {
+pub(crate) fn remove_remains(cache: &Path) -> Result<()> {
     let entries = fs::read_dir(cache).with_context(|| format!("list {}", cache.display()))?;
     for entry in entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(SCRATCH)) {
         fs::remove_dir_all(entry.path()).with_context(|| format!("remove {}", entry.path().display()))?;
@@ -130,7 +130,7 @@ fn remove_remains(cache: &Path) -> Result<()> {
 }
 
 /// A scratch folder on the same file system as the cache, so that the finished thing can be renamed into place.
-fn scratch(cache: &Path) -> Result<tempfile::TempDir> {
+pub(crate) fn scratch(cache: &Path) -> Result<tempfile::TempDir> {
     tempfile::Builder::new()
         .prefix(SCRATCH)
         .tempdir_in(cache)
@@ -138,7 +138,7 @@ fn scratch(cache: &Path) -> Result<tempfile::TempDir> {
 }
 
 /// Moves a finished folder into place; what lay there (something broken, or it would have been used) makes room.
-fn put_in_place(from: &Path, to: &Path) -> Result<()> {
+pub(crate) fn put_in_place(from: &Path, to: &Path) -> Result<()> {
     match fs::remove_dir_all(to) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             return Err(error).with_context(|| format!("remove {}", to.display()));

@@ -10,14 +10,12 @@ use std::{
 use anyhow::{Context, Result, anyhow, bail};
 
 use super::{Compiler, put_in_place, scratch};
-use crate::{interrupt, proc};
+use crate::{apt::Apt, interrupt, proc};
 
 /// Debian's suite that carries the compiler's newer versions, and with them their sources.
 const SUITE: &str = "trixie-backports";
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
-/// 3 MB from rustup, 45 MB from Debian: what has not come by then will not come.
+/// 3 MB: what has not come by then will not come.
 const RUSTUP_LIMIT: Duration = Duration::from_secs(60);
-const APT_LIMIT: Duration = Duration::from_secs(300);
 
 /// The standard library's workspace folder, for `core` to be built from.
 ///
@@ -80,19 +78,12 @@ fn toolchain_name(sysroot: &Path) -> Option<String> {
     Some(sysroot.file_name()?.to_string_lossy().into_owned())
 }
 
-/// Takes `library/` out of Debian's package `rust-src`. apt itself fetches it, with the machine's proxy settings and
-/// checked signatures, but with folders of its own: the machine's package lists and sources stay as they are.
+/// Takes `library/` out of Debian's package `rust-src`.
 fn from_debian(compiler: &Compiler, cache: &Path, target: &Path) -> Result<()> {
-    for program in ["apt-get", "apt-cache", "dpkg-deb", "tar"] {
-        if !proc::on_path(program) {
-            bail!("`{program}` is not installed: not a Debian system");
-        }
-    }
     let scratch = scratch(cache)?;
-    let apt = Apt::new(scratch.path())?;
     let text = format!("rust-src {}: Debian's package from {SUITE}", compiler.release);
     proc::step(&text, || {
-        apt.run("apt-get", &["update", "-q"]).context("read the package list")?;
+        let apt = Apt::new(scratch.path(), &[SUITE])?;
         let stanzas = apt.run("apt-cache", &["show", "rust-src"]).context("look up the package rust-src")?;
         let version = pick_version(&stanzas, &compiler.release)?;
         apt.run("apt-get", &["download", "-q", &format!("rust-src={version}")]).context("fetch the package")?;
@@ -111,60 +102,6 @@ fn from_debian(compiler: &Compiler, cache: &Path, target: &Path) -> Result<()> {
         }
         put_in_place(&library, target)
     })
-}
-
-/// apt with a source list, package lists and a download cache of its own.
-struct Apt {
-    folder: PathBuf,
-}
-
-impl Apt {
-    fn new(folder: &Path) -> Result<Self> {
-        let targets = proc::quiet(Command::new("apt-get").args([
-            "indextargets",
-            "--format",
-            "$(SITE)|$(LABEL)",
-            "Created-By: Packages",
-        ]))?;
-        let mirror = debian_mirror(&targets).context("apt's sources name no Debian mirror")?;
-        let signed = if Path::new(KEYRING).is_file() { format!("[signed-by={KEYRING}] ") } else { String::new() };
-        for sub in ["state/lists/partial", "cache/archives/partial"] {
-            let path = folder.join(sub);
-            fs::create_dir_all(&path).with_context(|| format!("create {}", path.display()))?;
-        }
-        let list = folder.join("sources.list");
-        fs::write(&list, format!("deb {signed}{mirror} {SUITE} main\n"))
-            .with_context(|| format!("write {}", list.display()))?;
-        Ok(Self { folder: folder.to_owned() })
-    }
-
-    fn run(&self, program: &str, arguments: &[&str]) -> Result<String> {
-        let option = |key: &str, path: &str| format!("{key}={}", self.folder.join(path).display());
-        let options = [
-            option("Dir::State", "state"),
-            option("Dir::Cache", "cache"),
-            option("Dir::Etc::SourceList", "sources.list"),
-            "Dir::Etc::SourceParts=-".to_owned(),
-            "Dir::State::status=/var/lib/dpkg/status".to_owned(),
-            "Acquire::Languages=none".to_owned(),
-            // The user `_apt` may not enter root's cache folder.
-            "APT::Sandbox::User=root".to_owned(),
-        ];
-        let mut command = Command::new(program);
-        command.args(arguments).current_dir(&self.folder).env("LC_ALL", "C");
-        for option in &options {
-            command.args(["-o", option]);
-        }
-        proc::quiet_within(&mut command, APT_LIMIT)
-    }
-}
-
-/// The mirror among lines of `SITE|LABEL`. Where no list was fetched yet, apt knows no label and leaves the placeholder.
-fn debian_mirror(targets: &str) -> Option<&str> {
-    let sites = || targets.lines().filter_map(|line| line.split_once('|'));
-    let labelled = sites().find(|(_, label)| *label == "Debian");
-    let named = || sites().find(|(site, _)| site.trim_end_matches('/').ends_with("/debian"));
-    labelled.or_else(named).map(|(site, _)| site)
 }
 
 /// The newest packaging of exactly this release, from stanzas as `apt-cache show` prints them (newest first).
@@ -210,15 +147,6 @@ mod tests {
         assert_eq!(error, "trixie-backports has rust-src 1.96.1, 1.95.0, 1.95.0, 1.9.0, not 1.95.1");
         assert!(pick_version(STANZAS, "1.97.0-nightly").is_err());
         assert!(pick_version("", "1.95.0").is_err());
-    }
-
-    #[test]
-    fn mirror_by_label_else_by_path() {
-        let fetched = "http://mirror/x-security|Debian-Security\nhttp://mirror/x|Debian\nhttp://other/debian|Other\n";
-        assert_eq!(debian_mirror(fetched), Some("http://mirror/x"));
-        let never_fetched = "http://m/debian-security|$(LABEL)\nhttp://m/debian|$(LABEL)\n";
-        assert_eq!(debian_mirror(never_fetched), Some("http://m/debian"));
-        assert_eq!(debian_mirror("http://m/ubuntu|Ubuntu\n"), None);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Running podpath as a person would, and judging what it says.
 
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use xtask::lab::{LabInfo, inside};
 use xtask::scenario::report::Trace;
 use xtask::scenario::{Scenario, Traffic, check};
+use xtask::traffic::READY;
 use xtask::{proc, workspace_root};
 
 use crate::ground;
@@ -49,7 +50,8 @@ impl Tool {
     pub(crate) fn run(&self, scenario: &Scenario, lab: &LabInfo) -> Result<()> {
         let planted = scenario.plants.iter().map(|plant| plant.plant(lab)).collect::<Result<Vec<_>>>()?;
         let (before, settings, links) = (Objects::now()?, ground::settings(lab)?, ground::ground(lab)?);
-        let traffic = scenario.traffic.as_ref().map(|traffic| Running::start(traffic, lab)).transpose()?;
+        let traffic: Vec<Running> =
+            scenario.traffic.iter().map(|traffic| self.start(traffic, lab)).collect::<Result<_>>()?;
         let json = self.trace(scenario, lab, &["-o", "json"])?;
         let text = self.trace(scenario, lab, &[])?;
         drop(traffic);
@@ -78,6 +80,26 @@ impl Tool {
             text.stdout,
             text.stderr
         )
+    }
+
+    /// Starts traffic; a server of our own is ready when this returns.
+    fn start(&self, traffic: &Traffic, lab: &LabInfo) -> Result<Running> {
+        let Traffic { pod, run } = traffic;
+        let words: Vec<&str> = run.split(' ').collect();
+        let own = words[0] == "xtask";
+        let program = if own { self.0.with_file_name("xtask") } else { words[0].into() };
+        let mut running = inside(&lab.pod(pod)?.namespace, || {
+            let mut command = Command::new(&program);
+            command.args(&words[1..]).stdin(Stdio::null()).stdout(if own { Stdio::piped() } else { Stdio::null() });
+            command.spawn().map(Running).with_context(|| format!("starting `{run}`"))
+        })?;
+        if words.contains(&"serve") {
+            let stdout = running.0.stdout.take().context("it was piped")?;
+            let mut line = String::new();
+            BufReader::new(stdout).read_line(&mut line).with_context(|| format!("waiting for `{run}`"))?;
+            ensure!(line.trim() == READY, "`{run}` did not start");
+        }
+        Ok(running)
     }
 
     fn trace(&self, scenario: &Scenario, lab: &LabInfo, format: &[&str]) -> Result<Output> {
@@ -120,19 +142,6 @@ fn collect(pipe: Option<impl Read + Send + 'static>) -> thread::JoinHandle<Vec<u
 
 /// Traffic in a pod; ends when dropped.
 struct Running(Child);
-
-impl Running {
-    fn start(traffic: &Traffic, lab: &LabInfo) -> Result<Running> {
-        let Traffic { pod, run } = traffic;
-        let words: Vec<&str> = run.split(' ').collect();
-        let child = inside(&lab.pod(pod)?.namespace, || {
-            let mut command = Command::new(words[0]);
-            command.args(&words[1..]).stdin(Stdio::null()).stdout(Stdio::null());
-            command.spawn().with_context(|| format!("starting `{run}`"))
-        })?;
-        Ok(Running(child))
-    }
-}
 
 impl Drop for Running {
     fn drop(&mut self) {

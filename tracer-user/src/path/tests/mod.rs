@@ -1,6 +1,9 @@
 //! Tests of the reducer as a whole.
 
 mod cases;
+mod drops;
 mod failures;
 mod properties;
 mod snapshot;
+mod tcp;
+mod translated;

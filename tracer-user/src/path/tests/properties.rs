@@ -9,7 +9,7 @@ use crate::{
     node::facts::RouteKind,
     path::{
         model::{Exchange, Outcome},
-        testing::{CNI0, ENS5, ENS6, ETH0, TUNL0, Walk, host, ip, pod, shape, veth},
+        testing::{CNI0, ENS5, ENS6, ETH0, Kind, TUNL0, Walk, host, ip, pod, shape, six, veth},
     },
 };
 
@@ -25,6 +25,8 @@ struct Plan {
     step: u64,
     clocks: Vec<u64>,
     exchanges: u16,
+    kind: Kind,
+    v6: bool,
 }
 
 impl Plan {
@@ -32,20 +34,28 @@ impl Plan {
         if self.bridge { 3 } else { 1 }
     }
 
+    fn family(&self, address: IpAddr) -> IpAddr {
+        if self.v6 { six(address) } else { address }
+    }
+
     fn destination(&self) -> IpAddr {
-        match (self.nodes, self.tunnel) {
+        let address = match (self.nodes, self.tunnel) {
             (1, None) => ip("8.8.8.8"),
             (1, Some(_)) => pod(0, self.pod() + 1),
             (nodes, _) => pod(nodes - 1, self.pod()),
-        }
+        };
+        self.family(address)
     }
 }
 
 fn plan() -> impl Strategy<Value = Plan> {
     let clocks = proptest::collection::vec(0..36_000_000_000_000u64, 4);
     let flags = (any::<bool>(), any::<bool>(), any::<bool>());
-    (1..=4usize, any::<Option<bool>>(), flags, 1..2_000u64, clocks, 1..4u16).prop_map(
-        |(nodes, tunnel, (masquerade, bridge, same_memory), step, clocks, exchanges)| Plan {
+    let what = (prop_oneof![Just(Kind::Echo), Just(Kind::Tcp), Just(Kind::Udp)], any::<bool>());
+    (1..=4usize, any::<Option<bool>>(), flags, 1..2_000u64, clocks, 1..4u16, what).prop_map(
+        |(nodes, tunnel, (masquerade, bridge, same_memory), step, clocks, exchanges, (kind, v6))| Plan {
+            kind,
+            v6,
             nodes,
             tunnel,
             masquerade,
@@ -102,8 +112,8 @@ fn within(w: &mut Walk, plan: &Plan, from: u32, to: u32) {
 }
 
 fn start(plan: &Plan) -> Walk {
-    let mut w = Walk::new(plan.nodes, pod(0, plan.pod()), plan.destination());
-    w.step = plan.step;
+    let mut w = Walk::new(plan.nodes, plan.family(pod(0, plan.pod())), plan.destination());
+    (w.step, w.kind) = (plan.step, plan.kind);
     w.clocks = plan.clocks[..plan.nodes].to_vec();
     w
 }
@@ -152,9 +162,9 @@ fn outside(w: &mut Walk, plan: &Plan) {
         w.received(inside);
     }
     if plan.masquerade {
-        w.masqueraded(out, host(0), 4711).wait(9_000);
+        w.masqueraded(out, plan.family(host(0)), 4711 + w.exchange()).wait(9_000);
         answer(w, plan);
-        w.received(out).unmasqueraded(out, inside, pod(0, me));
+        w.received(out).unmasqueraded(out, inside, plan.family(pod(0, me)));
     } else {
         w.routed(out).wait(9_000);
         answer(w, plan);

@@ -3,7 +3,10 @@
 //! A name or link belongs to the namespace told before it, an address to the link told before it: a namespace of thousands
 //! of links, or a link of thousands of addresses (`kube-ipvs0`), then needs no message of its own size.
 
-use super::field::{Fields, Malformed, Net, bytes};
+use super::{
+    field::{Fields, Malformed, Net, bytes},
+    rules::WireRuleHit,
+};
 use crate::node::facts::{
     ConntrackEntry, Link, LinkRef, Namespace, Neighbour, NodeFacts, Role, Route, RouteAnswer, RouteKind, RouteQuestion,
     Setting, TunnelSettings,
@@ -12,7 +15,7 @@ use crate::node::facts::{
 /// One fact. A kind that this program does not know leaves `body` empty.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(in crate::session) struct Fact {
-    #[prost(oneof = "FactBody", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]
+    #[prost(oneof = "FactBody", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12")]
     body: Option<FactBody>,
 }
 
@@ -38,6 +41,11 @@ enum FactBody {
     Note(String),
     #[prost(message, tag = "10")]
     Setting(WireSetting),
+    #[prost(message, tag = "11")]
+    Rule(Box<WireRuleHit>),
+    /// A namespace whose rules are complete.
+    #[prost(uint32, tag = "12")]
+    RulesComplete(u32),
 }
 
 #[derive(Clone, Copy, PartialEq, prost::Message)]
@@ -180,8 +188,7 @@ type Ends = (std::net::IpAddr, std::net::IpAddr, u16, u16);
 
 /// All facts, in the order in which [`Collected`] wants them.
 pub(in crate::session) fn facts(node: &NodeFacts) -> Vec<Fact> {
-    // Rules have no message of their own yet.
-    let NodeFacts { namespaces, routes, neighbours, conntrack, rules: _, routes_changed, notes } = node;
+    let NodeFacts { namespaces, routes, neighbours, conntrack, rules, rules_complete, routes_changed, notes } = node;
     let mut bodies = Vec::new();
     for Namespace { inode, role, names, links, settings } in namespaces {
         let role = match role {
@@ -199,6 +206,8 @@ pub(in crate::session) fn facts(node: &NodeFacts) -> Vec<Fact> {
     bodies.extend(routes.iter().map(|answer| FactBody::Route(Box::new(answer.into()))));
     bodies.extend(neighbours.iter().map(|neighbour| FactBody::Neighbour(neighbour.into())));
     bodies.extend(conntrack.iter().map(|entry| FactBody::Conntrack(entry.into())));
+    bodies.extend(rules.iter().map(|hit| FactBody::Rule(Box::new(hit.into()))));
+    bodies.extend(rules_complete.iter().copied().map(FactBody::RulesComplete));
     bodies.push(FactBody::RoutesChanged(*routes_changed));
     bodies.extend(notes.iter().cloned().map(FactBody::Note));
     bodies.into_iter().map(|body| Fact { body: Some(body) }).collect()
@@ -253,6 +262,8 @@ impl Collected {
             FactBody::Route(answer) => self.facts.routes.push((*answer).try_into()?),
             FactBody::Neighbour(neighbour) => self.facts.neighbours.push(neighbour.try_into()?),
             FactBody::Conntrack(entry) => self.facts.conntrack.push(entry.try_into()?),
+            FactBody::Rule(hit) => self.facts.rules.push((*hit).try_into()?),
+            FactBody::RulesComplete(netns) => self.facts.rules_complete.push(netns),
             FactBody::RoutesChanged(changed) => self.facts.routes_changed = changed,
             // Told early and in the end, but one note.
             FactBody::Note(note) if self.facts.notes.contains(&note) => {}

@@ -9,6 +9,7 @@ mod facts;
 mod field;
 mod record;
 mod request;
+mod rules;
 #[cfg(test)]
 mod tests;
 

@@ -228,10 +228,9 @@ impl TryFrom<Flow> for session::Flow {
 impl From<&session::Ping> for Ping {
     fn from(ping: &session::Ping) -> Self {
         let session::Ping { src, dst, kind, count, interval, size, timeout, nonce_base } = *ping;
-        let (protocol, id, dst_port) = match kind {
-            ProbeKind::Echo { id } => (1, id, 0),
-            ProbeKind::Tcp { src_port, dst_port } => (6, src_port, dst_port),
-            ProbeKind::Udp { src_port, dst_port } => (17, src_port, dst_port),
+        let (id, dst_port) = match kind {
+            ProbeKind::Echo { id } => (id, 0),
+            ProbeKind::Tcp { dst_port } | ProbeKind::Udp { dst_port } => (0, dst_port),
         };
         Self {
             src: bytes(src),
@@ -242,7 +241,7 @@ impl From<&session::Ping> for Ping {
             size: size.into(),
             timeout_ns: nanos(timeout),
             nonce_base,
-            protocol,
+            protocol: kind.protocol(src).into(),
             dst_port: dst_port.into(),
         }
     }
@@ -258,9 +257,9 @@ impl TryFrom<Ping> for session::Ping {
         Ok(Self {
             kind: match ping.protocol {
                 // 0: a peer that knows no other probes.
-                0 | 1 => ProbeKind::Echo { id },
-                6 => ProbeKind::Tcp { src_port: id, dst_port },
-                17 => ProbeKind::Udp { src_port: id, dst_port },
+                0 | 1 | 58 => ProbeKind::Echo { id },
+                6 => ProbeKind::Tcp { dst_port },
+                17 => ProbeKind::Udp { dst_port },
                 other => return Err(fields.unknown("protocol", other)),
             },
             src: fields.address("source", &ping.src)?,

@@ -14,8 +14,8 @@ use crate::{
         Translation, Tuple,
     },
     node::facts::{
-        ConntrackEntry, Link, LinkRef, Namespace, Neighbour, NodeFacts, Role, Route, RouteAnswer, RouteKind,
-        RouteQuestion, Setting, TunnelSettings,
+        Condition, ConditionField, ConntrackEntry, Link, LinkRef, Namespace, Neighbour, NodeFacts, Role, Route,
+        RouteAnswer, RouteKind, RouteQuestion, Rule, RuleEngine, RuleHit, RuleVerdict, Setting, TunnelSettings,
     },
     path::Answer,
     session::{About, Flow, Ping, ProbeKind},
@@ -229,6 +229,64 @@ fn probe_answer() -> impl Strategy<Value = Answer> {
     ]
 }
 
+fn condition() -> impl Strategy<Value = Condition> {
+    use ConditionField as F;
+    let field = prop_oneof![
+        text().prop_map(F::InInterface),
+        text().prop_map(F::OutInterface),
+        net().prop_map(F::Source),
+        net().prop_map(F::Destination),
+        any::<u8>().prop_map(F::Protocol),
+        any::<(u16, u16)>().prop_map(|(from, to)| F::SourcePort(from, to)),
+        any::<(u16, u16)>().prop_map(|(from, to)| F::DestinationPort(from, to)),
+        any::<(u32, u32)>().prop_map(|(value, mask)| F::Mark(value, mask)),
+        vec(text(), 0..4).prop_map(F::ConntrackState),
+        Just(F::ReversePathFails),
+    ];
+    (field, any::<bool>()).prop_map(|(field, not)| Condition { field, not })
+}
+
+fn rule_hit() -> impl Strategy<Value = RuleHit> {
+    use RuleVerdict as V;
+    let verdict = prop_oneof![
+        Just(V::Accept),
+        Just(V::Drop),
+        text().prop_map(V::Reject),
+        Just(V::Masquerade),
+        Just(V::Snat),
+        Just(V::Dnat),
+        text().prop_map(V::Jump),
+        Just(V::Other),
+    ];
+    let engine = prop_oneof![Just(RuleEngine::Iptables), Just(RuleEngine::IptablesNft), Just(RuleEngine::Nftables)];
+    let rule = (any::<(u32, Option<u64>)>(), text(), option::of(text()))
+        .prop_map(|((position, handle), text, comment)| Rule { position, handle, text, comment });
+    (
+        (engine, text(), text(), text(), vec(text(), 0..4)),
+        (option::of(rule), verdict, vec(condition(), 0..4)),
+        any::<(u32, Option<u8>, bool, bool, u64, u64)>(),
+    )
+        .prop_map(|((engine, family, table, chain, way), (rule, verdict, conditions), numbers)| {
+            let (netns, hook, understood, counted, packets, traced) = numbers;
+            RuleHit {
+                netns,
+                engine,
+                family,
+                table,
+                chain,
+                hook,
+                way,
+                rule,
+                verdict,
+                conditions,
+                understood,
+                counted,
+                packets,
+                traced,
+            }
+        })
+}
+
 fn node_facts() -> impl Strategy<Value = NodeFacts> {
     let role = prop_oneof![Just(Role::Node), Just(Role::Pod)];
     let setting = (text(), text()).prop_map(|(name, value)| Setting { name, value });
@@ -246,15 +304,17 @@ fn node_facts() -> impl Strategy<Value = NodeFacts> {
         vec(answer(), 0..4),
         vec(neighbour, 0..4),
         vec(entry, 0..4),
+        (vec(rule_hit(), 0..4), vec(any::<u32>(), 0..4)),
         any::<bool>(),
         btree_set(text(), 0..4),
     )
-        .prop_map(|(namespaces, routes, neighbours, conntrack, routes_changed, notes)| NodeFacts {
+        .prop_map(|(namespaces, routes, neighbours, conntrack, rules, routes_changed, notes)| NodeFacts {
             namespaces,
             routes,
             neighbours,
             conntrack,
-            rules: Vec::new(),
+            rules: rules.0,
+            rules_complete: rules.1,
             routes_changed,
             notes: notes.into_iter().collect(),
         })
@@ -263,10 +323,10 @@ fn node_facts() -> impl Strategy<Value = NodeFacts> {
 fn request() -> impl Strategy<Value = Request> {
     let flow = any::<(IpAddr, Option<IpAddr>, u8, Option<u16>, Option<u16>)>()
         .prop_map(|(a, b, protocol, a_port, b_port)| Flow { a, b, protocol, a_port, b_port });
-    let kind = any::<(u8, u16, u16)>().prop_map(|(kind, src_port, dst_port)| match kind % 3 {
-        0 => ProbeKind::Echo { id: src_port },
-        1 => ProbeKind::Tcp { src_port, dst_port },
-        _ => ProbeKind::Udp { src_port, dst_port },
+    let kind = any::<(u8, u16, u16)>().prop_map(|(kind, id, dst_port)| match kind % 3 {
+        0 => ProbeKind::Echo { id },
+        1 => ProbeKind::Tcp { dst_port },
+        _ => ProbeKind::Udp { dst_port },
     });
     let ping = (any::<(IpAddr, IpAddr, u16, u64, u16, u64, u64)>(), kind).prop_map(
         |((src, dst, count, interval, size, timeout, nonce_base), kind)| {

@@ -1,11 +1,15 @@
 //! From a profile to the commands that build it. Pure: nothing here touches the system.
 
-use std::net::Ipv4Addr;
-
 use serde::Serialize;
 
-use super::profile::{GATEWAY, INTERNET, Node, Pod, Profile, WIRE};
-use super::rules;
+use super::profile::{Cni, GATEWAY, INTERNET, Profile, WIRE};
+use super::rules::{self, Rules};
+
+mod node;
+mod pod;
+mod tunnel;
+
+pub(crate) use tunnel::{Peer, Tunnel, WireGuard};
 
 /// The bridge in the wire's namespace.
 const BRIDGE: &str = "br0";
@@ -14,8 +18,8 @@ const INSIDE: &str = "eth0";
 const OUTSIDE: &str = "eth1";
 /// MTU beyond the gateway, bytes.
 const OUTSIDE_MTU: u32 = 1500;
-/// The next hop Calico gives to every pod; no one has it, the node answers ARP for it.
-const POD_GATEWAY: &str = "169.254.1.1";
+/// MAC address of the node's end of each of Calico's veth pairs.
+const CALICO_MAC: &str = "ee:ee:ee:ee:ee:ee";
 
 /// Everything that `up` does, as data, so that a lab of another definition is told by comparing.
 #[derive(Debug, Serialize)]
@@ -34,10 +38,9 @@ pub(crate) struct Namespace {
     /// `ip -batch` lines, run inside.
     pub(crate) ip: Vec<String>,
     pub(crate) tunnel: Option<Tunnel>,
-    /// Input of `ipset restore`.
-    pub(crate) sets: String,
-    /// Input of `iptables-restore`.
-    pub(crate) rules: String,
+    pub(crate) rules: Rules,
+    /// Links that are up and never get a carrier.
+    pub(crate) idle: Vec<String>,
 }
 
 /// A value below `/proc/sys/net`.
@@ -47,15 +50,6 @@ pub(crate) struct Sysctl {
     pub(crate) value: &'static str,
     /// Whether a kernel may lack it.
     pub(crate) optional: bool,
-}
-
-/// An IP-in-IP device, which not every kernel can make.
-#[derive(Debug, Serialize)]
-pub(crate) struct Tunnel {
-    pub(crate) name: String,
-    pub(crate) address: Ipv4Addr,
-    pub(crate) local: Ipv4Addr,
-    pub(crate) mtu: u32,
 }
 
 /// Name of a lab's network namespace for a host.
@@ -80,8 +74,8 @@ impl Plan {
             for pod in &node.pods {
                 let host_end = Link {
                     index: pod.host_ifindex,
-                    mac: Some("ee:ee:ee:ee:ee:ee".to_owned()),
-                    ..end(&node.host, &pod.host_interface(), profile.pod_mtu)
+                    mac: matches!(profile.cni, Cni::Calico { .. }).then(|| CALICO_MAC.to_owned()),
+                    ..end(&node.host, &profile.host_interface(pod), profile.pod_mtu)
                 };
                 let pod_end = Link { index: pod.pod_ifindex, ..end(&pod.name, "eth0", profile.pod_mtu) };
                 links.push(pod_end.paired_with(&host_end));
@@ -92,8 +86,8 @@ impl Plan {
 
         let mut namespaces = vec![wire(lab, profile), gateway(lab, profile), internet(lab, profile)];
         for node in &profile.nodes {
-            namespaces.push(self::node(lab, profile, node));
-            namespaces.extend(node.pods.iter().map(|pod| self::pod(lab, pod)));
+            namespaces.push(node::set_up(lab, profile, node));
+            namespaces.extend(node.pods.iter().map(|pod| pod::set_up(lab, profile, node, pod)));
         }
         Plan { links, namespaces }
     }
@@ -137,7 +131,7 @@ fn optional(path: impl Into<String>, value: &'static str) -> Sysctl {
 }
 
 /// A new namespace takes some settings from the root namespace: say all that matter, so that every lab is alike.
-/// No IPv6: these clusters have none, and its solicitations would be noise on every link.
+/// No IPv6 unless asked for: its solicitations would be noise on every link.
 fn base(lab: &str, host: &str, forwards: bool) -> Namespace {
     Namespace {
         name: namespace(lab, host),
@@ -150,6 +144,24 @@ fn base(lab: &str, host: &str, forwards: bool) -> Namespace {
         ],
         ip: vec!["link set lo up".to_owned()],
         ..Namespace::default()
+    }
+}
+
+impl Namespace {
+    /// IPv6 on these links. Addresses are usable at once: nobody else has them.
+    fn with_ipv6(&mut self, forwards: bool, links: &[&str]) {
+        self.sysctls.retain(|sysctl| !sysctl.path.ends_with("/disable_ipv6"));
+        let forwarding = if forwards { "1" } else { "0" };
+        self.sysctls.push(required("ipv6/conf/all/disable_ipv6", "0"));
+        self.sysctls.push(required("ipv6/conf/all/forwarding", forwarding));
+        self.sysctls.push(required("ipv6/conf/all/accept_dad", "0"));
+        for link in links {
+            for (name, value) in
+                [("disable_ipv6", "0"), ("accept_dad", "0"), ("accept_ra", "0"), ("router_solicitations", "0")]
+            {
+                self.sysctls.push(required(format!("ipv6/conf/{link}/{name}"), value));
+            }
+        }
     }
 }
 
@@ -172,10 +184,14 @@ fn wire(lab: &str, profile: &Profile) -> Namespace {
 
 fn gateway(lab: &str, profile: &Profile) -> Namespace {
     let mut gateway = base(lab, GATEWAY, true);
-    gateway.ip.extend([
-        format!("addr add {}/{} dev {INSIDE}", profile.gateway, profile.subnet.prefix_len()),
-        format!("addr add {} dev {OUTSIDE}", profile.outside.address),
-    ]);
+    // Nodes of two subnets share its inner link: it forwards without telling them of a shorter way.
+    for link in ["all", INSIDE] {
+        gateway.sysctls.push(required(format!("ipv4/conf/{link}/send_redirects"), "0"));
+    }
+    for subnet in profile.subnets() {
+        gateway.ip.push(format!("addr add {}/{} dev {INSIDE}", subnet.gateway, subnet.subnet.prefix_len()));
+    }
+    gateway.ip.push(format!("addr add {} dev {OUTSIDE}", profile.outside.address));
     for external in profile.nodes.iter().filter_map(|node| node.external) {
         gateway.ip.push(format!("addr add {external}/32 dev {OUTSIDE}"));
     }
@@ -184,7 +200,15 @@ fn gateway(lab: &str, profile: &Profile) -> Namespace {
         format!("link set {OUTSIDE} up"),
         format!("route add default via {} dev {OUTSIDE}", profile.outside.router),
     ]);
-    gateway.rules = rules::gateway_rules(profile, OUTSIDE);
+    if let Some(ipv6) = &profile.ipv6 {
+        gateway.with_ipv6(true, &[INSIDE, OUTSIDE]);
+        gateway.ip.extend([
+            format!("addr add {}/{} dev {INSIDE} nodad", ipv6.gateway, ipv6.subnet.prefix_len()),
+            format!("addr add {} dev {OUTSIDE} nodad", ipv6.outside),
+            format!("route add default via {} dev {OUTSIDE}", ipv6.router),
+        ]);
+    }
+    gateway.rules = rules::gateway(profile, OUTSIDE);
     gateway
 }
 
@@ -194,65 +218,13 @@ fn internet(lab: &str, profile: &Profile) -> Namespace {
     for address in &profile.outside.internet {
         internet.ip.push(format!("addr add {address}/32 dev lo"));
     }
+    if let Some(ipv6) = &profile.ipv6 {
+        internet.with_ipv6(false, &["lo", "eth0"]);
+        internet.ip.push(format!("addr add {}/{} dev eth0 nodad", ipv6.router, ipv6.outside.prefix_len()));
+        internet.ip.extend(ipv6.internet.iter().map(|address| format!("addr add {address}/128 dev lo nodad")));
+    }
     internet.ip.push("link set eth0 up".to_owned());
     internet
-}
-
-fn node(lab: &str, profile: &Profile, node: &Node) -> Namespace {
-    let Profile { nic, route_protocol, .. } = profile;
-    let mut namespace = base(lab, &node.host, true);
-    namespace.sysctls.push(required(format!("ipv4/conf/{nic}/rp_filter"), "2"));
-    namespace.ip.extend([
-        format!("addr add {}/{} brd + dev {nic}", node.address, profile.subnet.prefix_len()),
-        format!("link set {nic} up"),
-        format!("route add default via {} dev {nic}", profile.gateway),
-        format!("route add blackhole {} proto {route_protocol}", node.block),
-    ]);
-    for pod in &node.pods {
-        let interface = pod.host_interface();
-        namespace.sysctls.extend(host_end_sysctls(&interface));
-        namespace.ip.push(format!("link set {interface} up"));
-        namespace.ip.push(format!("route add {}/32 dev {interface} scope link", pod.address));
-    }
-    let onlink = if profile.route_onlink { " onlink" } else { "" };
-    for other in profile.nodes.iter().filter(|other| other.host != node.host) {
-        namespace
-            .ip
-            .push(format!("route add {} via {} dev {nic} proto {route_protocol}{onlink}", other.block, other.address));
-    }
-    namespace.tunnel = profile.tunnel.as_ref().zip(node.tunnel_address).map(|(name, address)| Tunnel {
-        name: name.clone(),
-        address,
-        local: node.address,
-        mtu: profile.pod_mtu,
-    });
-    namespace.sets = rules::node_sets(profile);
-    namespace.rules = rules::node_rules(profile, node);
-    namespace
-}
-
-/// What Felix sets on the node's end of a pod's veth pair. Without `proxy_delay` 0 the node waits up to 0.8 s
-/// before it answers ARP for the pods' gateway.
-fn host_end_sysctls(interface: &str) -> [Sysctl; 4] {
-    [
-        required(format!("ipv4/conf/{interface}/rp_filter"), "1"),
-        required(format!("ipv4/conf/{interface}/route_localnet"), "1"),
-        required(format!("ipv4/conf/{interface}/proxy_arp"), "1"),
-        required(format!("ipv4/neigh/{interface}/proxy_delay"), "0"),
-    ]
-}
-
-fn pod(lab: &str, pod: &Pod) -> Namespace {
-    let mut namespace = base(lab, &pod.name, false);
-    // As container runtimes set it: any user may ping.
-    namespace.sysctls.push(required("ipv4/ping_group_range", "0\t2147483647"));
-    namespace.ip.extend([
-        format!("addr add {}/32 dev eth0", pod.address),
-        "link set eth0 up".to_owned(),
-        format!("route add {POD_GATEWAY} dev eth0 scope link"),
-        format!("route add default via {POD_GATEWAY} dev eth0"),
-    ]);
-    namespace
 }
 
 #[cfg(test)]
@@ -269,7 +241,7 @@ mod tests {
 
     #[test]
     fn every_namespace_made_is_set_up_and_the_reverse() {
-        for profile in ["calico-bgp", "kind-calico"] {
+        for profile in super::super::profile::names() {
             let plan = plan(profile);
             let mut made: Vec<&str> = plan.links.iter().filter_map(|line| line.strip_prefix("netns add ")).collect();
             let mut set_up: Vec<&str> = plan.namespaces.iter().map(|namespace| namespace.name.as_str()).collect();

@@ -1,0 +1,203 @@
+//! Who dropped a packet, and why: the kernel's word, held against what is known about the node.
+//!
+//! A wrong explanation is worse than none. Only what excludes its neighbours is said; the rest is left open, in words.
+
+use super::{
+    chain::Chain,
+    model::{Basis, Detail, DropCause, DropDetail, SettingDetail},
+    route,
+    touch::{Header, Touch, Way},
+    world::World,
+};
+use crate::{
+    event::{Free, Hook, L4, Sighting},
+    node::facts::{Link, LinkRef, Route, RouteAnswer, RouteKind, RuleHit},
+};
+
+pub(super) mod answer;
+pub(super) mod naming;
+mod network;
+mod rules;
+mod sign;
+
+use sign::Sign;
+
+/// Why a packet was freed.
+pub(super) struct Cause<'a> {
+    pub(super) detail: DropDetail,
+    /// The route that killed it, as `ip route` prints it.
+    pub(super) route: Option<String>,
+    /// Of a netfilter drop: the rules that it may have met.
+    pub(super) suspects: Option<Vec<&'a RuleHit>>,
+}
+
+impl Cause<'_> {
+    /// As the hop has it.
+    pub(super) fn into_detail(self) -> Detail {
+        Detail { route: self.route, drop: Some(self.detail), ..Detail::default() }
+    }
+
+    fn is(&mut self, cause: DropCause, why: impl Into<String>) {
+        (self.detail.cause, self.detail.why) = (cause, why.into());
+    }
+}
+
+/// A free, and what is known about where it happened.
+#[derive(Clone, Copy)]
+pub(super) struct Scene<'w, 'a> {
+    pub(super) world: &'w World<'a>,
+    pub(super) node: usize,
+    /// Where the packet was last seen before.
+    pub(super) last: &'w Touch<'a>,
+    pub(super) free: &'a Sighting,
+    /// The route that it asked for after it came in.
+    pub(super) answer: Option<&'a RouteAnswer>,
+}
+
+impl<'w, 'a> Scene<'w, 'a> {
+    pub(super) fn new(
+        world: &'w World<'a>,
+        chain: &Chain<'a>,
+        node: usize,
+        last: &'w Touch<'a>,
+        free: &'a Sighting,
+    ) -> Self {
+        let question = || route::dying(last, Some(free), chain.translation(node, last.first.skb));
+        let answer = (last.way == Way::In).then(question).and_then(|q| world.answer(node, &q));
+        Self { world, node, last, free, answer }
+    }
+
+    fn place(&self) -> LinkRef {
+        self.last.at()
+    }
+
+    fn link(&self) -> Option<&'a Link> {
+        self.world.namespaces(self.node).link(self.place())
+    }
+
+    fn route(&self) -> Option<&'a Route> {
+        self.answer?.route.as_ref()
+    }
+
+    /// Where it would have gone out, by the route as it was read.
+    fn out(&self) -> Option<&'a Link> {
+        let ifindex = match self.last.way {
+            Way::In => self.route()?.out_ifindex?,
+            Way::Out => self.place().ifindex,
+        };
+        self.world.namespaces(self.node).link(LinkRef { ifindex, ..self.place() })
+    }
+
+    /// It was being forwarded: the TTL went down (`ip_forward` lowers it before the FORWARD hook) since it came in.
+    fn forwarded(&self) -> bool {
+        self.last.way == Way::In && self.header().ttl < self.last.header().ttl
+    }
+
+    /// What the network sees of the packet when it is freed.
+    fn header(&self) -> Header {
+        if self.free.outer.is_some() == self.last.wrapped() { Header::of(self.free) } else { self.last.header() }
+    }
+
+    /// Length of the packet that the network sees, bytes.
+    fn length(&self) -> u16 {
+        self.free.outer.as_ref().map_or(self.free.packet.ip_len, |outer| outer.ip_len)
+    }
+
+    /// Its destination is an address of the namespace.
+    fn is_for_here(&self) -> bool {
+        self.world.namespaces(self.node).owns(self.place().netns, self.header().dst)
+    }
+
+    fn setting(&self, name: &str) -> Option<&'a str> {
+        let namespace = self.world.namespaces(self.node).get(self.place().netns)?;
+        namespace.settings.iter().find(|s| s.name == name).map(|s| s.value.as_str())
+    }
+
+    fn is_v4(&self) -> bool {
+        self.header().dst.is_ipv4()
+    }
+}
+
+/// Why this packet was freed.
+pub(super) fn cause<'a>(scene: &Scene<'_, 'a>) -> Cause<'a> {
+    let unknown = Free::default();
+    let Free { location: _, function, reason, reason_name, netfilter } = scene.free.free.as_ref().unwrap_or(&unknown);
+    let specified = reason_name.as_deref().filter(|name| *name != "NOT_SPECIFIED");
+    let by_reason = specified.and_then(sign::of_reason);
+    let by_function = function.as_deref().and_then(sign::of_function);
+    let mut cause = Cause {
+        detail: DropDetail {
+            reason: reason_name.clone().or(reason.map(|number| number.to_string())),
+            function: function.clone(),
+            basis: if by_reason.is_some() { Basis::Observed } else { Basis::Inferred },
+            out_interface: scene.forwarded().then(|| scene.out()).flatten().map(|link| link.name.clone()),
+            ..DropDetail::default()
+        },
+        route: None,
+        suspects: None,
+    };
+    match (by_reason, specified, by_function) {
+        (Some(sign), ..) => network::by_sign(scene, sign, &mut cause),
+        // The kernel names something else than what its function usually frees for.
+        (None, Some(name), _) => {
+            cause.is(DropCause::Other, name);
+            cause.detail.basis = Basis::Observed;
+        }
+        (None, None, Some(sign)) => network::by_sign(scene, sign, &mut cause),
+        (None, None, None) => match function {
+            Some(function) => cause.is(DropCause::Unknown, format!("freed in {function}")),
+            None => cause.is(DropCause::Unknown, "the kernel does not say"),
+        },
+    }
+    if cause.detail.cause == DropCause::Netfilter {
+        cause.detail.hook = rules::only_hook(scene, netfilter.as_ref());
+        cause.suspects = Some(rules::suspects(scene, netfilter.as_ref()));
+    }
+    let freed = freed(scene.free, &cause.detail);
+    cause.detail.proof.push(freed);
+    cause
+}
+
+fn freed(free: &Sighting, detail: &DropDetail) -> String {
+    let verb = if free.hook == Hook::Consume { "consumed" } else { "freed" };
+    match (detail.function.as_deref(), detail.reason.as_deref()) {
+        (Some(function), Some(reason)) => format!("{verb} in {function}, reason by the kernel {reason}"),
+        (Some(function), None) => format!("{verb} in {function} (this kernel has no drop reasons)"),
+        (None, Some(reason)) => format!("{verb} as a drop, reason by the kernel {reason}"),
+        (None, None) => format!("{verb} as a drop (this kernel says neither where nor why)"),
+    }
+}
+
+/// A free at the packet's destination that means it was not taken. Echo replies are freed as drops though ping got
+/// them (no socket but ping's raw one; raw sockets' copies), so only a cause that speaks counts.
+pub(super) fn refused_at_destination(free: &Sighting, is_request: bool) -> bool {
+    let Some(Free { function, reason_name, .. }) = &free.free else { return false };
+    if free.hook == Hook::Consume {
+        return false;
+    }
+    let by_function = || function.as_deref().and_then(sign::of_function).is_some();
+    let is_icmp = matches!(free.packet.l4, L4::Icmp { .. });
+    match reason_name.as_deref().and_then(sign::of_reason) {
+        Some(Sign::NoSocket) if is_icmp => matches!(function.as_deref(), Some("icmp_rcv" | "icmpv6_rcv")) && is_request,
+        Some(Sign::NoSocket) => is_request,
+        Some(Sign::Routes) => by_function(),
+        Some(_) => true,
+        None => match function.as_deref() {
+            Some("icmp_rcv" | "icmpv6_rcv") => is_request,
+            _ => by_function(),
+        },
+    }
+}
+
+fn setting(name: String, value: &str) -> SettingDetail {
+    SettingDetail { name, value: value.to_owned() }
+}
+
+fn refuses(kind: RouteKind) -> Option<(DropCause, &'static str)> {
+    match kind {
+        RouteKind::Blackhole => Some((DropCause::Blackhole, "blackhole route")),
+        RouteKind::Unreachable => Some((DropCause::Unreachable, "unreachable route")),
+        RouteKind::Prohibit => Some((DropCause::Prohibit, "prohibit route")),
+        RouteKind::Unicast | RouteKind::Local | RouteKind::Broadcast | RouteKind::Other => None,
+    }
+}

@@ -1,0 +1,217 @@
+//! Names the rule, once all exchanges are told: its counter must have risen by at least the drops that it is to explain.
+
+use std::{collections::HashMap, net::IpAddr};
+
+use super::{answer, rules};
+use crate::{
+    node::facts::{LinkRef, Rule, RuleEngine, RuleHit, RuleVerdict},
+    path::{
+        drops::End,
+        model::{Action, Basis, CulpritRule, Direction, DropCause, DropDetail, Exchange, Rejection},
+        world::World,
+    },
+};
+
+/// Drops of packets that are alike, at one place: one rule explains them all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Place {
+    node: usize,
+    at: LinkRef,
+    src: IpAddr,
+    dst: IpAddr,
+    forwarded: bool,
+}
+
+/// A netfilter drop whose rule is still to be named.
+pub(in crate::path) struct Suspicion<'a> {
+    place: Place,
+    direction: Direction,
+    suspects: Vec<&'a RuleHit>,
+    /// Of the namespace all rules were read that can have dropped a packet.
+    complete: bool,
+    /// The kernel was seen evaluating the table.
+    located: bool,
+}
+
+impl<'a> Suspicion<'a> {
+    pub(in crate::path) fn of(world: &World<'a>, end: &End<'a>, direction: Direction) -> Option<Self> {
+        let End::Dropped { node, at, cause } = end else { return None };
+        let place = Place {
+            node: *node,
+            at: LinkRef { netns: at.netns, ifindex: at.ifindex },
+            src: at.packet.src,
+            dst: at.packet.dst,
+            forwarded: cause.detail.out_interface.is_some(),
+        };
+        let netfilter = at.free.as_ref().and_then(|free| free.netfilter.as_ref());
+        Some(Self {
+            place,
+            direction,
+            suspects: cause.suspects.clone()?,
+            complete: world.node(*node).facts.rules_complete.contains(&at.netns),
+            located: netfilter.is_some_and(|seen| seen.table.is_some()),
+        })
+    }
+}
+
+/// One exchange, and what is to be named in it.
+pub(in crate::path) type Case<'t, 'a> = (&'t mut Exchange, &'t Suspicion<'a>);
+
+/// Names rules in the dropped hops of all cases.
+pub(in crate::path) fn name(world: &World<'_>, cases: Vec<Case<'_, '_>>) {
+    let mut counts: HashMap<Place, u64> = HashMap::new();
+    for (_, suspicion) in &cases {
+        *counts.entry(suspicion.place).or_default() += 1;
+    }
+    for (exchange, suspicion) in cases {
+        let rejection = exchange.rejection.clone().filter(|_| suspicion.direction == Direction::Request);
+        let path = match suspicion.direction {
+            Direction::Request => &mut exchange.request,
+            Direction::Reply => &mut exchange.reply,
+        };
+        let dropped = path.hops.iter_mut().rev().find(|hop| hop.action == Action::Dropped);
+        let Some(detail) = dropped.and_then(|hop| hop.detail.drop.as_mut()) else { continue };
+        let drops = counts[&suspicion.place];
+        let suspects = of_answer(world, suspicion, rejection.as_ref());
+        let verdict = judge(suspicion, &suspects, drops);
+        let pod = |hit: &RuleHit, interface: &str| pod_behind(world, suspicion.place.node, hit.netns, interface);
+        let causes: Vec<_> =
+            verdict.rules.iter().map(|hit| rules::cause(hit, |interface| pod(hit, interface))).collect();
+        blame(detail, &verdict, causes);
+    }
+}
+
+/// Who was seen to answer with an error has rejected; of others it is not known.
+fn of_answer<'a>(world: &World<'_>, suspicion: &Suspicion<'a>, rejection: Option<&Rejection>) -> Vec<&'a RuleHit> {
+    let from_there =
+        |rejection: &&Rejection| world.owner(rejection.from).is_none_or(|(node, _)| node == suspicion.place.node);
+    let Some(rejection) = rejection.filter(from_there) else { return suspicion.suspects.clone() };
+    let answers = |hit: &&&RuleHit| match &hit.verdict {
+        RuleVerdict::Reject(with) => answer::is_of(rejection, with),
+        _ => false,
+    };
+    suspicion.suspects.iter().filter(answers).copied().collect()
+}
+
+/// What is left of the suspects, and how sure that is.
+struct Verdict<'a> {
+    rules: Vec<&'a RuleHit>,
+    /// It was one of them.
+    sure: bool,
+    basis: Basis,
+    proof: String,
+}
+
+/// A packet that a rule dropped met one that it fits, and each drop raised that rule's counter: so one is left, if all
+/// rules were read and only one has risen enough.
+fn judge<'a>(suspicion: &Suspicion<'_>, suspects: &[&'a RuleHit], drops: u64) -> Verdict<'a> {
+    let packets = if drops == 1 { "1 packet".to_owned() } else { format!("{drops} packets") };
+    let traced: Vec<_> = suspects.iter().filter(|hit| hit.traced >= drops).copied().collect();
+    if !traced.is_empty() {
+        let proof = format!("the kernel's own trace shows the rule ending {packets} of {drops}");
+        return Verdict { rules: traced, sure: true, basis: Basis::Observed, proof };
+    }
+    let enough = |hit: &&&RuleHit| !hit.counted || hit.packets >= drops;
+    let mut rules: Vec<_> = suspects.iter().filter(enough).copied().collect();
+    let all: u64 = suspects.iter().map(|hit| hit.packets).sum();
+    if rules.is_empty() && all >= drops {
+        rules = suspects.to_vec();
+    }
+    let proof = match rules.as_slice() {
+        [] => format!(
+            "which rule is not known: none whose counter rose by {drops} fits the packet (it may have no counter, or \
+             conntrack or a queue dropped it)"
+        ),
+        [only] => one(only, &packets, drops),
+        several => format!("one of {} rules that fit the packet and may have met it", several.len()),
+    };
+    let proof = match suspicion.complete || rules.is_empty() {
+        true => proof,
+        false => format!("{proof}, but not all rules could be read: it may have been another"),
+    };
+    let exact = matches!(rules.as_slice(), [only] if only.counted && only.packets == drops);
+    let observed = suspicion.located && suspicion.complete && exact;
+    let basis = if observed { Basis::Observed } else { Basis::Inferred };
+    // What leaves no trace of having been met may as well not have been: conntrack and queues drop too.
+    let sure = suspicion.complete && !rules.is_empty() && rules.iter().all(|hit| hit.counted);
+    Verdict { sure, rules, basis, proof }
+}
+
+fn one(hit: &RuleHit, packets: &str, drops: u64) -> String {
+    if !hit.counted {
+        return "the only rule there that drops and fits the packet, but it has no counter that could prove it"
+            .to_owned();
+    }
+    let what = if hit.rule.is_some() { "rule counter" } else { "the chain policy's counter" };
+    let others = if hit.packets > drops { " (others met it too)" } else { "" };
+    format!("{what} +{} for {packets} dropped here{others}", hit.packets)
+}
+
+fn blame(detail: &mut DropDetail, verdict: &Verdict<'_>, causes: Vec<(DropCause, String)>) {
+    let Verdict { rules, sure, basis, proof } = verdict;
+    if let ([first, others @ ..], true) = (causes.as_slice(), sure)
+        && others.iter().all(|other| other == first)
+    {
+        (detail.cause, detail.why) = first.clone();
+    }
+    if let ([only], true) = (rules.as_slice(), sure) {
+        detail.hook = only.hook.and_then(rules::hook_name).or(detail.hook);
+        detail.basis = *basis;
+        detail.rule_known = true;
+    } else if !rules.is_empty() {
+        detail.basis = Basis::Inferred;
+    }
+    detail.proof.insert(0, proof.clone());
+    detail.rules = rules.iter().map(|hit| shown(hit)).collect();
+}
+
+fn pod_behind(world: &World<'_>, node: usize, netns: u32, interface: &str) -> Option<String> {
+    let namespace = world.namespaces(node).get(netns)?;
+    let peer = namespace.links.iter().find(|link| link.name == interface)?.peer?;
+    world.pod(node, peer.netns)
+}
+
+fn shown(hit: &RuleHit) -> CulpritRule {
+    let RuleHit {
+        netns: _,
+        engine,
+        family,
+        table,
+        chain,
+        hook: _,
+        way: _,
+        rule,
+        verdict,
+        conditions: _,
+        understood,
+        counted,
+        packets,
+        traced,
+    } = hit;
+    let rejects_with = match verdict {
+        RuleVerdict::Reject(with) => Some(with.clone()),
+        _ => None,
+    };
+    let (position, handle, text, comment) = match rule {
+        Some(Rule { position, handle, text, comment }) => (Some(*position), *handle, text.clone(), comment.clone()),
+        None => (None, None, "policy DROP".to_owned(), None),
+    };
+    CulpritRule {
+        engine: match engine {
+            RuleEngine::Iptables => "iptables",
+            RuleEngine::IptablesNft => "iptables-nft",
+            RuleEngine::Nftables => "nftables",
+        },
+        family: family.clone(),
+        table: table.clone(),
+        chain: chain.clone(),
+        position,
+        handle,
+        text,
+        comment,
+        rejects_with,
+        packets: counted.then_some(*packets),
+        traced: *traced,
+        understood: *understood,
+    }
+}

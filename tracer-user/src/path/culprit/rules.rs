@@ -1,0 +1,229 @@
+//! Which netfilter rule dropped a packet: by the rules' counters, the place, and what the rules ask for.
+//!
+//! A rule that the packet cannot have met is never named. What is not understood of a rule excludes nothing, so a second
+//! rule that may have been it makes both "one of".
+
+use std::net::IpAddr;
+
+use super::{DropCause, Scene};
+use crate::{
+    event::{Engine, L4, Netfilter},
+    node::facts::{Condition, ConditionField, LinkRef, RuleEngine, RuleHit, RuleVerdict},
+    path::touch::Way,
+};
+
+/// `NFPROTO_BRIDGE` and `NFPROTO_NETDEV` (uapi/linux/netfilter.h).
+const BRIDGE: u8 = 7;
+const NETDEV: u8 = 5;
+
+const PREROUTING: u8 = 0;
+const INPUT: u8 = 1;
+const FORWARD: u8 = 2;
+const OUTPUT: u8 = 3;
+const POSTROUTING: u8 = 4;
+
+/// Whether a packet fulfils a condition, as far as it can be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fit {
+    Yes,
+    No,
+    Unknown,
+}
+
+impl From<bool> for Fit {
+    fn from(yes: bool) -> Self {
+        if yes { Self::Yes } else { Self::No }
+    }
+}
+
+impl Fit {
+    fn not(self, not: bool) -> Self {
+        match (self, not) {
+            (Self::Yes, true) => Self::No,
+            (Self::No, true) => Self::Yes,
+            (fit, _) => fit,
+        }
+    }
+}
+
+/// As `iptables` names a hook.
+pub(super) fn hook_name(hook: u8) -> Option<&'static str> {
+    ["prerouting", "input", "forward", "output", "postrouting"].get(usize::from(hook)).copied()
+}
+
+/// The hooks that the packet can have died in; empty: not known.
+fn hooks(scene: &Scene<'_, '_>, seen: Option<&Netfilter>) -> Vec<u8> {
+    if let Some(seen) = seen {
+        return if seen.family == NETDEV { Vec::new() } else { vec![seen.hook] };
+    }
+    let namespaces = scene.world.namespaces(scene.node);
+    if namespaces.bridge_of(scene.place()).is_some() {
+        return Vec::new();
+    }
+    match scene.last.way {
+        Way::In if scene.free.outer.is_some() != scene.last.wrapped() => Vec::new(),
+        // `ip_forward` comes after PREROUTING and lowers the TTL before FORWARD.
+        Way::In if scene.forwarded() => vec![FORWARD, POSTROUTING],
+        Way::In if scene.is_for_here() => vec![PREROUTING, INPUT],
+        Way::In => vec![PREROUTING],
+        // A tunnel device sends what it wrapped as a packet of the node's own.
+        Way::Out if scene.free.outer.is_some() && !scene.last.wrapped() => vec![OUTPUT, POSTROUTING],
+        Way::Out => Vec::new(),
+    }
+}
+
+/// The hook's name, if there is only one it can be.
+pub(super) fn only_hook(scene: &Scene<'_, '_>, seen: Option<&Netfilter>) -> Option<&'static str> {
+    match hooks(scene, seen).as_slice() {
+        [only] => hook_name(*only),
+        _ => None,
+    }
+}
+
+/// The rules that can have dropped the packet: in its namespace, at a hook where it can have died, with a verdict that
+/// ends it, met by somebody, and asking for nothing that the packet is not.
+pub(super) fn suspects<'a>(scene: &Scene<'_, 'a>, seen: Option<&Netfilter>) -> Vec<&'a RuleHit> {
+    let hooks = hooks(scene, seen);
+    let rules = scene.world.node(scene.node).facts.rules.iter();
+    let ends = |hit: &RuleHit| matches!(hit.verdict, RuleVerdict::Drop | RuleVerdict::Reject(_));
+    rules
+        .filter(|hit| hit.netns == scene.place().netns && ends(hit))
+        .filter(|hit| hit.packets > 0 || hit.traced > 0 || !hit.counted)
+        .filter(|hit| of_family(scene, hit, seen))
+        .filter(|hit| hooks.is_empty() || hit.hook.is_none_or(|hook| hooks.contains(&hook)))
+        .filter(|hit| seen.is_none_or(|seen| seen_there(hit, seen)))
+        .filter(|hit| hit.conditions.iter().all(|condition| fit(scene, hit.hook, condition) != Fit::No))
+        .collect()
+}
+
+fn of_family(scene: &Scene<'_, '_>, hit: &RuleHit, seen: Option<&Netfilter>) -> bool {
+    match hit.family.as_str() {
+        "inet" => true,
+        "ip" => scene.is_v4(),
+        "ip6" => !scene.is_v4(),
+        "bridge" => {
+            scene.world.namespaces(scene.node).bridge_of(scene.place()).is_some()
+                && seen.is_none_or(|seen| seen.family == BRIDGE)
+        }
+        "netdev" => seen.is_none_or(|seen| seen.family == NETDEV),
+        _ => false,
+    }
+}
+
+/// The kernel was seen evaluating there last.
+fn seen_there(hit: &RuleHit, seen: &Netfilter) -> bool {
+    let engine = match (seen.engine, hit.engine) {
+        (Engine::Unknown, _) => true,
+        (Engine::Iptables, engine) => engine == RuleEngine::Iptables,
+        (Engine::Nftables { .. }, engine) => engine != RuleEngine::Iptables,
+    };
+    let table = seen.table.as_ref().is_none_or(|table| *table == hit.table);
+    let chain = seen.chain.as_ref().is_none_or(|chain| hit.way.first().is_none_or(|base| base == chain));
+    engine && table && chain
+}
+
+/// `hook`: where the way to the rule begins.
+fn fit(scene: &Scene<'_, '_>, hook: Option<u8>, condition: &Condition) -> Fit {
+    let Condition { field, not } = condition;
+    let header = scene.header();
+    let fits = match field {
+        ConditionField::InInterface(pattern) => match hook {
+            Some(OUTPUT | POSTROUTING) | None => Fit::Unknown,
+            Some(_) if scene.last.way == Way::Out => Fit::Unknown,
+            Some(_) => interface(scene, scene.place(), pattern),
+        },
+        ConditionField::OutInterface(pattern) => match (hook, scene.out()) {
+            (Some(PREROUTING | INPUT) | None, _) | (_, None) => Fit::Unknown,
+            // Routes are read after the packet passed.
+            _ if scene.world.node(scene.node).facts.routes_changed || scene.last.way == Way::Out => Fit::Unknown,
+            (_, Some(out)) => interface(scene, LinkRef { ifindex: out.ifindex, ..scene.place() }, pattern),
+        },
+        ConditionField::Source(net) => net.contains(&header.src).into(),
+        ConditionField::Destination(net) => net.contains(&header.dst).into(),
+        ConditionField::Protocol(protocol) => protocol_fits(scene, *protocol),
+        ConditionField::SourcePort(from, to) => port(scene, (*from, *to), |(source, _)| source),
+        ConditionField::DestinationPort(from, to) => port(scene, (*from, *to), |(_, destination)| destination),
+        // The mark is what it was in the end: a condition on the way may have been asked before a rule changed it. No hook
+        // of ours says what conntrack thought of the packet, nor what the look-up of the rule gave.
+        ConditionField::Mark(..) | ConditionField::ConntrackState(_) | ConditionField::ReversePathFails => Fit::Unknown,
+    };
+    fits.not(*not)
+}
+
+/// A packet on a port of a bridge comes in by the port for some hooks and by the bridge for others.
+fn interface(scene: &Scene<'_, '_>, at: LinkRef, pattern: &str) -> Fit {
+    let namespaces = scene.world.namespaces(scene.node);
+    let Some(link) = namespaces.link(at) else { return Fit::Unknown };
+    let master = link.master.and_then(|ifindex| namespaces.link(LinkRef { ifindex, ..at }));
+    let own = matches(pattern, &link.name);
+    match master.map(|master| matches(pattern, &master.name)) {
+        Some(other) if other != own => Fit::Unknown,
+        _ => own.into(),
+    }
+}
+
+fn matches(pattern: &str, name: &str) -> bool {
+    match pattern.strip_suffix('+') {
+        Some(start) => name.starts_with(start),
+        None => pattern == name,
+    }
+}
+
+fn protocol_fits(scene: &Scene<'_, '_>, protocol: u8) -> Fit {
+    if scene.free.outer.is_some() {
+        return Fit::Unknown;
+    }
+    match (scene.free.packet.l4, scene.free.packet.src) {
+        (L4::Icmp { .. }, IpAddr::V4(_)) => (protocol == 1).into(),
+        (L4::Icmp { .. }, IpAddr::V6(_)) => (protocol == 58).into(),
+        (L4::Tcp { .. }, _) => (protocol == 6).into(),
+        (L4::Udp { .. }, _) => (protocol == 17).into(),
+        (L4::Other { protocol: own }, _) => (protocol == own).into(),
+    }
+}
+
+fn port(scene: &Scene<'_, '_>, (from, to): (u16, u16), pick: impl Fn((u16, u16)) -> u16) -> Fit {
+    match scene.free.packet.l4 {
+        _ if scene.free.outer.is_some() => Fit::Unknown,
+        L4::Tcp { src_port, dst_port, .. } | L4::Udp { src_port, dst_port, .. } => {
+            (from..=to).contains(&pick((src_port, dst_port))).into()
+        }
+        // What has no ports may still be matched by the bytes that stand there (nft's `th dport`).
+        L4::Icmp { .. } | L4::Other { .. } => Fit::Unknown,
+    }
+}
+
+/// The workload endpoint's interface and direction, of a rule in Calico's chains of it: `cali-tw-IF` (to the workload),
+/// `cali-fw-IF` (from it), in nftables mode with `filter-` before.
+pub(super) fn calico(hit: &RuleHit) -> Option<(&str, bool)> {
+    hit.way.iter().rev().chain([&hit.chain]).find_map(|chain| {
+        let chain = chain.strip_prefix("filter-").unwrap_or(chain);
+        let to = chain.strip_prefix("cali-tw-").map(|interface| (interface, true));
+        to.or_else(|| chain.strip_prefix("cali-fw-").map(|interface| (interface, false)))
+    })
+}
+
+/// What kind of cause a rule is, and in words; the pod of an interface by `pod`.
+pub(super) fn cause(hit: &RuleHit, pod: impl Fn(&str) -> Option<String>) -> (DropCause, String) {
+    let asks = |wanted: fn(&ConditionField) -> bool| hit.conditions.iter().any(|c| !c.not && wanted(&c.field));
+    if asks(|field| matches!(field, ConditionField::ReversePathFails)) {
+        return (
+            DropCause::RpFilterRule,
+            "reverse path filter rule: the source address is not routed to this interface".to_owned(),
+        );
+    }
+    if asks(|field| matches!(field, ConditionField::ConntrackState(states) if *states == ["INVALID"])) {
+        return (DropCause::Netfilter, "netfilter rule for packets that conntrack calls invalid".to_owned());
+    }
+    if let Some((interface, to)) = calico(hit) {
+        let direction = if to { "ingress" } else { "egress" };
+        let whose = pod(interface).unwrap_or_else(|| interface.to_owned());
+        return (DropCause::Policy, format!("{direction} policy at {whose}"));
+    }
+    let why = match (&hit.rule, &hit.verdict) {
+        (None, _) => format!("the default policy of chain {}", hit.chain),
+        (_, RuleVerdict::Reject(_)) => "netfilter reject rule".to_owned(),
+        _ => "netfilter rule".to_owned(),
+    };
+    (DropCause::Netfilter, why)
+}

@@ -1,0 +1,65 @@
+//! Which request an ICMP error is about (RFC 792, RFC 4443).
+
+use std::net::IpAddr;
+
+use super::group::Group;
+use crate::event::{L4, Packet, Sighting};
+
+/// ICMP messages that say a packet was not delivered: unreachable, too big, time exceeded, parameter problem.
+pub(super) fn is_error(s: &Sighting) -> bool {
+    let L4::Icmp { kind, .. } = s.packet.l4 else { return false };
+    match s.packet.src {
+        IpAddr::V4(_) => matches!(kind, 3 | 11 | 12),
+        IpAddr::V6(_) => matches!(kind, 1..=4),
+    }
+}
+
+/// An error repeats the head of the packet it is about; its first 8 bytes are recorded. IPv4: length (bytes 2, 3) and
+/// identification (4, 5). IPv6: payload length (4, 5) and next header (6), which all packets of a flow may share.
+fn is_about(error: &Packet, packet: &Packet) -> bool {
+    let L4::Icmp { nonce, .. } = error.l4 else { return false };
+    let bytes = nonce.to_be_bytes();
+    let word = |i: usize| u16::from_be_bytes([bytes[i], bytes[i + 1]]);
+    let same = match packet.src {
+        IpAddr::V4(_) => (word(2), word(4)) == (packet.ip_len, packet.ip_id),
+        IpAddr::V6(_) => (word(4).saturating_add(40), bytes[6]) == (packet.ip_len, protocol(packet)),
+    };
+    same && error.dst == packet.src
+}
+
+fn protocol(packet: &Packet) -> u8 {
+    match (packet.l4, packet.src) {
+        (L4::Icmp { .. }, IpAddr::V4(_)) => 1,
+        (L4::Icmp { .. }, IpAddr::V6(_)) => 58,
+        (L4::Tcp { .. }, _) => 6,
+        (L4::Udp { .. }, _) => 17,
+        (L4::Other { protocol }, _) => protocol,
+    }
+}
+
+/// An error's sighting with its node.
+pub(super) type Seen<'a> = (usize, &'a Sighting);
+
+/// For every group the sightings of the ICMP errors about its request. Of several requests that look the same to the error
+/// it is about the last that passed its node before it.
+pub(super) fn assign<'a>(groups: &[Group<'a>], errors: &[Seen<'a>]) -> Vec<Vec<Seen<'a>>> {
+    let mut found = vec![Vec::new(); groups.len()];
+    for &(node, error) in errors {
+        let passed = |g: &Group<'_>| {
+            let on_node = g.request[node].iter().filter(|s| s.time_ns <= error.time_ns);
+            on_node.filter(|s| is_about(&error.packet, &s.packet)).map(|s| s.time_ns).max()
+        };
+        let last = groups.iter().enumerate().filter_map(|(i, g)| Some((passed(g)?, i))).max();
+        if let Some((_, i)) = last {
+            found[i].push((node, error));
+            continue;
+        }
+        // On a node that the request did not pass no order tells; but there may be only one like it.
+        let about = |g: &Group<'_>| g.request.iter().flatten().any(|s| is_about(&error.packet, &s.packet));
+        let mut like = groups.iter().enumerate().filter(|(_, g)| about(g)).map(|(i, _)| i);
+        if let (Some(i), None) = (like.next(), like.next()) {
+            found[i].push((node, error));
+        }
+    }
+    found
+}

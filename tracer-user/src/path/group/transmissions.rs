@@ -1,0 +1,65 @@
+//! The same bytes sent more than once: which sightings belong to which transmission.
+
+use super::super::touch;
+use crate::event::{Hook, Sighting};
+
+/// The sightings of one node, split where one place is passed again: a packet passes a hook of a device once with one
+/// TTL, so what passes it again was sent again.
+pub(super) fn split<'a>(sightings: &[&'a Sighting]) -> Vec<Vec<&'a Sighting>> {
+    let mut bursts: Vec<Vec<&'a Sighting>> = Vec::new();
+    for &s in sightings {
+        let again = |burst: &Vec<&Sighting>| burst.iter().any(|b| same_step(b, s));
+        match bursts.last_mut() {
+            Some(burst) if touch::is_free(s) || !again(burst) => burst.push(s),
+            _ => bursts.push(vec![s]),
+        }
+    }
+    bursts
+}
+
+fn same_step(a: &Sighting, b: &Sighting) -> bool {
+    let outer = |s: &Sighting| s.outer.as_ref().map(|o| o.ttl);
+    let step = |s: &Sighting| (touch::place(s), s.hook, s.packet.ttl, outer(s));
+    matches!(a.hook, Hook::Receive | Hook::Queue | Hook::Xmit) && step(a) == step(b)
+}
+
+/// Keeps one transmission: the first, if every node saw all of them; else the last, as whoever sends again does so until
+/// one arrives. A sentence, if that had to be chosen.
+pub(super) fn keep_one(nodes: &mut [Vec<&Sighting>]) -> Option<String> {
+    let bursts: Vec<_> = nodes.iter().map(|sightings| split(sightings)).collect();
+    let seen = || bursts.iter().map(Vec::len).filter(|n| *n > 0);
+    let (least, most) = (seen().min()?, seen().max()?);
+    if most == 1 {
+        return None;
+    }
+    for (sightings, mut bursts) in nodes.iter_mut().zip(bursts) {
+        let kept = if least == most { bursts.drain(..).next() } else { bursts.pop() };
+        *sightings = kept.unwrap_or_default();
+    }
+    Some(if least == most {
+        format!("it was seen {most} times; the first is shown")
+    } else {
+        format!("it was seen {most} times, and {least} of them came through: taken for the last, which is shown")
+    })
+}
+
+/// Transmissions of equal content on several nodes belong together in their order, if every node saw all of them; a node
+/// that missed some cannot be aligned, and what it saw stands alone.
+pub(super) fn align<'a>(nodes: Vec<Vec<Vec<&'a Sighting>>>) -> Vec<Vec<Vec<&'a Sighting>>> {
+    let count = nodes.len();
+    let most = nodes.iter().map(Vec::len).max().unwrap_or(0);
+    let mut aligned: Vec<Vec<Vec<&'a Sighting>>> = vec![vec![Vec::new(); count]; most];
+    for (node, bursts) in nodes.into_iter().enumerate() {
+        let whole = bursts.len() == most;
+        for (i, burst) in bursts.into_iter().enumerate() {
+            if whole {
+                aligned[i][node] = burst;
+            } else {
+                let mut alone = vec![Vec::new(); count];
+                alone[node] = burst;
+                aligned.push(alone);
+            }
+        }
+    }
+    aligned
+}
