@@ -68,8 +68,6 @@ impl<'a> Story<'a> {
         let mut story = Self { seq, what, notes, probe, request, reply, bounds, rejection };
         if story.refused() {
             story.rejection = Some(story.refusal(world));
-        } else {
-            story.explain_port(world);
         }
         story
     }
@@ -115,6 +113,11 @@ impl<'a> Story<'a> {
         let rtt_ns = shares::rtt(world, &self.request, &self.reply);
         let answer = shares::answer_time(&self.request, &self.reply).map(|(.., ns)| ns);
 
+        // A drop that was seen says more than the answer that came of it.
+        let rejection = match &request_end {
+            End::Dropped { .. } => self.rejection.clone(),
+            _ => self.rejection.clone().map(|r| self.of_port(world, r)),
+        };
         let mut there = hops::write(world, &self.request);
         there.finish(request_end, answered, answer);
         let began_before = self.probe.is_none() && sender_was_watched(world) && !there.is_from_its_sender();
@@ -142,7 +145,7 @@ impl<'a> Story<'a> {
             reply,
             shares: rtt_ns.map_or_else(Vec::new, |ns| shares::shares(world, &self.request, &self.reply, ns)),
             notes,
-            rejection: self.rejection.clone().filter(|_| verdict.outcome != Outcome::Delivered),
+            rejection: rejection.filter(|_| verdict.outcome != Outcome::Delivered),
         };
         Told { exchange, routers: there.routers, began_before, suspicion }
     }
@@ -225,14 +228,14 @@ impl<'a> Story<'a> {
     }
 
     /// "Port unreachable" by the destination itself says that nothing listens; by others it is a firewall's word.
-    fn explain_port(&mut self, world: &World<'_>) {
-        let Some(port) = self.port() else { return };
-        let Some(rejection) = &mut self.rejection else { return };
+    fn of_port(&self, world: &World<'_>, mut rejection: Rejection) -> Rejection {
         let kind = (rejection.from, rejection.icmp_type, rejection.icmp_code);
         let is_port = matches!(kind, (IpAddr::V4(_), Some(3), Some(3)) | (IpAddr::V6(_), Some(1), Some(4)));
-        if is_port && rejection.from == world.ends.destination.address && rejection.pod.is_some() {
+        let own = rejection.from == world.ends.destination.address && rejection.pod.is_some();
+        if let (true, true, Some(port)) = (is_port, own, self.port()) {
             rejection.meaning = format!("{}: nothing listens on port {port}", rejection.meaning);
         }
+        rejection
     }
 
     fn date<'b>(&self, there: Vec<Timed>, back: Vec<Timed>, others: impl Iterator<Item = &'b Bounds>) -> (Path, Path) {
