@@ -41,8 +41,9 @@ pub fn problems(scenario: &Scenario, trace: &Trace, lab: &LabInfo, ground: &Grou
 
 /// Against the scenario.
 fn as_expected(expect: &Expect, trace: &Trace, lab: &LabInfo) -> Vec<String> {
-    let Expect { exit: _, exchanges, outcome, failed, routers, request, reply, shares: _, notes, warnings, text: _ } =
-        expect;
+    // Exit code and text are the runner's to check, shares the caller's.
+    let Expect { exit: _, text: _, text_with_reasons: _, text_without_reasons: _, shares: _, .. } = expect;
+    let Expect { exchanges, outcome, failed, routers, request, reply, notes, warnings, .. } = expect;
     let mut problems = Vec::new();
     if trace.exchanges.len() != *exchanges {
         problems.push(format!("{} exchanges, expected {exchanges}", trace.exchanges.len()));
