@@ -321,9 +321,9 @@ pub(super) fn vxlan6() -> Trace {
         mtu: Some(8931),
         ..Detail::default()
     };
-    let way = |from: (&'static str, &'static str, &str, &str),
-               to: (&'static str, &'static str, &str, &str),
-               at: u64| {
+    // Node, pod, its address, the node's.
+    type End = (&'static str, &'static str, &'static str, &'static str);
+    let way = |from: End, to: End, at: u64| {
         let mut walk = Walk::new(from.0, from.2, to.2);
         walk.error_ns = if from.0 == NODE2 { 0 } else { 83_000 };
         walk.pod(Some(from.1)).hop(Sent, "eth0", at).pod(None).hop(Received, "cali9270933bb0b", at + 3);

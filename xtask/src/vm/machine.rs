@@ -120,7 +120,7 @@ fn qemu(assets: &Assets, folder: &Path) -> Command {
         command.arg("-L").arg(tree.join(data));
     }
     // Not KVM: inside of virtual machines, where CI and we run, guests hang in their firmware.
-    command.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", &MEMORY.to_string()]);
+    command.args(["-accel", "tcg,thread=multi", "-cpu", "max,-erms,-fsrm", "-smp", "2", "-m", &MEMORY.to_string()]);
     command.args(["-M", "q35", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
     command.args(["-append", KERNEL_LINE, "-device", "virtio-serial-pci,max_ports=8", "-device", "virtio-rng-pci"]);
     command.arg("-chardev").arg(format!("file,id=log,path={}", folder.join("kernel.log").display()));

@@ -115,7 +115,7 @@ impl Bench {
         let programs = podpath.parent().context("podpath lies in no folder")?.display();
         let path = format!("{programs}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
         Ok(Request {
-            words: ["sh", "-c", command].map(str::to_owned).to_vec(),
+            words: ["bash", "-c", command].map(str::to_owned).to_vec(),
             environment: vec![("PATH".to_owned(), path)],
         })
     }
