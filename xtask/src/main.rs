@@ -27,10 +27,10 @@ enum Task {
 
     /// Run every test this machine can run; installs what they need
     ///
-    /// Packages, kernel object, cargo fmt, clippy, and cargo test of the whole workspace. The last line on stdout is
+    /// Packages, kernel object, cargo fmt, clippy, cargo test of the whole workspace, and virtual machines with other kernels. The last line on stdout is
     /// the total; the exit code is 0 only when everything that was not skipped passed. Tests of labs need root.
     Test {
-        /// Leave out a phase (packages, fmt, clippy), or the tests with this in their name; may be repeated
+        /// Leave out a phase (packages, fmt, clippy, vm), or the tests with this in their name; may be repeated
         #[arg(long, value_name = "NAME")]
         skip: Vec<String>,
         /// Handed to the test programs: parts of the names of the tests to run, --nocapture, ...
