@@ -278,6 +278,8 @@ pub struct Layout {
     pub skb_mark: u32,
     /// `sk_buff._nfct`, or [`ABSENT`] without conntrack.
     pub skb_nfct: u32,
+    /// `sk_buff.sk`.
+    pub skb_sk: u32,
     /// The byte that holds the bit field `sk_buff.pkt_type`.
     pub skb_pkt_type: u32,
     /// By how many bits that byte is to be shifted right before it is masked with 7.

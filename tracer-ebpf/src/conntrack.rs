@@ -32,6 +32,12 @@ pub fn flags(nfct: u64) -> u8 {
     flag::CONNTRACK | reply
 }
 
+/// Does the packet have an entry, and goes the way of its originator?
+#[inline(always)]
+pub fn is_original(nfct: u64) -> bool {
+    nfct & !INFO_MASK != 0 && nfct & INFO_MASK < IS_REPLY
+}
+
 /// The entry that `_nfct` points to, and its status, if it translates.
 #[inline(always)]
 fn translating(nfct: u64) -> Option<(u64, u32)> {

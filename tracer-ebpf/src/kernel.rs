@@ -23,6 +23,7 @@ pub static LAYOUT: Layout = Layout {
     skb_data_len: 0,
     skb_mark: 0,
     skb_nfct: 0,
+    skb_sk: 0,
     skb_pkt_type: 0,
     skb_pkt_type_shift: 0,
     dev_ifindex: 0,
@@ -182,6 +183,15 @@ impl Skb {
         }
         // SAFETY: a field of sk_buff.
         unsafe { load(self.0, frozen(&LAYOUT.skb_nfct)) }
+    }
+
+    /// Does it belong to a socket? What a node sends itself does; what it forwards belongs to none, or to one that is another
+    /// namespace's.
+    #[inline(always)]
+    pub fn has_socket(self) -> bool {
+        // SAFETY: a field of sk_buff.
+        let socket: u64 = unsafe { load(self.0, frozen(&LAYOUT.skb_sk)) };
+        socket != 0
     }
 
     /// The packet from `skb->data` on: at `netif_receive_skb` that is the network header, which is not yet set itself.

@@ -48,6 +48,7 @@ pub fn seen(skb: Skb, hook: u8) {
         && flow::strangers(wanted_flows, src, dst)
         && !maybe_learned(src, dst)
         && slot(identity).is_none_or(|slot| slot.skb != identity)
+        && !(hook == hook::QUEUE && rewritten_at_home(skb))
     {
         return;
     }
@@ -65,6 +66,14 @@ pub fn seen(skb: Skb, hook: u8) {
         flags |= flag::TRACKED;
     }
     record(skb, identity, hook, device, &headers, flags, &data);
+}
+
+/// Is this a packet of the node's own, of a wanted flow, of which conntrack rewrote both addresses before its first device? So
+/// does a node that asks for a service whose backend lies behind a tunnel.
+#[inline(always)]
+fn rewritten_at_home(skb: Skb) -> bool {
+    let nfct = skb.nfct();
+    conntrack::is_original(nfct) && skb.has_socket() && conntrack::is_of_wanted(nfct)
 }
 
 #[inline(always)]

@@ -2,7 +2,7 @@
 //! that the verifier can follow and the host can test it. What a transport header means is for userspace to read.
 //!
 //! RFC 791 (IPv4), RFC 8200 (IPv6), RFC 792 and 4443 (ICMP), RFC 9293 (TCP), RFC 768 (UDP), RFC 2003 (IP in IP),
-//! RFC 7348 (VXLAN).
+//! RFC 7348 (VXLAN), RFC 2784 and 2890 (GRE), RFC 8926 (Geneve).
 
 use tracer_common::{Address, Outer, encapsulation};
 
@@ -25,6 +25,8 @@ pub mod protocol {
     pub const UDP: u8 = 17;
     /// IPv6 in IP.
     pub const IPV6: u8 = 41;
+    /// Generic routing encapsulation.
+    pub const GRE: u8 = 47;
     /// The IPv6 extension header that says whether this is the first fragment.
     pub const FRAGMENT: u8 = 44;
     /// ICMPv6.
@@ -33,8 +35,17 @@ pub mod protocol {
 
 /// UDP ports that VXLAN is found on: IANA's, and Linux's default that flannel uses.
 const VXLAN_PORTS: [u16; 2] = [4789, 8472];
-/// Bytes from the start of the UDP header to the inner IP header: UDP 8, VXLAN 8, Ethernet 14.
-const VXLAN_HEADERS: u32 = 8 + 8 + 14;
+/// IANA's port of Geneve.
+const GENEVE_PORT: u16 = 6081;
+/// Bytes of a UDP header, and of the fixed part of a VXLAN or Geneve header.
+const UDP_HEADER: u32 = 8;
+const TUNNEL_HEADER: u32 = 8;
+/// Bytes of an Ethernet header without tags.
+const ETHERNET_HEADER: u32 = 14;
+/// EtherTypes of what a tunnel carries: IPv4, IPv6, and a whole Ethernet frame ("transparent Ethernet bridging").
+const ETH_P_IP: u16 = 0x0800;
+const ETH_P_IPV6: u16 = 0x86dd;
+const ETH_P_TEB: u16 = 0x6558;
 /// Words of the one read that holds an IPv6 header and 16 bytes of what follows. Behind the linear part of any `sk_buff`
 /// lies `skb_shared_info` of some 300 bytes, so that this much can be read of a shorter packet.
 pub const FIRST_READ: usize = 14;
@@ -118,7 +129,7 @@ pub fn ordinary(w: &Start) -> Option<(u32, u32)> {
         protocol::ICMP if matches!(l4 >> 24, 0 | 8) => Some((src, dst)),
         protocol::ICMPV6 if l4 >> 24 >= 128 => Some((src, dst)),
         protocol::TCP => Some((src, dst)),
-        protocol::UDP if !VXLAN_PORTS.contains(&(l4 as u16)) => Some((src, dst)),
+        protocol::UDP if !is_tunnel_port(l4 as u16) => Some((src, dst)),
         _ => None,
     }
 }
@@ -219,15 +230,58 @@ fn transport(headers: &mut Headers, first: u64, second: u64) {
 pub fn inner(outer: &Headers) -> (u32, u8) {
     match outer.protocol {
         protocol::IPIP | protocol::IPV6 if !outer.fragment => (outer.l4_offset(), encapsulation::IPIP),
+        protocol::GRE => within(outer.l4_offset(), gre(outer.l4[0]), encapsulation::GRE),
         protocol::UDP => {
-            let l4 = outer.l4[0].to_ne_bytes();
-            if VXLAN_PORTS.contains(&u16::from_be_bytes([l4[2], l4[3]])) {
-                (outer.l4_offset() + VXLAN_HEADERS, encapsulation::VXLAN)
+            let udp = outer.l4[0].to_ne_bytes();
+            let (after, port) = (outer.l4_offset() + UDP_HEADER, u16::from_be_bytes([udp[2], udp[3]]));
+            if VXLAN_PORTS.contains(&port) {
+                (after + TUNNEL_HEADER + ETHERNET_HEADER, encapsulation::VXLAN)
+            } else if port == GENEVE_PORT {
+                within(after, geneve(outer.l4[1]), encapsulation::GENEVE)
             } else {
                 (0, 0)
             }
         }
         _ => (0, 0),
+    }
+}
+
+#[inline(always)]
+fn is_tunnel_port(port: u16) -> bool {
+    VXLAN_PORTS.contains(&port) || port == GENEVE_PORT
+}
+
+/// The answer of [`inner`] for a tunnel header at `offset` that is so long; 0: it carries no IP.
+#[inline(always)]
+fn within(offset: u32, header_len: u32, encapsulation: u8) -> (u32, u8) {
+    if header_len == 0 { (0, 0) } else { (offset + header_len, encapsulation) }
+}
+
+/// Bytes of a GRE header of version 0 with its optional fields and the inner Ethernet header; 0: it carries no IP, or source
+/// routes, which nobody sends any more.
+#[inline(always)]
+fn gre(first: u64) -> u32 {
+    let [flags, version, high, low, ..] = first.to_ne_bytes();
+    let len = 4 + u32::from(flags >> 7 & 1) * 4 + u32::from(flags >> 5 & 1) * 4 + u32::from(flags >> 4 & 1) * 4;
+    let understood = flags & 0x40 == 0 && version & 7 == 0;
+    if understood { carrying(len, u16::from_be_bytes([high, low])) } else { 0 }
+}
+
+/// Bytes of a Geneve header of version 0 with its options and the inner Ethernet header; 0: it carries no IP.
+#[inline(always)]
+fn geneve(first: u64) -> u32 {
+    let [version_len, _flags, high, low, ..] = first.to_ne_bytes();
+    let len = TUNNEL_HEADER + u32::from(version_len & 0x3f) * 4;
+    if version_len >> 6 == 0 { carrying(len, u16::from_be_bytes([high, low])) } else { 0 }
+}
+
+/// How far behind the beginning of a tunnel header of `len` bytes the IP packet begins, if `ethertype` says that there is one.
+#[inline(always)]
+fn carrying(len: u32, ethertype: u16) -> u32 {
+    match ethertype {
+        ETH_P_IP | ETH_P_IPV6 => len,
+        ETH_P_TEB => len + ETHERNET_HEADER,
+        _ => 0,
     }
 }
 

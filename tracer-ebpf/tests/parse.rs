@@ -216,6 +216,66 @@ fn vxlan_is_unwrapped_on_both_ports_and_nothing_else_is() {
 }
 
 /// The rules of one ICMP flow between the two addresses of [`ipv4`], as `probe` makes them.
+/// What is inside the outer packet, as its offset and kind, once there is an IP packet to be read.
+fn unwrapped(packet: &[u8]) -> Option<(u8, Headers)> {
+    let (offset, encapsulation) = parse::inner(&parsed(packet).expect("IP"));
+    if offset == 0 { None } else { Some((encapsulation, parsed_at(packet, offset)?)) }
+}
+
+#[test]
+fn gre_is_unwrapped_with_all_its_optional_fields() {
+    let inside = ipv4(1, 0, &[], &ECHO);
+    let gre = |flags: u8, ethertype: u16, optional: usize, inside: &[u8]| {
+        let mut header = vec![flags, 0];
+        header.extend(ethertype.to_be_bytes());
+        header.extend(vec![0x5a; optional * 4]);
+        ipv4(47, 0, &[], &[header.as_slice(), inside].concat())
+    };
+    // Plain, with checksum, key, sequence number, and all three.
+    for (flags, optional) in [(0, 0), (0x80, 1), (0x20, 1), (0x10, 1), (0x30, 2), (0xb0, 3)] {
+        let (kind, headers) = unwrapped(&gre(flags, 0x0800, optional, &inside)).expect("GRE");
+        assert_eq!((kind, headers.l4), (encapsulation::GRE, words(&ECHO)), "flags {flags:#x}");
+        assert_eq!(headers.offset as usize, 20 + 4 + optional * 4);
+    }
+    let (_, headers) = unwrapped(&gre(0x20, 0x86dd, 1, &ipv6(58, &ECHO))).expect("IPv6 in GRE");
+    assert_eq!(headers.src, v6("fd00::1"));
+    let frame = [[0x0e; 14].as_slice(), &inside].concat();
+    let (_, headers) = unwrapped(&gre(0x20, 0x6558, 1, &frame)).expect("Ethernet in GRE");
+    assert_eq!(headers.l4, words(&ECHO));
+    // Source routes, version 1 (PPTP), and what is not IP.
+    let mut pptp = gre(0, 0x0800, 0, &inside);
+    pptp[21] = 1;
+    assert!(unwrapped(&gre(0x40, 0x0800, 0, &inside)).is_none() && unwrapped(&pptp).is_none());
+    assert!(unwrapped(&gre(0, 0x88be, 0, &inside)).is_none());
+}
+
+#[test]
+fn geneve_is_unwrapped_behind_its_options() {
+    let inside = ipv4(1, 0, &[], &ECHO);
+    let geneve = |options: usize, ethertype: u16, inside: &[u8]| {
+        let mut payload = vec![0x30, 0x39, 0x17, 0xc1, 0, 0, 0, 0, options as u8, 0];
+        payload.extend(ethertype.to_be_bytes());
+        payload.extend([0, 0, 7, 0]);
+        payload.extend(vec![0x5a; options * 4]);
+        ipv4(17, 0, &[], &[payload.as_slice(), inside].concat())
+    };
+    let frame = [[0x0e; 14].as_slice(), &inside].concat();
+    for options in [0, 1, 7, 63] {
+        let packet = geneve(options, 0x6558, &frame);
+        let (kind, headers) = unwrapped(&packet).expect("Geneve");
+        assert_eq!((kind, headers.l4), (encapsulation::GENEVE, words(&ECHO)));
+        assert_eq!(headers.offset as usize, 20 + 8 + 8 + options * 4 + 14);
+        // Such a packet takes the closer look.
+        let mut start = [0; FIRST_READ];
+        assert!(Packet(packet).read(0, &mut start) && parse::ordinary(&start).is_none());
+    }
+    assert!(unwrapped(&geneve(1, 0x0800, &inside)).is_some());
+    assert!(unwrapped(&geneve(0, 0x8847, &inside)).is_none(), "MPLS");
+    let mut version = geneve(0, 0x6558, &frame);
+    version[28] = 0x40;
+    assert!(unwrapped(&version).is_none());
+}
+
 fn wanted() -> Wanted {
     let all = [u64::MAX; 2];
     let id = u64::from_ne_bytes([0, 0, 0, 0, 0x33, 0x44, 0, 0]);

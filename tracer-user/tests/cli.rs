@@ -49,6 +49,11 @@ fn wrong_usage() {
         &["trace", "bb2", "bb1", "--for", "5m"],
         &["trace", "bb2", "bb1", "--passive", "--for", "2 days"],
         &["trace", "bb2", "bb1", "--passive", "-i", "1"],
+        &["trace", "bb2", "bb1", "--tcp", "0"],
+        &["trace", "bb2", "bb1", "--udp", "65536"],
+        &["trace", "bb2", "bb1", "--tcp", "80", "--udp", "53"],
+        &["trace", "bb2", "bb1", "--tcp", "80", "--size", "100"],
+        &["trace", "bb2", "bb1", "-4", "-6"],
         &["trace", "bb2", "bb1", "--local", "--lab", "x"],
         &["trace", "bb2", "bb1", "--lab", "x", "--inventory", "y"],
     ];
@@ -121,6 +126,7 @@ fn names_that_mean_nothing_or_too_much() {
     insta::assert_snapshot!("unknown_pod", trace("bb9", "bb1"));
     insta::assert_snapshot!("ambiguous_pod", trace("bb1", "web"));
     insta::assert_snapshot!("source_on_no_node", trace("bb2", "bb1"));
+    insta::assert_snapshot!("no_common_family", trace("bb1", "fd00::1"));
 }
 
 #[test]

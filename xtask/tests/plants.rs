@@ -154,7 +154,7 @@ fn a_policy_drops_at_its_pod_only() {
     let lab = Lab::up("t-policy", "calico-bgp");
     let bb1 = address(&lab, "bb1");
     let before = rules(&lab);
-    let planted = Plant::PolicyDrop { pod: "bb1".to_owned() }.plant(&lab).unwrap();
+    let planted = Plant::PolicyDrop { pod: "bb1".to_owned(), way: Way::To }.plant(&lab).unwrap();
     assert!(!answered(&lab, "bb2", &bb1));
     assert!(!answered(&lab, "bb3", &bb1));
     assert!(answered(&lab, "bb2", &address(&lab, "bb3")));
@@ -173,7 +173,7 @@ fn a_packet_to_an_address_that_no_pod_has_gets_no_answer() {
 #[test]
 fn a_plant_for_nobody_is_refused() {
     let lab = Lab::up("t-nobody", "calico-bgp");
-    let error = Plant::PolicyDrop { pod: "bb9".to_owned() }.plant(&lab).unwrap_err();
+    let error = Plant::PolicyDrop { pod: "bb9".to_owned(), way: Way::To }.plant(&lab).unwrap_err();
     let text = format!("{error:#}");
     assert!(text.contains("no pod `bb9`; pods: bb1, web, bb3, bb2"), "{text}");
 }

@@ -4,6 +4,8 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::traffic::Traffic;
+
 /// Shows the path that a packet really took through Kubernetes nodes.
 #[derive(Debug, Parser)]
 #[command(name = "podpath", version, max_term_width = 100, after_help = EXAMPLES)]
@@ -16,7 +18,7 @@ pub struct Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Show the path a ping takes, hop by hop, there and back
+    /// Show the path a ping, a TCP SYN or a datagram takes, hop by hop, there and back
     #[command(after_help = TRACE_EXAMPLES)]
     Trace(TraceArgs),
     /// Show what this machine's kernel and user can do, what is missing, and what that costs
@@ -38,7 +40,11 @@ Examples:
   podpath trace shop/web 8.8.8.8         from a pod of namespace shop to an address
   podpath trace bb2 bb1 -c 20 -i 0.05    twenty probes, one every 50 ms
   podpath trace bb2 bb1 -o json          for programs
+  podpath trace bb2 web --tcp 80         a SYN to port 80: open, refused or filtered, and where
+  podpath trace bb2 dns --udp 53         a datagram; a server that makes nothing of it stays silent
+  podpath trace bb2 bb1 -6               between the IPv6 addresses of two pods that have both
   podpath trace bb2 bb1 --passive        send nothing: wait for pings that others send
+  podpath trace bb2 web --passive --tcp 80    watch handshakes and data of others
 
 Names: POD, NAMESPACE/POD, pod/POD, node/NODE, an address; the destination may be a host name.
 The nodes come from a running lab, or from an inventory file:
@@ -60,7 +66,7 @@ Exit codes: 0 tracing works here; 1 it does not";
 /// Arguments of `podpath trace`.
 #[derive(Clone, Debug, PartialEq, Args)]
 pub struct TraceArgs {
-    /// Where the pings start: a pod, a node or an address
+    /// Where the probes start: a pod, a node or an address
     pub source: String,
     /// Where they go: a pod, a node, an address or a host name
     pub destination: String,
@@ -70,7 +76,19 @@ pub struct TraceArgs {
     /// Time between two probes, seconds
     #[arg(short, long, value_name = "SECONDS", default_value = "0.2", value_parser = seconds)]
     pub interval: Duration,
-    /// Payload of a probe, bytes (8 to 65507)
+    /// Send TCP SYNs to this port instead of pings, and reset what opens
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..), conflicts_with_all = ["udp", "size"])]
+    pub tcp: Option<u16>,
+    /// Send UDP datagrams to this port instead of pings
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub udp: Option<u16>,
+    /// Between IPv4 addresses; the default where both ends have one
+    #[arg(short = '4', long, conflicts_with = "ipv6")]
+    pub ipv4: bool,
+    /// Between IPv6 addresses
+    #[arg(short = '6', long)]
+    pub ipv6: bool,
+    /// Payload of a ping or datagram, bytes (8 to 65507); a SYN has none
     #[arg(short, long, value_name = "BYTES", default_value_t = 56, value_parser = clap::value_parser!(u16).range(8..=65507))]
     pub size: u16,
     /// How long to wait for each reply, seconds
@@ -88,6 +106,9 @@ pub struct TraceArgs {
     /// With --passive: how long to wait, such as 30s, 5m or 1h
     #[arg(long = "for", value_name = "DURATION", requires = "passive", value_parser = duration, default_value = "5m")]
     pub wait: Duration,
+    /// Name the netfilter rules that packets meet: adds one nftables table to each node (`flags owner`) while the trace runs
+    #[arg(long)]
+    pub trace_rules: bool,
     /// Trace on this machine only, without any inventory
     #[arg(long, conflicts_with_all = ["inventory", "lab"])]
     pub local: bool,
@@ -100,6 +121,17 @@ pub struct TraceArgs {
     /// Namespace of pods given without one
     #[arg(short, long, value_name = "NAMESPACE", default_value = "default")]
     pub namespace: String,
+}
+
+impl TraceArgs {
+    /// What is traced.
+    pub(super) fn traffic(&self) -> Traffic {
+        match (self.tcp, self.udp) {
+            (Some(port), _) => Traffic::Tcp(port),
+            (None, Some(port)) => Traffic::Udp(port),
+            (None, None) => Traffic::Echo,
+        }
+    }
 }
 
 /// Output formats.

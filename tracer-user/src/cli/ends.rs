@@ -1,6 +1,9 @@
 //! What the user typed -> the two ends of the trace.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+};
 
 use super::{args::TraceArgs, error::Error, nodes::Cluster};
 use crate::{
@@ -27,21 +30,25 @@ pub(super) struct Resolved {
 pub(super) async fn resolve(args: &TraceArgs, cluster: &Cluster) -> Result<Resolved, Error> {
     let Cluster { directory, .. } = cluster;
     let mut notes = Vec::new();
-    let source = with_ipv4(directory.resolve(&args.source, &args.namespace)?);
-    let destination = match directory.resolve(&args.destination, &args.namespace) {
+    let source = Found::new(&args.source, directory.resolve(&args.source, &args.namespace)?);
+    let (destination, looked_up) = match directory.resolve(&args.destination, &args.namespace) {
         // Only a name with a dot: a mistyped pod must not become whatever a search domain makes of it.
         Err(unknown) if unknown.is_not_found() && args.destination.contains('.') => {
-            let address = look_up(&args.destination, unknown.to_string()).await?;
-            notes.push(format!("{} is {address}: resolved by this machine, not by the pod", args.destination));
-            let name = Some(args.destination.clone());
-            Target { name, address, other_addresses: Vec::new(), node: None, host_network: false }
+            (look_up(&args.destination, unknown.to_string()).await?, true)
         }
-        found => with_ipv4(found?),
+        found => (Found::new(&args.destination, found?), false),
     };
+    let (from, to) =
+        in_common(&source, &destination).into_iter().find(|ends| wanted(args, *ends)).ok_or_else(|| {
+            let wanted = if args.ipv4 { Some('4') } else { args.ipv6.then_some('6') };
+            let (source, destination) = (source.told(&args.source), destination.told(&args.destination));
+            Error::NoCommonFamily { source_name: source, destination, wanted }
+        })?;
+    let (source, destination) = (source.with(from), destination.with(to));
+    if looked_up {
+        notes.push(format!("{} is {to}: resolved by this machine, not by the pod", args.destination));
+    }
     for (name, target) in [(&args.source, &source), (&args.destination, &destination)] {
-        if target.address.is_ipv6() {
-            return Err(Error::Ipv6 { name: name.clone(), address: target.address });
-        }
         if target.host_network {
             notes.push(format!("{name} uses its node's network: {} is the node's address", target.address));
         }
@@ -58,13 +65,42 @@ pub(super) async fn resolve(args: &TraceArgs, cluster: &Cluster) -> Result<Resol
     Ok(Resolved { ends: Ends { source: endpoint(source), destination: endpoint(destination) }, sender, notes })
 }
 
-/// Of a pod with addresses of both families the IPv4 one. An address that was typed has no other.
-fn with_ipv4(target: Target) -> Target {
-    let other = target.other_addresses.iter().copied().find(IpAddr::is_ipv4);
-    match other {
-        Some(address) if target.address.is_ipv6() => Target { address, ..target },
-        _ => target,
+/// An end, and the addresses that may be used of it.
+struct Found {
+    target: Target,
+    addresses: Vec<IpAddr>,
+}
+
+impl Found {
+    /// Who types an address means that one.
+    fn new(typed: &str, target: Target) -> Self {
+        let mut addresses = vec![target.address];
+        if typed.parse::<IpAddr>().is_err() {
+            addresses.extend(&target.other_addresses);
+        }
+        Self { target, addresses }
     }
+
+    fn with(self, address: IpAddr) -> Target {
+        Target { address, ..self.target }
+    }
+
+    /// `bb1 has only 10.0.0.1`.
+    fn told(&self, name: &str) -> String {
+        let addresses: Vec<_> = self.addresses.iter().map(IpAddr::to_string).collect();
+        if addresses == [name] { name.to_owned() } else { format!("{name} ({})", addresses.join(", ")) }
+    }
+}
+
+/// Pairs of addresses of one family, IPv4 first.
+fn in_common(source: &Found, destination: &Found) -> Vec<(IpAddr, IpAddr)> {
+    let of = |found: &Found, ipv4| found.addresses.iter().copied().find(|address| address.is_ipv4() == ipv4);
+    [true, false].into_iter().filter_map(|ipv4| Some((of(source, ipv4)?, of(destination, ipv4)?))).collect()
+}
+
+/// Is this the family that was asked for, if one was?
+fn wanted(args: &TraceArgs, (from, _): (IpAddr, IpAddr)) -> bool {
+    if from.is_ipv4() { !args.ipv6 } else { !args.ipv4 }
 }
 
 /// The node that sends the probes.
@@ -79,17 +115,23 @@ fn sender(args: &TraceArgs, cluster: &Cluster, source: &Target) -> Result<usize,
     };
     index.ok_or_else(|| Error::SourceOnNoNode {
         source_name: args.source.clone(),
+        known: source.name.is_some(),
         node: source.node.clone(),
         nodes: nodes.iter().map(|node| node.name.clone()).collect(),
     })
 }
 
 /// By this machine's resolver. `unknown` is what the directory said.
-async fn look_up(name: &str, unknown: String) -> Result<IpAddr, Error> {
-    let failed = |cause| Error::HostName { unknown, name: name.to_owned(), cause };
-    let mut addresses =
-        tokio::net::lookup_host((name, 0)).await.map_err(failed)?.map(|address: SocketAddr| address.ip());
-    addresses.find(IpAddr::is_ipv4).ok_or_else(|| Error::HostNameV6 { name: name.to_owned() })
+async fn look_up(name: &str, unknown: String) -> Result<Found, Error> {
+    let failed = |cause| Error::HostName { unknown: unknown.clone(), name: name.to_owned(), cause };
+    let resolved = tokio::net::lookup_host((name, 0)).await.map_err(failed)?;
+    let addresses: Vec<_> = resolved.map(|address: SocketAddr| address.ip()).collect();
+    let Some(&address) = addresses.first() else {
+        return Err(failed(io::Error::other("it has no address")));
+    };
+    let name = Some(name.to_owned());
+    let target = Target { name, address, other_addresses: Vec::new(), node: None, host_network: false };
+    Ok(Found { target, addresses })
 }
 
 fn endpoint(target: Target) -> Endpoint {
@@ -97,9 +139,10 @@ fn endpoint(target: Target) -> Endpoint {
     Endpoint { name, address, node }
 }
 
-/// Address by which people know a node.
-pub(super) fn node_address(directory: &Directory, node: &str) -> Option<IpAddr> {
-    directory.resolve(&format!("node/{node}"), "").ok().map(|target| target.address)
+/// Addresses of a node; the one by which people know it first.
+pub(super) fn node_addresses(directory: &Directory, node: &str) -> Vec<IpAddr> {
+    let target = directory.resolve(&format!("node/{node}"), "");
+    target.map_or_else(|_| Vec::new(), |target| [&[target.address][..], &target.other_addresses].concat())
 }
 
 #[cfg(test)]
@@ -127,6 +170,8 @@ items:
 - {kind: Pod, metadata: {name: bb1, namespace: default}, spec: {nodeName: node-1}, status: {phase: Running, podIP: 100.115.37.81}}
 - {kind: Pod, metadata: {name: bb2, namespace: default}, spec: {nodeName: node-2}, status: {phase: Running, podIP: 100.106.133.221}}
 - {kind: Pod, metadata: {name: two, namespace: default}, spec: {nodeName: node-2}, status: {phase: Running, podIP: 'fd00::2', podIPs: [{ip: 'fd00::2'}, {ip: 100.106.133.2}]}}
+- {kind: Pod, metadata: {name: other, namespace: default}, spec: {nodeName: node-1}, status: {phase: Running, podIP: 100.115.37.3, podIPs: [{ip: 100.115.37.3}, {ip: 'fd00::3'}]}}
+- {kind: Pod, metadata: {name: six, namespace: default}, spec: {nodeName: node-1}, status: {phase: Running, podIP: 'fd00::6'}}
 - {kind: Pod, metadata: {name: proxy, namespace: kube-system}, spec: {nodeName: node-1, hostNetwork: true}, status: {phase: Running, podIP: 172.20.50.50}}
 ";
 
@@ -141,8 +186,13 @@ items:
     async fn told(line: &str, nodes: &[&str]) -> String {
         match resolve(&args(line), &cluster(nodes)).await {
             Ok(Resolved { ends, sender, notes }) => format!(
-                "{:?}@{:?} -> {:?}@{:?} sender {sender:?} {notes:?}",
-                ends.source.name, ends.source.node, ends.destination.name, ends.destination.node
+                "{:?}@{:?} {} -> {:?}@{:?} {} sender {sender:?} {notes:?}",
+                ends.source.name,
+                ends.source.node,
+                ends.source.address,
+                ends.destination.name,
+                ends.destination.node,
+                ends.destination.address
             ),
             Err(error) => super::super::error::lines(&error),
         }
@@ -151,12 +201,12 @@ items:
     #[tokio::test]
     async fn the_sources_node_sends() {
         let both = ["node-1", "node-2"];
-        insta::assert_snapshot!(told("bb2 bb1", &both).await, @r#"Some("default/bb2")@Some("node-2") -> Some("default/bb1")@Some("node-1") sender Some(1) []"#);
-        insta::assert_snapshot!(told("bb1 8.8.8.8", &both).await, @r#"Some("default/bb1")@Some("node-1") -> None@None sender Some(0) []"#);
-        insta::assert_snapshot!(told("proxy bb2", &both).await, @r#"Some("kube-system/proxy")@Some("node-1") -> Some("default/bb2")@Some("node-2") sender Some(0) ["proxy uses its node's network: 172.20.50.50 is the node's address"]"#);
-        insta::assert_snapshot!(told("bb1 two", &both).await, @r#"Some("default/bb1")@Some("node-1") -> Some("default/two")@Some("node-2") sender Some(0) []"#);
-        insta::assert_snapshot!(told("10.1.1.1 bb1", &["node-1"]).await, @r#"None@Some("node-1") -> Some("default/bb1")@Some("node-1") sender Some(0) []"#);
-        insta::assert_snapshot!(told("10.1.1.1 bb1 --passive", &both).await, @r#"None@None -> Some("default/bb1")@Some("node-1") sender None []"#);
+        insta::assert_snapshot!(told("bb2 bb1", &both).await, @r#"Some("default/bb2")@Some("node-2") 100.106.133.221 -> Some("default/bb1")@Some("node-1") 100.115.37.81 sender Some(1) []"#);
+        insta::assert_snapshot!(told("bb1 8.8.8.8", &both).await, @r#"Some("default/bb1")@Some("node-1") 100.115.37.81 -> None@None 8.8.8.8 sender Some(0) []"#);
+        insta::assert_snapshot!(told("proxy bb2", &both).await, @r#"Some("kube-system/proxy")@Some("node-1") 172.20.50.50 -> Some("default/bb2")@Some("node-2") 100.106.133.221 sender Some(0) ["proxy uses its node's network: 172.20.50.50 is the node's address"]"#);
+        insta::assert_snapshot!(told("bb1 two", &both).await, @r#"Some("default/bb1")@Some("node-1") 100.115.37.81 -> Some("default/two")@Some("node-2") 100.106.133.2 sender Some(0) []"#);
+        insta::assert_snapshot!(told("10.1.1.1 bb1", &["node-1"]).await, @r#"None@Some("node-1") 10.1.1.1 -> Some("default/bb1")@Some("node-1") 100.115.37.81 sender Some(0) []"#);
+        insta::assert_snapshot!(told("10.1.1.1 bb1 --passive", &both).await, @r#"None@None 10.1.1.1 -> Some("default/bb1")@Some("node-1") 100.115.37.81 sender None []"#);
     }
 
     #[tokio::test]
@@ -169,6 +219,26 @@ items:
     async fn ends_that_cannot_be_traced_are_refused() {
         insta::assert_snapshot!(told("bb1 100.115.37.81", &["node-1"]).await);
         insta::assert_snapshot!(told("bb1 fd00::1", &["node-1"]).await);
+        insta::assert_snapshot!(told("bb1 two -6", &["node-1"]).await, @r"
+        podpath: bb1 (100.115.37.81) -> two (fd00::2, 100.106.133.2): -6 asks for IPv6 addresses, and not both ends have one
+          leave it out, or name other ends
+        ");
+        insta::assert_snapshot!(told("two fd00::1 -4", &["node-2"]).await, @r"
+        podpath: two (fd00::2, 100.106.133.2) -> fd00::1: -4 asks for IPv4 addresses, and not both ends have one
+          leave it out, or name other ends
+        ");
+    }
+
+    #[tokio::test]
+    async fn the_family_is_one_that_both_ends_have() {
+        let both = ["node-1", "node-2"];
+        insta::assert_snapshot!(told("two six", &both).await, @r#"Some("default/two")@Some("node-2") fd00::2 -> Some("default/six")@Some("node-1") fd00::6 sender Some(1) []"#);
+        insta::assert_snapshot!(told("two other", &both).await, @r#"Some("default/two")@Some("node-2") 100.106.133.2 -> Some("default/other")@Some("node-1") 100.115.37.3 sender Some(1) []"#);
+        insta::assert_snapshot!(told("two other -6", &both).await, @r#"Some("default/two")@Some("node-2") fd00::2 -> Some("default/other")@Some("node-1") fd00::3 sender Some(1) []"#);
+        insta::assert_snapshot!(told("two fd00::9", &both).await, @r#"Some("default/two")@Some("node-2") fd00::2 -> None@None fd00::9 sender Some(1) []"#);
+        // An address that was typed is meant, whatever else its pod has.
+        insta::assert_snapshot!(told("fd00::2 other", &both).await, @r#"Some("default/two")@Some("node-2") fd00::2 -> Some("default/other")@Some("node-1") fd00::3 sender Some(1) []"#);
+        insta::assert_snapshot!(told("other fd00::2", &both).await, @r#"Some("default/other")@Some("node-1") fd00::3 -> Some("default/two")@Some("node-2") fd00::2 sender Some(0) []"#);
     }
 
     #[tokio::test]

@@ -1,6 +1,6 @@
 //! What a command can fail with, and how that is printed.
 
-use std::{io, net::IpAddr};
+use std::io;
 
 use crate::{identity, session};
 
@@ -40,30 +40,26 @@ pub(super) enum Error {
         /// What the resolver said.
         cause: io::Error,
     },
-    /// The host name has no address of a family that can be traced.
-    #[error(
-        "{name}: this host name has only IPv6 addresses, which are not traced yet; give a host with an IPv4 address"
-    )]
-    HostNameV6 {
-        /// The name.
-        name: String,
-    },
-    /// IPv6 is not built yet.
-    #[error("{name}: {address} is an IPv6 address, and these are not traced yet; give an IPv4 address")]
-    Ipv6 {
-        /// As typed.
-        name: String,
-        /// The address.
-        address: IpAddr,
+    /// Source and destination have no address of one family, or not of the one that was asked for.
+    #[error("{}", families(.source_name, .destination, .wanted))]
+    NoCommonFamily {
+        /// As typed, with its addresses.
+        source_name: String,
+        /// As typed, with its addresses.
+        destination: String,
+        /// The option that asked for a family.
+        wanted: Option<char>,
     },
     /// The source lives on no node of the inventory.
     #[error(
         "{source_name}: {}, so no probes can be sent from there (traced: {}); {}",
-        whereabouts(.node.as_deref()), .nodes.join(", "), "add its node to the inventory, name a pod of these nodes, or watch traffic that it sends itself with --passive"
+        whereabouts(.node.as_deref(), *known), .nodes.join(", "), elsewhere(.node.as_deref(), *known)
     )]
     SourceOnNoNode {
         /// As typed.
         source_name: String,
+        /// It is a pod or a node.
+        known: bool,
         /// Where it lives.
         node: Option<String>,
         /// The inventory's nodes.
@@ -118,10 +114,32 @@ fn running_labs(labs: &[String]) -> String {
     }
 }
 
-fn whereabouts(node: Option<&str>) -> String {
+fn whereabouts(node: Option<&str>, known: bool) -> String {
     match node {
         Some(node) => format!("it lives on node {node}, which is not traced"),
-        None => "nobody knows which node it lives on".to_owned(),
+        None if known => "nobody knows which node it lives on".to_owned(),
+        None => "no pod and no node known here has this address".to_owned(),
+    }
+}
+
+fn elsewhere(node: Option<&str>, known: bool) -> &'static str {
+    if node.is_none() && !known {
+        "name a pod or a node as source (a machine outside the cluster, such as the one that runs kind's nodes as containers, \
+         often has no way to pod addresses), or watch what comes from there with --passive"
+    } else {
+        "add its node to the inventory, name a pod of these nodes, or watch traffic that it sends itself with --passive"
+    }
+}
+
+fn families(source: &str, destination: &str, wanted: &Option<char>) -> String {
+    match wanted {
+        Some(family) => format!(
+            "{source} -> {destination}: -{family} asks for IPv{family} addresses, and not both ends have one; leave it out, \
+             or name other ends"
+        ),
+        None => format!(
+            "{source} -> {destination}: one end has only IPv4 and the other only IPv6 addresses; name two of one family"
+        ),
     }
 }
 
@@ -154,10 +172,24 @@ mod tests {
                 name: "www.example.com".into(),
                 cause: io::Error::other("Name or service not known"),
             },
-            Error::HostNameV6 { name: "six.example.com".into() },
-            Error::Ipv6 { name: "fd00::1".into(), address: "fd00::1".parse().expect("address") },
-            Error::SourceOnNoNode { source_name: "bb7".into(), node: Some("node-7".into()), nodes: names(&["node-1"]) },
-            Error::SourceOnNoNode { source_name: "10.1.1.1".into(), node: None, nodes: names(&["node-1", "node-2"]) },
+            Error::NoCommonFamily { source_name: "bb1 (10.0.0.1)".into(), destination: "fd00::1".into(), wanted: None },
+            Error::NoCommonFamily {
+                source_name: "bb1 (10.0.0.1)".into(),
+                destination: "bb2 (10.0.0.2, fd00::2)".into(),
+                wanted: Some('6'),
+            },
+            Error::SourceOnNoNode {
+                source_name: "bb7".into(),
+                known: true,
+                node: Some("node-7".into()),
+                nodes: names(&["node-1"]),
+            },
+            Error::SourceOnNoNode {
+                source_name: "10.1.1.1".into(),
+                known: false,
+                node: None,
+                nodes: names(&["node-1", "node-2"]),
+            },
             Error::SameEnds { name: "bb1".into() },
             Error::Interrupted,
             Error::Output(io::Error::other("No space left on device")),

@@ -11,6 +11,7 @@ mod error;
 mod nodes;
 mod terminal;
 mod trace;
+mod traffic;
 mod watch;
 
 use args::{Cli, Command};

@@ -10,6 +10,7 @@ use super::{
     error::Error,
     nodes::{self, Cluster, Node},
     terminal::{Line, Progress, Surroundings, write_stdout},
+    traffic::Traffic,
     watch::Watch,
 };
 use crate::{
@@ -18,12 +19,9 @@ use crate::{
         model::{Outcome, Trace, TracedNode},
     },
     render,
-    session::{self, Driven, DrivenNode, Flow, Ping, Plan, ProbeKind, Request},
+    session::{self, Driven, DrivenNode, Flow, Ping, Plan, Request},
 };
 
-const ICMP: u8 = 1;
-/// IPv4 and ICMP header, bytes.
-const HEADERS: u32 = 28;
 /// All nodes must record within this time.
 const ARMED_WITHIN: Duration = Duration::from_secs(30);
 /// After the last request that a passive trace waits for: its reply.
@@ -136,6 +134,7 @@ async fn asked_to_end() -> i32 {
 struct Report {
     count: usize,
     passive: bool,
+    traffic: Traffic,
     /// The node where the exchanges begin, if it is traced.
     home: Option<String>,
     watch: Watch,
@@ -147,7 +146,8 @@ struct Report {
 impl Report {
     fn new(args: &TraceArgs, resolved: &Resolved, home: Option<String>) -> Self {
         let watch = Watch::new(resolved.ends.source.address);
-        Self { count: args.count.into(), passive: args.passive, home, watch, armed: 0, done: 0, answered: 0 }
+        let traffic = args.traffic();
+        Self { count: args.count.into(), passive: args.passive, traffic, home, watch, armed: 0, done: 0, answered: 0 }
     }
 
     /// A passive trace has seen the exchanges it was to wait for.
@@ -157,11 +157,12 @@ impl Report {
 
     /// What to say now; None: the same as before.
     fn step(&mut self, step: &session::Progress<'_>) -> Option<String> {
-        let Self { count, passive, home, watch, armed, done, answered } = self;
+        let Self { count, passive, traffic, home, watch, armed, done, answered } = self;
         match step {
             session::Progress::Armed { .. } => {
                 *armed += 1;
-                let waiting = if *passive { ", waiting for pings; Ctrl-C ends" } else { "" };
+                let waiting =
+                    if *passive { format!(", waiting for {}; Ctrl-C ends", traffic.awaited()) } else { String::new() };
                 Some(format!("{} armed{waiting}", plural(*armed, "node")))
             }
             session::Progress::Probe(probe) => {
@@ -188,20 +189,23 @@ impl Report {
 
 /// What each node is asked: all record, the source's node sends.
 fn requests(args: &TraceArgs, cluster: &Cluster, resolved: &Resolved) -> Vec<Request> {
-    let ends = &resolved.ends;
+    let Resolved { ends, sender, notes: _ } = resolved;
     // 0 would mean "any" in the kernel's map of flows.
     let id = rand::random_range(1..=u16::MAX);
+    let traffic = args.traffic();
+    let kind = traffic.probes(id);
     let flow = Flow {
         a: ends.source.address,
         b: Some(ends.destination.address),
-        protocol: ICMP,
-        a_port: (!args.passive).then_some(id),
-        b_port: None,
+        protocol: kind.protocol(ends.source.address),
+        // Of TCP and UDP the source's kernel chooses the ports.
+        a_port: (traffic == Traffic::Echo && !args.passive).then_some(id),
+        b_port: traffic.port(),
     };
     let ping = Ping {
         src: ends.source.address,
         dst: ends.destination.address,
-        kind: ProbeKind::Echo { id },
+        kind,
         count: args.count,
         interval: args.interval,
         size: args.size,
@@ -216,8 +220,8 @@ fn requests(args: &TraceArgs, cluster: &Cluster, resolved: &Resolved) -> Vec<Req
             _ => vec![flow.clone()],
         },
         time_limit: busy + MARGIN,
-        ping: (resolved.sender == Some(index)).then(|| ping.clone()),
-        trace_rules: false,
+        ping: (*sender == Some(index)).then(|| ping.clone()),
+        trace_rules: args.trace_rules,
     };
     (0..cluster.nodes.len()).map(request).collect()
 }
@@ -226,7 +230,9 @@ fn requests(args: &TraceArgs, cluster: &Cluster, resolved: &Resolved) -> Vec<Req
 /// kernel learns what NAT makes of a flow only on the node that does it.
 fn masqueraded<'c>(cluster: &'c Cluster, resolved: &'c Resolved, flow: &Flow) -> Option<(&'c str, Flow)> {
     let home = resolved.ends.source.node.as_deref()?;
-    let a = ends::node_address(&cluster.directory, home).filter(|address| *address != flow.a)?;
+    let addresses = ends::node_addresses(&cluster.directory, home);
+    let own = addresses.into_iter().find(|address| address.is_ipv4() == flow.a.is_ipv4());
+    let a = own.filter(|address| *address != flow.a)?;
     Some((home, Flow { a, a_port: None, ..flow.clone() }))
 }
 
@@ -254,10 +260,13 @@ fn assemble(
     let nodes = nodes.into_iter().map(|node| TracedNode {
         kernel: node.hello.map(|hello| hello.about.kernel),
         complete: evidence.nodes.iter().any(|seen| seen.name == node.name && seen.complete),
-        address: ends::node_address(&cluster.directory, &node.name),
+        address: ends::node_addresses(&cluster.directory, &node.name).first().copied(),
         name: node.name,
     });
     let Resolved { ends, sender: _, notes } = resolved;
+    let traffic = args.traffic();
+    let source = ends.source.address;
+    let probe = if args.passive { traffic.watched(source) } else { traffic.sent(source, args.size) };
     Trace {
         schema: "podpath.trace/v1",
         source: ends.source,
@@ -270,11 +279,7 @@ fn assemble(
         started,
         nodes: nodes.collect(),
         smallest_mtu,
-        probe: if args.passive {
-            "icmp echo, passive".to_owned()
-        } else {
-            format!("icmp echo {} B", u32::from(args.size) + HEADERS)
-        },
+        probe,
     }
 }
 
@@ -333,16 +338,16 @@ mod tests {
     const PODS: &str = "
 kind: List
 items:
-- {kind: Node, metadata: {name: node-1}, status: {addresses: [{type: InternalIP, address: 172.20.50.50}]}}
-- {kind: Pod, metadata: {name: bb1, namespace: default}, spec: {nodeName: node-1}, status: {phase: Running, podIP: 100.115.37.81}}
+- {kind: Node, metadata: {name: node-1}, status: {addresses: [{type: InternalIP, address: 172.20.50.50}, {type: InternalIP, address: 'fd00:50::50'}]}}
+- {kind: Pod, metadata: {name: bb1, namespace: default}, spec: {nodeName: node-1}, status: {phase: Running, podIP: 100.115.37.81, podIPs: [{ip: 100.115.37.81}, {ip: 'fd00:37::81'}]}}
 ";
 
-    #[tokio::test]
-    async fn other_nodes_also_record_the_flow_as_it_looks_behind_the_sources_node() {
+    /// What each of two nodes is asked; the source lives on the first.
+    async fn asked(line: &str) -> Vec<Request> {
         use clap::Parser;
 
         use crate::cli::args::{Cli, Command};
-        let Command::Trace(args) = Cli::parse_from(["podpath", "trace", "bb1", "172.20.58.60"]).command else {
+        let Command::Trace(args) = Cli::parse_from(format!("podpath trace {line}").split(' ')).command else {
             unreachable!("asked for trace")
         };
         let cluster = Cluster {
@@ -351,11 +356,44 @@ items:
             directory: crate::identity::Directory::parse(PODS, "test").expect("parses"),
         };
         let resolved = ends::resolve(&args, &cluster).await.expect("known");
-        let requests = requests(&args, &cluster, &resolved);
-        let flows = requests.iter().map(|r| r.flows.iter().map(|f| (f.a.to_string(), f.a_port.is_some())).collect());
-        let flows: Vec<Vec<_>> = flows.collect();
+        requests(&args, &cluster, &resolved)
+    }
+
+    /// The flows of each node, in short.
+    fn flows(requests: &[Request]) -> Vec<Vec<String>> {
+        let end = |address: Option<std::net::IpAddr>, port: Option<u16>| {
+            let address = address.map_or("any".to_owned(), |address| address.to_string());
+            format!("{address} {}", port.map_or("any".to_owned(), |port| port.to_string()))
+        };
+        let flow = |f: &Flow| format!("{} {} -> {}", f.protocol, end(Some(f.a), f.a_port), end(f.b, f.b_port));
+        requests.iter().map(|request| request.flows.iter().map(flow).collect()).collect()
+    }
+
+    #[tokio::test]
+    async fn other_nodes_also_record_the_flow_as_it_looks_behind_the_sources_node() {
+        let requests = asked("bb1 172.20.58.60").await;
+        let flows: Vec<Vec<_>> =
+            requests.iter().map(|r| r.flows.iter().map(|f| (f.a.to_string(), f.a_port.is_some())).collect()).collect();
         let (pod, node) = (("100.115.37.81".to_owned(), true), ("172.20.50.50".to_owned(), false));
         assert_eq!(flows, [vec![pod.clone()], vec![pod, node]]);
+    }
+
+    #[tokio::test]
+    async fn flows_to_a_port_leave_the_sources_port_open() {
+        let tcp = asked("bb1 172.20.58.60 --tcp 80").await;
+        let seen = "6 100.115.37.81 any -> 172.20.58.60 80";
+        let masqueraded = "6 172.20.50.50 any -> 172.20.58.60 80";
+        assert_eq!(flows(&tcp), [vec![seen], vec![seen, masqueraded]]);
+        assert_eq!(tcp[0].ping.as_ref().map(|ping| ping.kind), Some(session::ProbeKind::Tcp { dst_port: 80 }));
+        assert!(!tcp[0].trace_rules);
+        let udp = asked("bb1 fd00:58::60 --udp 53 --passive --trace-rules").await;
+        let seen = "17 fd00:37::81 any -> fd00:58::60 53";
+        let masqueraded = "17 fd00:50::50 any -> fd00:58::60 53";
+        assert_eq!(flows(&udp), [vec![seen], vec![seen, masqueraded]]);
+        assert_eq!(udp[0].ping, None);
+        assert!(udp.iter().all(|request| request.trace_rules));
+        let echo = asked("bb1 fd00:58::60 --passive").await;
+        assert_eq!(flows(&echo)[0], ["58 fd00:37::81 any -> fd00:58::60 any"]);
     }
 
     #[test]

@@ -16,7 +16,7 @@ pub enum Error {
         source: io::Error,
     },
     /// A namespace file cannot be opened.
-    #[error("cannot open network namespace {}: {source}", path.display())]
+    #[error("cannot open network namespace {}: {source}{}", path.display(), if_exhausted(source))]
     Open {
         /// The file.
         path: PathBuf,
@@ -83,6 +83,16 @@ pub enum Failure {
     /// The kernel's answer cannot be decoded.
     #[error("answer of the kernel not understood: {0}")]
     Decode(#[from] DecodeError),
+}
+
+/// What a lack of descriptors means, and the way out.
+fn if_exhausted(source: &io::Error) -> &'static str {
+    match source.raw_os_error() {
+        Some(libc::EMFILE | libc::ENFILE) => {
+            "; pods of this node were left out of the trace, raise the limit on open files (ulimit -n)"
+        }
+        _ => "",
+    }
 }
 
 impl Failure {

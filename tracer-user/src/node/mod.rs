@@ -27,15 +27,19 @@ mod rules;
 #[cfg(target_os = "linux")]
 mod scope;
 #[cfg(target_os = "linux")]
+mod settings;
+#[cfg(target_os = "linux")]
 mod survey;
 #[cfg(target_os = "linux")]
 mod text;
+#[cfg(target_os = "linux")]
+mod tunnel;
 #[cfg(target_os = "linux")]
 mod view;
 
 #[cfg(target_os = "linux")]
 pub use error::{Error, Failure};
 #[cfg(target_os = "linux")]
-pub use met::{RuleCounters, RulesMet};
+pub use met::{RuleCounters, RuleTraces, RulesMet};
 #[cfg(target_os = "linux")]
 pub use reader::{Holder, Node};

@@ -5,8 +5,8 @@
 use std::{fmt::Debug, io};
 
 use netlink_packet_core::{
-    DecodeError, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkBuffer, NetlinkDeserializable, NetlinkHeader,
-    NetlinkMessage, NetlinkPayload, NetlinkSerializable,
+    DecodeError, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkBuffer,
+    NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
 };
 use netlink_sys::{Socket, SocketAddr};
 use nix::sys::{
@@ -14,7 +14,7 @@ use nix::sys::{
     time::TimeVal,
 };
 
-use super::error::Failure;
+use super::{error::Failure, rules::attributes::Raw};
 
 /// The kernel fills at most this much per read of a dump (`net/netlink/af_netlink.c`, netlink_dump), bytes.
 const BUFFER: usize = 32 * 1024;
@@ -108,14 +108,41 @@ impl Netlink {
         }
     }
 
-    fn send<M: Message>(&mut self, message: M, flags: u16) -> Result<(), Failure> {
+    /// Changes something of nfnetlink's `subsystem`: all of `messages` or, if one is refused, none
+    /// (`net/netfilter/nfnetlink.c`, nfnetlink_rcv_batch).
+    pub(super) fn batch(&mut self, subsystem: u16, messages: &[Raw]) -> Result<(), Failure> {
+        const BEGIN: u16 = 0x10;
+        const END: u16 = 0x11;
+        const CHANGE: u16 = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_APPEND;
         self.sequence += 1;
+        let mark = |kind| (Raw { kind, resource: subsystem, ..Raw::default() }, NLM_F_REQUEST);
+        let inside = messages.iter().map(|message| (message.clone(), CHANGE));
+        let mut bytes = Vec::new();
+        for (message, flags) in [mark(BEGIN)].into_iter().chain(inside).chain([mark(END)]) {
+            bytes.extend(self.encoded(message, flags));
+            bytes.resize(bytes.len().next_multiple_of(4), 0);
+        }
+        self.socket.send(&bytes, 0).map_err(Failure::Socket)?;
+        // Each is acknowledged in a datagram of its own.
+        for _ in messages {
+            self.receive(|_: Result<Raw, DecodeError>| {})?;
+        }
+        Ok(())
+    }
+
+    fn encoded<M: Message>(&self, message: M, flags: u16) -> Vec<u8> {
         let mut packet = NetlinkMessage::new(NetlinkHeader::default(), NetlinkPayload::InnerMessage(message));
         packet.header.flags = flags;
         packet.header.sequence_number = self.sequence;
         packet.finalize();
         let mut bytes = vec![0; packet.buffer_len()];
         packet.serialize(&mut bytes);
+        bytes
+    }
+
+    fn send<M: Message>(&mut self, message: M, flags: u16) -> Result<(), Failure> {
+        self.sequence += 1;
+        let bytes = self.encoded(message, flags);
         self.socket.send(&bytes, 0).map_err(Failure::Socket)?;
         Ok(())
     }
@@ -162,7 +189,7 @@ impl Netlink {
     }
 }
 
-/// A socket that only hears of changes.
+/// A socket that only hears.
 pub(super) struct Watch {
     socket: Socket,
 }
@@ -180,6 +207,33 @@ impl Watch {
             Ok(socket)
         };
         Ok(Self { socket: open().map_err(Failure::Socket)? })
+    }
+
+    /// Makes room for many messages, bytes. More than the system's limit needs CAP_NET_ADMIN.
+    pub(super) fn widen(&self, bytes: usize) {
+        // What there is without it will do for most.
+        let _refused = setsockopt(&self.socket, sockopt::RcvBufForce, &bytes);
+    }
+
+    /// Hands to `each` what was heard since the last call; true: some of it was lost. Never blocks.
+    pub(super) fn messages<M: Message>(&self, mut each: impl FnMut(M)) -> bool {
+        let (mut buffer, mut lost) = (Vec::with_capacity(BUFFER), false);
+        loop {
+            buffer.clear();
+            match self.socket.recv(&mut buffer, 0) {
+                Ok(_) => {
+                    if let Ok(NetlinkMessage { payload: NetlinkPayload::InnerMessage(message), .. }) =
+                        NetlinkMessage::<M>::deserialize(&buffer)
+                    {
+                        each(message);
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return lost,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => lost = true,
+                Err(_) => return true,
+            }
+        }
     }
 
     /// Has anything been heard since the last call? Never blocks. Too much to be kept counts as heard.

@@ -89,8 +89,18 @@ pub(super) struct Candidate {
 
 impl Candidate {
     /// Opens it by the first file that still leads to namespace `inode`; None if it has vanished.
-    pub(super) fn open(&self, inode: u32) -> Option<NetNs> {
-        self.paths.iter().filter_map(|path| NetNs::open(path).ok()).find(|netns| netns.inode == inode)
+    ///
+    /// # Errors
+    /// Only if no file can be opened any more: it has not vanished then.
+    pub(super) fn open(&self, inode: u32) -> Result<Option<NetNs>, Error> {
+        for path in &self.paths {
+            match NetNs::open(path) {
+                Ok(netns) if netns.inode == inode => return Ok(Some(netns)),
+                Err(error) if exhausted(&error) => return Err(error),
+                Ok(_) | Err(_) => {}
+            }
+        }
+        Ok(None)
     }
 }
 
@@ -120,13 +130,23 @@ fn add_named(found: &mut BTreeMap<u32, Candidate>) -> Result<(), Error> {
         Err(source) => return Err(Error::List { path: NAMED.into(), source }),
     };
     for entry in entries.flatten() {
-        let Ok(netns) = NetNs::open(&entry.path()) else { continue };
+        let netns = match NetNs::open(&entry.path()) {
+            Ok(netns) => netns,
+            Err(error) if exhausted(&error) => return Err(error),
+            Err(_) => continue,
+        };
         let candidate = found.entry(netns.inode).or_default();
         candidate.paths.insert(0, entry.path());
         candidate.names.push(entry.file_name().to_string_lossy().into_owned());
         candidate.names.sort();
     }
     Ok(())
+}
+
+/// Is it the lack of descriptors, not of the file?
+fn exhausted(error: &Error) -> bool {
+    let Error::Open { source, .. } = error else { return false };
+    matches!(source.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
 
 /// `net:[4026531840]` -> 4026531840.

@@ -1,7 +1,7 @@
 //! The node as a session reads it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     os::fd::{AsFd, BorrowedFd},
     sync::atomic::{AtomicBool, Ordering},
@@ -16,7 +16,8 @@ use super::{
     neighbours,
     netlink::Netlink,
     netns::NetNs,
-    routes::{IcmpSwitches, Place},
+    routes::{Place, Switches},
+    settings,
     survey::{Survey, survey},
 };
 
@@ -124,7 +125,7 @@ impl Node {
                 netlink: Netlink::open(NETLINK_ROUTE).map_err(fail)?,
                 links,
                 names: links.iter().map(|link| (link.ifindex, link.name.clone())).collect(),
-                icmp: IcmpSwitches::read(),
+                switches: Switches::read(),
             };
             questions.iter().map(|(_, question)| place.answer(question).map_err(fail)).collect()
         })
@@ -204,6 +205,28 @@ impl Node {
         // Last, so that a change while the questions were answered counts.
         facts.routes_changed = self.routes_changed();
         (facts, notes)
+    }
+
+    /// Fills in the settings of those of the `namespaces` that packets met, for the links (namespace, interface index) that
+    /// they met.
+    pub fn read_settings(&self, namespaces: &mut [Namespace], met: &BTreeSet<(u32, u32)>) -> Vec<Error> {
+        let mut notes = Vec::new();
+        for namespace in namespaces {
+            let Namespace { inode, links, settings, .. } = namespace;
+            let mut names = links
+                .iter()
+                .filter(|link| met.contains(&(*inode, link.ifindex)))
+                .map(|link| link.name.as_str())
+                .peekable();
+            if names.peek().is_none() {
+                continue;
+            }
+            match self.member(*inode).and_then(|(entered, _)| entered.within(|| Ok(settings::read(names)))) {
+                Ok(read) => *settings = read,
+                Err(error) => notes.push(error),
+            }
+        }
+        notes
     }
 
     pub(super) fn member(&self, netns: u32) -> Result<(&NetNs, &Namespace), Error> {

@@ -23,21 +23,23 @@ pub(super) struct Place<'a> {
     pub(super) netlink: Netlink,
     pub(super) links: &'a [Link],
     pub(super) names: Names,
-    pub(super) icmp: IcmpSwitches,
+    pub(super) switches: Switches,
 }
 
-/// Switches that decide which address an ICMP error comes from.
+/// Switches that decide which address an ICMP error comes from, and which of several next hops a packet takes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct IcmpSwitches {
+pub(super) struct Switches {
     /// `net.ipv4.icmp_errors_use_inbound_ifaddr`.
     pub(super) inbound_address: bool,
     /// `net.ipv4.fwmark_reflect`.
     pub(super) reflect_mark: bool,
     /// `net.ipv6.fwmark_reflect`.
     pub(super) reflect_mark6: bool,
+    /// `net.ipv4.fib_multipath_hash_policy`: more than addresses decides.
+    pub(super) hash_more: bool,
 }
 
-impl IcmpSwitches {
+impl Switches {
     /// Those of the calling thread's namespace, whichever process's `/proc/sys` it is. Absent means off.
     pub(super) fn read() -> Self {
         let on = |name: &str| fs::read_to_string(format!("/proc/sys/net/{name}")).is_ok_and(|text| text.trim() != "0");
@@ -45,6 +47,7 @@ impl IcmpSwitches {
             inbound_address: on("ipv4/icmp_errors_use_inbound_ifaddr"),
             reflect_mark: on("ipv4/fwmark_reflect"),
             reflect_mark6: on("ipv6/fwmark_reflect"),
+            hash_more: on("ipv4/fib_multipath_hash_policy"),
         }
     }
 }
@@ -61,15 +64,13 @@ impl Place<'_> {
         let asked = lookup(&mut self.netlink, question.dst, |request| {
             // Without LookupTable the kernel says "main" whatever the table was (inet_rtm_getroute).
             request.header.flags = RouteFlags::FibMatch | RouteFlags::LookupTable;
-            if !question.src.is_unspecified() {
-                request.header.source_prefix_length = host_length(question.src);
-                request.attributes.push(RouteAttribute::Source(question.src.into()));
-            }
-            request.attributes.extend(question.in_ifindex.map(RouteAttribute::Iif));
-            request.attributes.push(RouteAttribute::Mark(question.mark));
+            put(request, question);
         });
         match asked {
-            Ok(route) => Ok(self.describe(&route)),
+            Ok(route) => {
+                let described = self.describe(&route);
+                Ok(described.map(|described| self.chosen(question, described, &route)))
+            }
             Err(Failure::Refused(error)) => self.match_here(question, error.raw_os_error()),
             Err(failure) => Err(failure),
         }
@@ -95,6 +96,21 @@ impl Place<'_> {
         Ok(found.filter(|route| route.kind != RouteKind::Unicast || errno != Some(libc::ENETUNREACH)))
     }
 
+    /// Of several next hops, the one the kernel takes for these two addresses. Where it goes by more than them (ports, IPv6 flow
+    /// labels) the question does not tell enough.
+    fn chosen(&mut self, question: &RouteQuestion, mut route: Route, of: &RouteMessage) -> Route {
+        let several = fib::out_ifindexes(of).len() > 1;
+        if !several || self.switches.hash_more || !question.dst.is_ipv4() || question.src.is_unspecified() {
+            return route;
+        }
+        if let Ok(taken) = lookup(&mut self.netlink, question.dst, |request| put(request, question))
+            && let [out] = fib::out_ifindexes(&taken).as_slice()
+        {
+            (route.out_ifindex, route.gateway) = (Some(*out), fib::gateway(&taken));
+        }
+        route
+    }
+
     fn describe(&self, route: &RouteMessage) -> Option<Route> {
         let out = fib::out_ifindexes(route);
         Some(Route {
@@ -114,11 +130,11 @@ impl Place<'_> {
             return Some(question.dst); // For us: answered from the address it was sent to.
         }
         let v4 = question.src.is_ipv4();
-        let inbound = question.in_ifindex.filter(|_| v4 && self.icmp.inbound_address);
+        let inbound = question.in_ifindex.filter(|_| v4 && self.switches.inbound_address);
         if let Some(address) = inbound.and_then(|index| inbound_address(self.links, index, question.src)) {
             return Some(address);
         }
-        let reflect = if v4 { self.icmp.reflect_mark } else { self.icmp.reflect_mark6 };
+        let reflect = if v4 { self.switches.reflect_mark } else { self.switches.reflect_mark6 };
         let back = lookup(&mut self.netlink, question.src, |request| {
             if reflect {
                 request.attributes.push(RouteAttribute::Mark(question.mark));
@@ -161,6 +177,16 @@ pub(super) fn lookup(
         RouteNetlinkMessage::NewRoute(route) => Ok(route),
         other => Err(Failure::Decode(format!("expected a route, got {other:?}").into())),
     }
+}
+
+/// What a question asks beside the destination.
+fn put(request: &mut RouteMessage, question: &RouteQuestion) {
+    if !question.src.is_unspecified() {
+        request.header.source_prefix_length = host_length(question.src);
+        request.attributes.push(RouteAttribute::Source(question.src.into()));
+    }
+    request.attributes.extend(question.in_ifindex.map(RouteAttribute::Iif));
+    request.attributes.push(RouteAttribute::Mark(question.mark));
 }
 
 fn dump_rules(netlink: &mut Netlink, family: AddressFamily) -> Result<Vec<RuleMessage>, Failure> {

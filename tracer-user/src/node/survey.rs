@@ -60,7 +60,15 @@ pub(super) fn survey(own: NetNs) -> Result<Survey, Error> {
     let mut surveyor = Surveyor { uplinks: scope::uplinks(&own_view), own: own_view, inode, netlink };
     for (inode, candidate) in candidates {
         // Vanished meanwhile: normal.
-        let Some(netns) = candidate.open(inode) else { continue };
+        let netns = match candidate.open(inode) {
+            Ok(Some(netns)) => netns,
+            Ok(None) => continue,
+            Err(error) => {
+                // The rest would fail alike.
+                survey.notes.push(error);
+                break;
+            }
+        };
         match surveyor.consider(netns, candidate) {
             Ok(Some(pod)) => {
                 tie(&mut survey.namespaces[0], inode, &pod.pairs);

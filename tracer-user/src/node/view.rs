@@ -15,6 +15,7 @@ use super::{
     facts::Link,
     fib::{TABLE_MAIN, gateway, metric, out_ifindexes, route_table},
     netlink::Netlink,
+    tunnel,
 };
 
 /// A link, with where its other end is, as seen from its namespace.
@@ -76,7 +77,9 @@ fn read_links(netlink: &mut Netlink) -> Result<BTreeMap<u32, SeenLink>, Failure>
 fn seen_link(message: LinkMessage) -> SeenLink {
     let header = message.header;
     let up = header.flags.contains(LinkFlags::Up | LinkFlags::LowerUp);
-    let mut seen = SeenLink { link: Link { ifindex: header.index, up, ..Link::default() }, ..SeenLink::default() };
+    let admin_up = header.flags.contains(LinkFlags::Up);
+    let link = Link { ifindex: header.index, up, admin_up, ..Link::default() };
+    let mut seen = SeenLink { link, ..SeenLink::default() };
     for attribute in message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => seen.link.name = name,
@@ -89,6 +92,10 @@ fn seen_link(message: LinkMessage) -> SeenLink {
             LinkAttribute::LinkInfo(infos) => {
                 seen.link.kind = infos.iter().find_map(|info| match info {
                     LinkInfo::Kind(kind) => Some(kind.to_string()),
+                    _ => None,
+                });
+                seen.link.tunnel = infos.iter().find_map(|info| match info {
+                    LinkInfo::Data(data) => tunnel::settings(data),
                     _ => None,
                 });
             }

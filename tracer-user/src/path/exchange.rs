@@ -108,8 +108,8 @@ impl<'a> Story<'a> {
         let reply_end = drops::end(world, &self.reply, self.confirmed());
         let verdict = self.verdict(world, &request_end, &reply_end);
         let suspicion = match verdict.failed {
-            Some(Direction::Request) => Suspicion::of(&request_end, Direction::Request),
-            Some(Direction::Reply) => Suspicion::of(&reply_end, Direction::Reply),
+            Some(Direction::Request) => Suspicion::of(world, &request_end, Direction::Request),
+            Some(Direction::Reply) => Suspicion::of(world, &reply_end, Direction::Reply),
             None => None,
         };
         let rtt_ns = shares::rtt(world, &self.request, &self.reply);
@@ -236,7 +236,7 @@ impl<'a> Story<'a> {
     }
 
     fn date<'b>(&self, there: Vec<Timed>, back: Vec<Timed>, others: impl Iterator<Item = &'b Bounds>) -> (Path, Path) {
-        let Some(start) = there.first().or(back.first()).map(|h| (h.node, h.time_ns)) else {
+        let Some(start) = there.first().or(back.first()).and_then(|h| Some((h.node, h.time_ns?))) else {
             return (Path::default(), Path::default());
         };
         let needed: Vec<usize> = there.iter().chain(&back).map(|h| h.node).collect();
@@ -283,7 +283,7 @@ fn unanswered(world: &World<'_>) -> Verdict {
 
 fn dated(timed: Timed, start: u64, offsets: &[Option<Offset>]) -> super::model::Hop {
     let Timed { mut hop, node, time_ns } = timed;
-    if let Some(offset) = offsets[node] {
+    if let (Some(offset), Some(time_ns)) = (offsets[node], time_ns) {
         let since = i128::from(time_ns) - offset.ns - i128::from(start);
         hop.at_ns = Some(u64::try_from(since).unwrap_or(0));
         hop.error_ns = offset.error_ns;

@@ -19,8 +19,8 @@ use crate::{
 pub(super) struct Timed {
     pub(super) hop: Hop,
     pub(super) node: usize,
-    /// By that node's clock.
-    pub(super) time_ns: u64,
+    /// By that node's clock; None: it was concluded, and nothing tells when.
+    pub(super) time_ns: Option<u64>,
 }
 
 /// Where and when.
@@ -96,7 +96,7 @@ impl<'a> Walk<'_, 'a> {
             basis,
             detail,
         };
-        self.hops.push(Timed { hop, node: spot.node, time_ns: spot.time_ns });
+        self.hops.push(Timed { hop, node: spot.node, time_ns: Some(spot.time_ns) });
     }
 
     fn mtu(&self, node: usize, at: LinkRef) -> Option<u32> {
@@ -386,7 +386,7 @@ impl<'a> Walk<'_, 'a> {
         let spot = Spot { node: a, at: out.at(), time_ns: out.end() };
         self.push(spot, Action::Transmitted, out.header(), Basis::Inferred, detail);
         if let Some(last) = self.hops.last_mut() {
-            (last.hop.interface, last.hop.ifindex) = (None, None);
+            (last.hop.interface, last.hop.ifindex, last.time_ns) = (None, None, None);
         }
     }
 

@@ -365,6 +365,9 @@ pub struct DropDetail {
     /// The netfilter rules that can have done it: one if it is known which, several if it is one of them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub rules: Vec<CulpritRule>,
+    /// Which rule it was is known: the one in `rules`. False: one of those in `rules`, or one that could not be read.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub rule_known: bool,
     /// The settings of the node that the cause rests on.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub settings: Vec<SettingDetail>,
@@ -391,6 +394,7 @@ impl Default for DropDetail {
             hook: None,
             out_interface: None,
             rules: Vec::new(),
+            rule_known: false,
             settings: Vec::new(),
             mtu: None,
             neighbour: None,
@@ -466,8 +470,8 @@ pub struct CulpritRule {
     pub comment: Option<String>,
     /// What it answers, as iptables names it (`icmp-port-unreachable`, `tcp-reset`); None: it drops silently.
     pub rejects_with: Option<String>,
-    /// By how many packets its counter rose during the trace.
-    pub packets: u64,
+    /// By how many packets its counter rose during the trace; None: it has no counter.
+    pub packets: Option<u64>,
     /// How many packets of the trace met it by the kernel's own trace of rules.
     pub traced: u64,
     /// All its conditions are understood, and the packet fulfils those that can be checked.

@@ -120,7 +120,7 @@ pub(super) struct Walk {
     /// Hops that must come out: of requests, of replies.
     pub(super) expected: [Vec<String>; 2],
     /// Once an injector's exchange begins: its start.
-    began: u64,
+    pub(super) began: u64,
     pub(super) ends: Ends,
 }
 
@@ -282,6 +282,12 @@ impl Walk {
 
     pub(super) fn received(&mut self, at: At) -> &mut Self {
         self.expect(at, "received");
+        self.sighting(Hook::Receive, at, None);
+        self
+    }
+
+    /// Comes in, and nothing is expected of it: an ICMP error is no hop.
+    pub(super) fn sighting_in(&mut self, at: At) -> &mut Self {
         self.sighting(Hook::Receive, at, None);
         self
     }

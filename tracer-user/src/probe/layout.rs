@@ -46,6 +46,7 @@ pub fn resolve(types: &KernelTypes) -> Result<Layout, Error> {
         skb_data_len: must("sk_buff", "data_len")?.offset(),
         skb_mark: must("sk_buff", "mark")?.offset(),
         skb_nfct,
+        skb_sk: must("sk_buff", "sk")?.offset(),
         skb_pkt_type: pkt_type.offset(),
         skb_pkt_type_shift: if cfg!(target_endian = "little") { pkt_type_bit } else { 8 - 3 - pkt_type_bit },
         dev_ifindex: must("net_device", "ifindex")?.offset(),

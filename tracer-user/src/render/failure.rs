@@ -1,11 +1,12 @@
-//! Where a packet ended, why, how we know, and what to look at next.
+//! Where a packet ended, why, and how we know.
 
 use super::{
     hops::drop_reason,
     line::{Page, Paint},
     names::Names,
+    next,
 };
-use crate::path::model::{Action, Basis, Direction, Exchange, Hop, Outcome, Trace};
+use crate::path::model::{Action, Basis, CulpritRule, Direction, DropCause, Exchange, Hop, Outcome, Rejection, Trace};
 
 /// The hop at which the packet ended.
 pub(super) fn last_hop(exchange: &Exchange) -> Option<&Hop> {
@@ -17,31 +18,63 @@ pub(super) fn last_hop(exchange: &Exchange) -> Option<&Hop> {
     paths.iter().find_map(|path| path.hops.iter().rev().find(ended))
 }
 
-/// `blackhole route on node ip-172-20-50-50`.
+/// What follows the count in the verdict: ` by ingress policy at default/bb1, on node ip-172-20-50-50 (not the wire)`,
+/// `: blackhole route on node ip-172-20-50-50`.
 pub(super) fn cause(names: &Names, exchange: &Exchange) -> String {
     match (last_hop(exchange), exchange.outcome) {
         (Some(hop), _) if hop.action == Action::Lost => match &hop.detail.text {
-            Some(text) => names.shorten(text),
-            None => format!("left {} {}, never seen again", names.short(&hop.node), interface(hop)),
+            Some(text) => format!(": {}", names.shorten(text)),
+            None => format!(": left {} {}, never seen again", names.short(&hop.node), interface(hop)),
         },
-        (Some(hop), _) => format!("{} {}{}", drop_reason(hop), place(names, hop), forwarding(exchange, hop)),
-        (None, _) => match exchange.notes.first() {
-            Some(note) => names.shorten(note),
-            None if exchange.outcome == Outcome::Rejected => "an ICMP error came back".to_owned(),
-            None => "not enough was seen to say where".to_owned(),
+        (Some(hop), outcome) => {
+            let answered = exchange.rejection.as_ref().filter(|_| outcome == Outcome::Rejected);
+            let answered = answered.map_or(String::new(), |r| format!("; answered: {}", r.meaning));
+            match by(hop) {
+                Some(who) => format!(" by {who}, {}{answered} (not the wire)", place(names, exchange, hop)),
+                None => format!(": {} {}{answered}", drop_reason(hop), place(names, exchange, hop)),
+            }
+        }
+        (None, _) => match (&exchange.rejection, exchange.notes.first()) {
+            (Some(rejection), _) => format!(": {}, says {}", rejection.meaning, sender(names, rejection)),
+            (None, Some(note)) => format!(": {}", names.shorten(note)),
+            (None, None) => ": not enough was seen to say where".to_owned(),
         },
     }
 }
 
-fn place(names: &Names, hop: &Hop) -> String {
+/// A rule is somebody who did it.
+fn by(hop: &Hop) -> Option<String> {
+    let drop = hop.detail.drop.as_ref()?;
+    let article = |text: &str| if text.starts_with("netfilter") { format!("a {text}") } else { text.to_owned() };
+    matches!(drop.cause, DropCause::Policy | DropCause::Netfilter | DropCause::RpFilterRule).then(|| {
+        let why = drop.why.split(": ").next().unwrap_or(&drop.why);
+        article(why)
+    })
+}
+
+/// `172.20.50.50 (node ip-172-20-50-50)`, `pod default/bb1`.
+fn sender(names: &Names, rejection: &Rejection) -> String {
+    match rejection {
+        Rejection { pod: Some(pod), from, .. } => format!("{from} (pod {pod})"),
+        Rejection { node: Some(node), from, .. } => format!("{from} (node {})", names.short(node)),
+        Rejection { from, .. } => from.to_string(),
+    }
+}
+
+fn place(names: &Names, exchange: &Exchange, hop: &Hop) -> String {
+    let between = forwarding(exchange, hop);
     match &hop.pod {
-        Some(pod) => format!("in pod {pod} on node {}", names.short(&hop.node)),
-        None => format!("on node {}", names.short(&hop.node)),
+        Some(pod) => format!("in pod {pod} on node {}{between}", names.short(&hop.node)),
+        None => format!("on node {}{between}", names.short(&hop.node)),
     }
 }
 
-/// Where a packet was being forwarded to when it was dropped: which rules it met is told by both interfaces.
+/// Where a packet was being forwarded to when a rule dropped it: which rules it met is told by both interfaces. A policy
+/// names its pod.
 fn forwarding(exchange: &Exchange, dropped: &Hop) -> String {
+    if dropped.detail.drop.as_ref().is_some_and(|drop| drop.cause == DropCause::Policy) {
+        return String::new();
+    }
     let mut hops = exchange.request.hops.iter().chain(&exchange.reply.hops);
     let before = hops.by_ref().take_while(|hop| !std::ptr::eq(*hop, dropped)).last();
     let routed = before.filter(|hop| hop.action == Action::Routed && hop.node == dropped.node);
@@ -61,21 +94,22 @@ pub(super) fn explain(page: &mut Page, trace: &Trace, names: &Names, exchange: &
         return;
     }
     if let Some(hop) = last_hop(exchange) {
-        if let Some(route) = &hop.detail.route {
-            fact(page, "route", &format!("{route}   (configured: read from the routes at the time)"));
-        }
-        fact(page, "proof", &proof(trace, hop));
+        facts(page, hop);
+        fact(page, "proof", &names.shorten(&proof(trace, hop)));
+    }
+    if let Some(rejection) = &exchange.rejection {
+        fact(page, "answer", &names.shorten(&answer(names, rejection, exchange)));
     }
     let arrived = exchange.request.hops.iter().any(|hop| hop.action == Action::Delivered);
     if arrived && exchange.failed_direction == Some(Direction::Reply) {
         fact(page, "note", "the request arrived and was answered; only the way back failed");
     }
-    // Without a last hop the first note stands in the verdict.
-    let told = usize::from(last_hop(exchange).is_none());
+    // Without a last hop and an answer the first note stands in the verdict.
+    let told = usize::from(last_hop(exchange).is_none() && exchange.rejection.is_none());
     for note in exchange.notes.iter().skip(told) {
         fact(page, "note", &names.shorten(note));
     }
-    for (index, command) in next(trace, names, exchange).iter().enumerate() {
+    for (index, command) in next::commands(trace, names, exchange).iter().enumerate() {
         let head = if index == 0 { "next" } else { "" };
         // Commands are for copying: never broken into lines.
         page.line(&[(Paint::Bold, &format!("{head:<8}")), (Paint::Plain, command)]);
@@ -86,8 +120,72 @@ fn fact(page: &mut Page, head: &str, text: &str) {
     page.wrapped(Paint::Bold, &format!("{head:<8}"), text, 8);
 }
 
+/// What was read on the node and bears on the cause.
+fn facts(page: &mut Page, hop: &Hop) {
+    if let Some(route) = &hop.detail.route {
+        fact(page, "route", &format!("{route}   (configured: read from the routes at the time)"));
+    }
+    let Some(drop) = &hop.detail.drop else { return };
+    for (index, rule) in drop.rules.iter().enumerate() {
+        let head = match (drop.rules.len(), index) {
+            (1, _) if drop.rule_known => "rule",
+            (1, _) => "maybe",
+            (_, 0) => "one of",
+            _ => "",
+        };
+        fact(page, head, &rule_in_words(rule));
+    }
+    let settings: Vec<String> = drop.settings.iter().map(|s| format!("{} = {}", s.name, s.value)).collect();
+    if !settings.is_empty() {
+        fact(page, "setting", &settings.join("  "));
+    }
+    if let Some(route) = &drop.reverse_route {
+        let route = if route == "none" { "no route".to_owned() } else { route.clone() };
+        fact(page, "route", &format!("back to {}: {route}", hop.src));
+    }
+    if let Some(neighbour) = &drop.neighbour {
+        fact(page, "entry", &format!("{neighbour}   (configured: the neighbour table at the end)"));
+    }
+}
+
+/// `filter/cali-tw-cali98fd8882b62 rule 4 "End of tier default. Drop if no policies passed packet"`; without a comment the
+/// rule's text.
+fn rule_in_words(rule: &CulpritRule) -> String {
+    let CulpritRule { engine, family, table, chain, position, handle, text, comment, rejects_with, .. } = rule;
+    let place = match *engine {
+        "nftables" => format!("{family} {table}/{chain}"),
+        _ if family == "ip6" => format!("ip6tables {table}/{chain}"),
+        _ => format!("{table}/{chain}"),
+    };
+    let number = match (*engine, position, handle) {
+        ("nftables", _, Some(handle)) => format!(" handle {handle}"),
+        (_, Some(position), _) => format!(" rule {position}"),
+        _ => String::new(),
+    };
+    let what = match comment {
+        Some(comment) => format!(" \"{comment}\""),
+        None => format!(": {text}"),
+    };
+    let with = rejects_with.as_ref().filter(|with| comment.is_some() || !text.contains(with.as_str()));
+    let with = with.map_or(String::new(), |with| format!(", rejects with {with}"));
+    format!("{place}{number}{what}{with}")
+}
+
+fn answer(names: &Names, rejection: &Rejection, exchange: &Exchange) -> String {
+    let what = match rejection.icmp_type {
+        Some(_) => format!("ICMP {} from {}", rejection.meaning, sender(names, rejection)),
+        None => format!("{} from {}", rejection.meaning, sender(names, rejection)),
+    };
+    match (rejection.arrived, &rejection.fate) {
+        (true, _) => what,
+        (false, Some(fate)) => format!("{what}; it never came back to the source: {fate}"),
+        (false, None) if exchange.outcome == Outcome::Rejected => what,
+        (false, None) => format!("{what}; it was not seen to come back to the source"),
+    }
+}
+
 fn proof(trace: &Trace, hop: &Hop) -> String {
-    let how = match hop.basis {
+    let word = |basis| match basis {
         Basis::Observed => "observed",
         Basis::Configured => "configured",
         Basis::Inferred => "inferred",
@@ -100,75 +198,10 @@ fn proof(trace: &Trace, hop: &Hop) -> String {
             "no traced node saw it again"
         };
         let doubt = if trace.lost_events > 0 { " (but events were lost: it may have been missed)" } else { "" };
-        return format!("{how}: {seen}{doubt}");
+        return format!("{}: {seen}{doubt}", word(hop.basis));
     }
-    let drop = hop.detail.drop.as_ref();
-    match (drop.and_then(|drop| drop.function.as_deref()), drop.and_then(|drop| drop.reason.as_deref())) {
-        (Some(function), Some(reason)) => format!("{how}: freed in {function}, reason by the kernel {reason}"),
-        (Some(function), None) => format!("{how}: freed in {function} (this kernel gives no drop reasons)"),
-        (None, Some(reason)) => format!("{how}: freed as a drop, reason by the kernel {reason}"),
-        (None, None) => format!("{how}: freed as a drop (this kernel says neither where nor why)"),
+    match &hop.detail.drop {
+        Some(drop) if !drop.proof.is_empty() => format!("{}: {}", word(drop.basis), drop.proof.join("; ")),
+        _ => format!("{}: freed as a drop", word(hop.basis)),
     }
-}
-
-/// The neighbour that the lost packet was sent to.
-fn next_hop(exchange: &Exchange, lost: &Hop) -> String {
-    let route = |hop: &Hop| {
-        let here = hop.node == lost.node && hop.interface == lost.interface && hop.action == Action::Routed;
-        let route = hop.detail.route.as_deref().filter(|_| here)?;
-        let mut words = route.split(' ').skip_while(|word| *word != "via");
-        words.nth(1).map(str::to_owned)
-    };
-    let path = if exchange.failed_direction == Some(Direction::Reply) { &exchange.reply } else { &exchange.request };
-    path.hops.iter().rev().find_map(route).unwrap_or_else(|| lost.dst.to_string())
-}
-
-/// Commands that tell more, each with the place to run it.
-fn next(trace: &Trace, names: &Names, exchange: &Exchange) -> Vec<String> {
-    let Some(hop) = last_hop(exchange) else {
-        return if trace.lost_events > 0 {
-            vec!["trace again with fewer probes at a slower pace: events were lost".to_owned()]
-        } else {
-            vec!["podpath doctor   # can every node on the way see what is needed?".to_owned()]
-        };
-    };
-    let on = match &hop.pod {
-        Some(pod) => format!("in pod {pod}"),
-        None => format!("on {}", names.short(&hop.node)),
-    };
-    let (dev, dst) = (interface(hop), hop.dst);
-    if hop.action == Action::Lost {
-        return vec![
-            format!("{on}: ip neigh show {} dev {dev}; ip -s link show dev {dev}", next_hop(exchange, hop)),
-            format!("on the other side: tcpdump -ni {dev} host {dst}   # does it arrive there at all?"),
-            "between them: switch port, security group, source/destination check, MTU".to_owned(),
-        ];
-    }
-    let reason = hop.detail.drop.as_ref().and_then(|drop| drop.reason.as_deref()).unwrap_or_default();
-    let function = hop.detail.drop.as_ref().and_then(|drop| drop.function.as_deref()).unwrap_or_default();
-    let why = drop_reason(hop);
-    if hop.detail.route.is_some() || why.contains("route") {
-        return vec![
-            format!("{on}: ip route show table all match {dst}; ip rule"),
-            format!(
-                "kubectl get pods -A -o wide --field-selector status.podIP={dst}   # does a pod have this address?"
-            ),
-        ];
-    }
-    if reason.starts_with("NEIGH") || why.contains("neighbour") {
-        return vec![format!("{on}: ip neigh show {dst}; ip -s link show dev {dev}")];
-    }
-    if reason == "IP_RPFILTER" {
-        return vec![format!(
-            "{on}: ip route get {}; sysctl net.ipv4.conf.all.rp_filter net.ipv4.conf.{dev}.rp_filter",
-            hop.src
-        )];
-    }
-    if reason == "NETFILTER_DROP" || function.starts_with("nf_hook") {
-        return vec![
-            format!("{on}: iptables-save -c | grep -i drop; nft list ruleset | grep -i drop"),
-            "kubectl get networkpolicy -A".to_owned(),
-        ];
-    }
-    vec![format!("{on}: ip -s -s link show dev {dev}; nstat -az | grep -iE 'drop|discard|err'")]
 }

@@ -84,7 +84,7 @@ impl<'a> Merger<'a> {
     fn push(&mut self, hop: &'a Hop, what: String) {
         let failed = matches!(hop.action, Action::Dropped | Action::Lost);
         let what = match &hop.detail.segments {
-            Some(sizes) => format!("{what}; {}", segments(sizes)),
+            Some(sizes) => format!("{what}; {}", segments(sizes, hop.action)),
             None => what,
         };
         self.steps.push(Step { hop, what, failed, number: None });
@@ -130,7 +130,10 @@ fn routed(hop: &Hop) -> String {
 
 /// A route without what does not move a packet: `proto bird`, `scope link`, metrics.
 fn brief(route: &str) -> &str {
-    let cut = [" proto ", " scope ", " metric ", " src ", " onlink"].iter().filter_map(|word| route.find(word)).min();
+    let cut = [" proto ", " scope ", " metric ", " src ", " onlink", " pref "]
+        .iter()
+        .filter_map(|word| route.find(word))
+        .min();
     &route[..cut.unwrap_or(route.len())]
 }
 
@@ -207,10 +210,14 @@ fn by_rule(hop: &Hop) -> String {
 }
 
 /// What became of the size of TCP data.
-pub(super) fn segments(segments: &Segments) -> String {
+pub(super) fn segments(segments: &Segments, action: Action) -> String {
     let Segments { how, bytes, before } = segments;
     match how {
         Segmentation::Super => format!("super-packet of {bytes} B"),
+        // Cut by the hardware after it was last seen.
+        Segmentation::Segmented if matches!(action, Action::Received | Action::Decapsulated) => {
+            format!("super-packet of {before} B came in segments, the first {bytes} B")
+        }
         Segmentation::Segmented => format!("super-packet of {before} B segmented here, the first {bytes} B"),
         Segmentation::Joined => format!("joined by GRO: {before} -> {bytes} B"),
     }
@@ -222,7 +229,8 @@ fn number(path: &Path, steps: &mut [Step<'_>]) {
     for visit in path.hops.chunk_by(in_same_namespace) {
         let has = |action| visit.iter().any(|hop| hop.action == action);
         let end = has(Action::Delivered);
-        let forwards = has(Action::Received) && !has(Action::Sent) && visit[0].pod.is_none();
+        let came_in = has(Action::Received) || has(Action::Decapsulated);
+        let forwards = came_in && !has(Action::Sent) && visit[0].pod.is_none();
         let bridged_only = has(Action::Bridged) && !has(Action::Routed);
         if !end && (!forwards || bridged_only) {
             continue;

@@ -5,6 +5,7 @@ mod groups;
 mod hops;
 mod line;
 mod names;
+mod next;
 mod reply;
 #[cfg(test)]
 mod samples;

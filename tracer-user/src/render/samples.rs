@@ -7,7 +7,7 @@ use crate::path::model::{
         self, Decapsulated, Delivered, Dropped, Encapsulated, Lost, Received, Routed, Sent, Snat, Transmitted, Unsnat,
     },
     Basis, Detail, Direction, DropCause, DropDetail, Endpoint, Exchange, Hop, Nat, NatSide, Outcome, Path, Share,
-    ShareOf, Trace, TracedNode,
+    ShareOf, Trace, TracedNode, Tunnel,
 };
 
 pub(super) const NODE1: &str = "ip-172-20-50-50.ec2.internal";
@@ -316,14 +316,14 @@ pub(super) fn nothing() -> Trace {
 pub(super) fn vxlan6() -> Trace {
     let (two, one) = ("fd00:10:244:7:9c40::dd", "fd00:10:244:3:1a80::51");
     let (node2, node1) = ("fd20:172:20:32::3a3c", "fd20:172:20:32::3232");
-    let wrapped = |src, dst| Detail {
+    let wrapped = |src: &str, dst: &str| Detail {
         tunnel: Some(Tunnel { kind: "vxlan".to_owned(), vni: Some(4096), src: ip(src), dst: ip(dst) }),
         mtu: Some(8931),
         ..Detail::default()
     };
-    let way = |from: (&'static str, &'static str, &str, &str),
-               to: (&'static str, &'static str, &str, &str),
-               at: u64| {
+    // Node, pod, its address, the node's.
+    type End = (&'static str, &'static str, &'static str, &'static str);
+    let way = |from: End, to: End, at: u64| {
         let mut walk = Walk::new(from.0, from.2, to.2);
         walk.error_ns = if from.0 == NODE2 { 0 } else { 83_000 };
         walk.pod(Some(from.1)).hop(Sent, "eth0", at).pod(None).hop(Received, "cali9270933bb0b", at + 3);

@@ -60,7 +60,7 @@ fn causes(page: &mut Page, names: &Names, groups: &[Group<'_>]) {
             which.push("...".to_owned());
         }
         let outcome = group.median.outcome;
-        let what = format!(" exchange {}: {}", which.join(", "), failure::cause(names, group.median));
+        let what = format!(" exchange {}{}", which.join(", "), failure::cause(names, group.median));
         page.wrapped(summary::colour(outcome), summary::word(outcome), &what, 4);
     }
 }

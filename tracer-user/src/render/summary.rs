@@ -39,7 +39,7 @@ pub(super) fn verdict(page: &mut Page, trace: &Trace, names: &Names, groups: &[G
     let length: usize = pieces.iter().map(|(_, text)| text.chars().count()).sum();
     let rest = match failures.as_slice() {
         [] => format!("  {}  {}", rtt(&delivered), way(groups)),
-        [only] if delivered.is_empty() => format!(": {}", cause(names, only.median)),
+        [only] if delivered.is_empty() => cause(names, only.median),
         _ if !delivered.is_empty() => format!("  {}", rtt(&delivered)),
         _ => String::new(),
     };

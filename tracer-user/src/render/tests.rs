@@ -4,7 +4,9 @@ use insta::assert_snapshot;
 use proptest::prelude::*;
 
 use super::{Style, exit_code, json, json_line, samples, text};
-use crate::path::model::{Action, Basis, Detail, DropDetail, RuleRef, Segmentation, Segments, Trace, Tunnel, What};
+use crate::path::model::{
+    Action, Basis, Detail, DropCause, DropDetail, RuleRef, Segmentation, Segments, Trace, Tunnel, What,
+};
 
 const PIPE: Style = Style { color: false, width: 120, verbose: false };
 
@@ -195,6 +197,10 @@ fn dropped_by_netfilter_between_two_interfaces() {
             why: "netfilter rule".to_owned(),
             reason: Some("NETFILTER_DROP".to_owned()),
             function: Some("nft_do_chain".to_owned()),
+            cause: DropCause::Netfilter,
+            basis: Basis::Observed,
+            proof: vec!["freed in nft_do_chain, reason by the kernel NETFILTER_DROP".to_owned()],
+            ..DropDetail::default()
         });
         let mut routed = dropped.clone();
         let route = Some("100.115.37.90 dev cali98fd8882b62 scope link".to_owned());
@@ -274,8 +280,8 @@ fn a_rule_that_translates_is_named() {
     }
     assert_snapshot!(screen(&trace));
     let verbose = text(&trace, &Style { verbose: true, ..PIPE });
-    let row = verbose.lines().find(|line| line.contains("SNAT")).expect("a row");
-    assert!(row.contains("by iptables nat/cali-nat-outgoing") && verbose.contains("counter +3"), "{verbose}");
+    let said = verbose.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(said.contains("by iptables nat/cali-nat-outgoing") && said.contains("counter +3"), "{verbose}");
 }
 
 #[test]

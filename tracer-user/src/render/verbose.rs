@@ -63,7 +63,7 @@ fn what(hop: &Hop, before: Option<(IpAddr, IpAddr)>) -> String {
     words.extend(route.clone());
     words.extend(text.clone());
     words.extend(rule.as_ref().map(told_rule));
-    words.extend(segments.as_ref().map(super::hops::segments));
+    words.extend(segments.as_ref().map(|sizes| super::hops::segments(sizes, hop.action)));
     words.extend(drop.as_ref().and_then(|drop| drop.function.clone()).map(|function| format!("in {function}")));
     words.extend(drop.as_ref().and_then(|drop| drop.reason.clone()));
     words.extend(answered_after_ns.map(|ns| format!("answered after {}", time(ns))));

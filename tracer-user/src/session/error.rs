@@ -83,6 +83,14 @@ pub enum Error {
         /// `podpath` or `podpath-agent`.
         their_name: &'static str,
     },
+    /// The agent is too old for what is asked of it.
+    #[error("protocol: podpath-agent speaks {theirs}, which has no {lacks}; upgrade podpath-agent there")]
+    TooOld {
+        /// Its protocol.
+        theirs: Version,
+        /// What was added later.
+        lacks: &'static str,
+    },
     /// A message that has no place here.
     #[error("session: message {message} is out of order {when}; use podpath and podpath-agent of the same release")]
     Unexpected {

@@ -16,7 +16,7 @@ use nix::{
 
 use super::{About, Backend, Counters, Failure, InjectorJob, Ping, Request};
 use crate::{
-    event::{CtDirection, Hook, L4, Record, Sighting, Translation},
+    event::{CtDirection, Engine, Hook, L4, Record, Sighting, Translation},
     inject,
     node::{self, Node, facts},
     path,
@@ -36,6 +36,7 @@ pub struct LiveNode {
     node: Option<Node>,
     /// As they were when the session was armed.
     rules: node::RuleCounters,
+    traces: node::RuleTraces,
     probe: Option<Probe>,
     records: Vec<Record>,
     looked: Option<Instant>,
@@ -157,6 +158,10 @@ impl Backend for LiveNode {
         self.probe = Some(probe.map_err(kernel)?);
         self.notes.of_node(node.notes());
         self.notes.of_node(rules.notes());
+        if request.trace_rules {
+            self.traces = node.trace_rules(&rules, &request.flows);
+            self.traces.notes().iter().for_each(|note| self.notes.add(note.clone()));
+        }
         self.rules = rules;
         self.node = Some(node);
         self.looked = Some(Instant::now());
@@ -170,7 +175,9 @@ impl Backend for LiveNode {
 
     fn drain(&mut self) -> Result<Vec<Record>, Failure> {
         self.look_for_pods()?;
-        let records = self.probe()?.drain().map_err(kernel)?;
+        self.traces.collect();
+        let mut records = self.probe()?.drain().map_err(kernel)?;
+        name_chains(&self.rules, &mut records);
         let room = KEPT_RECORDS.saturating_sub(self.records.len());
         self.records.extend(records.iter().take(room).cloned());
         Ok(records)
@@ -208,10 +215,15 @@ impl Backend for LiveNode {
     }
 
     fn finish(&mut self) -> Result<(facts::NodeFacts, Counters), Failure> {
+        let traces = std::mem::take(&mut self.traces);
         let node = self.node()?;
         let questions = path::route_questions(&self.records, node.namespaces());
         let (mut facts, unread) = node.facts(&questions, &conntrack_flows(&self.records));
-        let rules = node.rules_met(&self.rules, &namespaces_met(&self.records));
+        let met = links_met(&self.records);
+        let namespaces: Vec<u32> = met.iter().map(|(netns, _)| *netns).collect::<BTreeSet<_>>().into_iter().collect();
+        let rules = node.rules_met(&self.rules, traces, &namespaces);
+        let no_settings = node.read_settings(&mut facts.namespaces, &met);
+        self.notes.of_node(&no_settings);
         (facts.rules, facts.rules_complete) = (rules.hits, rules.complete);
         self.notes.of_node(&unread);
         rules.notes.into_iter().for_each(|note| self.notes.add(note));
@@ -230,17 +242,26 @@ fn realtime_offset_ns() -> i64 {
     }
 }
 
-/// The namespaces that packets were seen in.
-fn namespaces_met(records: &[Record]) -> Vec<u32> {
-    let met: BTreeSet<u32> = records
-        .iter()
-        .map(|record| match record {
-            Record::Sighting(sighting) => sighting.netns,
-            Record::Translation(translation) => translation.netns,
-            Record::Rewrite(rewrite) => rewrite.netns,
-        })
-        .collect();
-    met.into_iter().collect()
+/// The links that packets were seen at: namespace and interface index.
+fn links_met(records: &[Record]) -> BTreeSet<(u32, u32)> {
+    let met = records.iter().filter_map(|record| match record {
+        Record::Sighting(sighting) => Some((sighting.netns, sighting.ifindex)),
+        // A sighting of the same packet at the same place comes with it.
+        Record::Translation(_) | Record::Rewrite(_) => None,
+    });
+    met.collect()
+}
+
+/// Names the nftables tables and chains among what was evaluated last on freed packets.
+fn name_chains(rules: &node::RuleCounters, records: &mut [Record]) {
+    for record in records {
+        let Record::Sighting(sighting) = record else { continue };
+        let Some(seen) = sighting.free.as_mut().and_then(|free| free.netfilter.as_mut()) else { continue };
+        let Engine::Nftables { table, chain } = seen.engine else { continue };
+        if let Some((table, chain)) = rules.names(sighting.netns, table, chain) {
+            (seen.table, seen.chain) = (Some(table), chain);
+        }
+    }
 }
 
 /// The flows among the records that have a conntrack entry, each once, as their originator sent them.

@@ -98,6 +98,20 @@ pub struct Request {
     pub trace_rules: bool,
 }
 
+impl Request {
+    /// What a session of this version does not know and would pass over in silence.
+    fn lacked_by(&self, version: Version) -> Option<&'static str> {
+        let ping = self.ping.as_ref();
+        let younger = [
+            (matches!(ping, Some(Ping { kind: ProbeKind::Tcp { .. }, .. })), "TCP probes"),
+            (matches!(ping, Some(Ping { kind: ProbeKind::Udp { .. }, .. })), "UDP probes"),
+            (matches!(ping, Some(Ping { src: IpAddr::V6(_), .. })), "IPv6 probes"),
+            (self.trace_rules, "tracing of rules"),
+        ];
+        younger.into_iter().find(|(asked, _)| *asked && version.minor < 1).map(|(_, what)| what)
+    }
+}
+
 /// A wanted flow.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Flow {

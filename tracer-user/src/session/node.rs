@@ -126,6 +126,9 @@ impl Node {
                     let (our_name, their_name) = ("podpath", "podpath-agent");
                     return Err(Error::Version { ours: PROTOCOL, theirs, our_name, their_name });
                 }
+                if let Some(lacks) = self.request.lacked_by(theirs) {
+                    return Err(Error::TooOld { theirs, lacks });
+                }
                 progress(Progress::Hello { node, hello: self.hello.insert(hello) });
             }
             Message::Armed(took) if self.requested && !self.armed => {

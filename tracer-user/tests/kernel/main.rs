@@ -9,6 +9,7 @@ use std::{
 };
 
 mod kprobes;
+mod tunnels;
 
 use tracer_user::{
     event::{Hook, L4, Record, Sighting},

@@ -321,3 +321,68 @@ fn a_pod_that_ended_can_still_be_asked() {
     assert_eq!(answer(&node, pod).route, None);
     assert_eq!(lab.survey("n1").scope().len(), node.scope().len() - 1);
 }
+
+/// Of two next hops the one that the kernel takes for these addresses; a hop that does not answer has a failed neighbour.
+#[test]
+fn of_several_next_hops_the_taken_one_is_told() {
+    let lab = Lab::up();
+    lab.ip("n1", "link add far type veth peer name near");
+    for (link, address) in [("far", "10.50.0.1/24"), ("near", "10.51.0.1/24")] {
+        lab.ip("n1", &format!("link set {link} up"));
+        lab.ip("n1", &format!("address add {address} dev {link}"));
+    }
+    lab.ip("n1", "route add 10.99.0.0/16 nexthop via 10.50.0.2 dev far nexthop via 10.51.0.2 dev near");
+    let (n1, far, near) = (lab.inode("n1"), lab.ifindex("n1", "far"), lab.ifindex("n1", "near"));
+    let node = lab.survey("n1");
+    let mut taken = std::collections::BTreeSet::new();
+    for last in 1..=32 {
+        let question = RouteQuestion {
+            netns: n1,
+            src: "172.20.50.50".parse().unwrap(),
+            dst: format!("10.99.0.{last}").parse().unwrap(),
+            in_ifindex: None,
+            mark: 0,
+        };
+        let answer = node.answer(&[question]).unwrap().remove(0).route.unwrap();
+        assert_eq!(answer.destination.to_string(), "10.99.0.0/16");
+        let said = lab.ip("n1", &format!("route get 10.99.0.{last} from 172.20.50.50"));
+        let gateway = answer.gateway.expect("a gateway").to_string();
+        assert!(said.contains(&format!("via {gateway} ")), "{said}");
+        assert_eq!(answer.out_ifindex, Some(if gateway == "10.50.0.2" { far } else { near }));
+        taken.insert(gateway);
+    }
+    assert_eq!(taken.len(), 2, "both are taken by some");
+    lab.sysctl("n1", "net.ipv4.fib_multipath_hash_policy=1");
+    let question = RouteQuestion {
+        netns: n1,
+        src: "172.20.50.50".parse().unwrap(),
+        dst: "10.99.0.1".parse().unwrap(),
+        in_ifindex: None,
+        mark: 0,
+    };
+    let route = node.answer(&[question]).unwrap().remove(0).route.unwrap();
+    assert_eq!((route.gateway, route.out_ifindex), (None, None), "ports decide");
+}
+
+#[test]
+fn a_next_hop_by_link_local_address_has_its_neighbour() {
+    let lab = Lab::up();
+    let device = lab.ifindex("n1", "ens5");
+    lab.ip("n1", "address add fd00:1::1/64 dev ens5 nodad");
+    lab.ip("n1", "route add fd00:9::/64 via fe80::99 dev ens5");
+    lab.ip("n1", "neigh add fe80::99 dev ens5 nud failed");
+    let node = lab.survey("n1");
+    let question = RouteQuestion {
+        netns: lab.inode("n1"),
+        src: "fd00:1::1".parse().unwrap(),
+        dst: "fd00:9::5".parse().unwrap(),
+        in_ifindex: None,
+        mark: 0,
+    };
+    let answers = node.answer(&[question]).unwrap();
+    let route = answers[0].route.as_ref().unwrap();
+    assert_eq!((route.gateway, route.out_ifindex), (Some("fe80::99".parse().unwrap()), Some(device)));
+    let neighbours = node.neighbours(&answers).unwrap();
+    let [neighbour] = neighbours.as_slice() else { panic!("{neighbours:?}") };
+    assert_eq!((neighbour.state.as_str(), neighbour.mac.as_deref()), ("FAILED", None));
+}

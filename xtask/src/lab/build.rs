@@ -77,10 +77,13 @@ pub(crate) fn write_sysctl(sysctl: &Sysctl) -> Result<()> {
 /// `ip` returns.
 fn wait_for_links(idle: &[String]) -> Result<()> {
     let start = Instant::now();
+    let is_idle = |line: &str| idle.iter().any(|name| line.contains(&format!(": {name}: ")));
     loop {
         let links = run("ip", &["-o", "link", "show", "up"], "")?;
-        let is_idle = |line: &str| idle.iter().any(|name| line.contains(&format!(": {name}: ")));
-        let waiting: Vec<&str> = links.lines().filter(|line| !is_settled(line) && !is_idle(line)).collect();
+        let bridges = run("ip", &["-o", "link", "show", "up", "type", "bridge"], "")?;
+        // A bridge is UNKNOWN only until it has looked at its ports.
+        let unsettled = |line: &&str| !is_settled(line) || bridges.contains(*line) && line.contains("state UNKNOWN");
+        let waiting: Vec<&str> = links.lines().filter(|line| unsettled(line) && !is_idle(line)).collect();
         if waiting.is_empty() {
             return Ok(());
         }

@@ -13,7 +13,12 @@ pub const PACKAGES: &[&str] =
 fn package(tool: &str) -> &str {
     match tool {
         "ip" | "bridge" => "iproute2",
-        "iptables-nft" | "iptables-nft-restore" | "iptables-nft-save" | "ip6tables-nft-restore" => "iptables",
+        "iptables-nft"
+        | "iptables-nft-restore"
+        | "iptables-nft-save"
+        | "ip6tables-nft-restore"
+        | "iptables-legacy"
+        | "ip6tables-nft" => "iptables",
         "nft" => "nftables",
         "ping" => "iputils-ping",
         "wg" => "wireguard-tools",

@@ -25,11 +25,27 @@ const QEMU: &[&str] = &["qemu-system-x86"];
 const ROOT: &[&str] = &[
     // First, for its links such as /bin.
     "base-files",
-    "bash", "dash", "coreutils", "grep", "sed", "mawk", "procps", "util-linux", "mount", "kmod", "libc-bin",
+    "bash",
+    "dash",
+    "coreutils",
+    "grep",
+    "sed",
+    "mawk",
+    "procps",
+    "util-linux",
+    "mount",
+    "kmod",
+    "libc-bin",
     // To make images and initramfs with.
-    "e2fsprogs", "xz-utils", "busybox-static",
+    "e2fsprogs",
+    "xz-utils",
+    "busybox-static",
     // To look around by, and to compare with.
-    "bpftool", "ethtool", "iperf3", "netcat-openbsd", "pwru",
+    "bpftool",
+    "ethtool",
+    "iperf3",
+    "netcat-openbsd",
+    "pwru",
 ];
 /// Goes into the name of everything cached: raise it when the way things are built changes.
 const RECIPE: u32 = 1;
@@ -71,9 +87,8 @@ pub(super) fn ensure(wanted: &[Wanted]) -> Result<Assets> {
     let mut kernels = Vec::new();
     for wanted in wanted {
         let name = format!("kernel-{wanted}-{}", key(&[include_str!("init.sh")]));
-        let folder = builder.keep(&name, &format!("kernel {wanted}"), |apt, scratch| {
-            Kernel::build(wanted, scratch, apt, &root_tree)
-        })?;
+        let folder = builder
+            .keep(&name, &format!("kernel {wanted}"), |apt, scratch| Kernel::build(wanted, scratch, apt, &root_tree))?;
         kernels.push(Kernel::cached(wanted, &folder).with_context(|| format!("kernel {wanted} was built in vain"))?);
     }
     Ok(Assets { qemu: Tree(qemu.join("tree")), root_image: root.join("root.img"), root: root_tree, kernels })

@@ -142,8 +142,7 @@ impl Kernel {
 /// The [`EARLY`] modules and all that they need, uncompressed, in the order to load them.
 fn early_modules(folder: &Path, tools: &Tree) -> Result<Vec<(String, Vec<u8>)>> {
     let dependencies = folder.join("modules.dep");
-    let text =
-        fs::read_to_string(&dependencies).with_context(|| format!("read {}", dependencies.display()))?;
+    let text = fs::read_to_string(&dependencies).with_context(|| format!("read {}", dependencies.display()))?;
     let order = load_order(&text, EARLY);
     let mut modules = Vec::new();
     for path in order {

@@ -54,7 +54,8 @@ impl Machine {
         fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
         let mut command = qemu(assets, folder);
         command.arg("-kernel").arg(kernel.image()).arg("-initrd").arg(kernel.initramfs());
-        for (name, image) in [("root", &assets.root_image), ("modules", &kernel.modules()), ("work", &work.to_owned())] {
+        for (name, image) in [("root", &assets.root_image), ("modules", &kernel.modules()), ("work", &work.to_owned())]
+        {
             command.arg("-drive").arg(format!("if=none,id={name},format=raw,readonly=on,file={}", image.display()));
             command.arg("-device").arg(format!("virtio-blk-pci,drive={name},serial={name}"));
         }
@@ -140,7 +141,8 @@ mod tests {
 
     #[test]
     fn a_broken_kernel_is_told_by_its_log() {
-        let log = "[    0.1] Linux version 6.1\n[    3.2] BUG: unable to handle page fault\n[    3.3] Kernel panic - not";
+        let log =
+            "[    0.1] Linux version 6.1\n[    3.2] BUG: unable to handle page fault\n[    3.3] Kernel panic - not";
         assert_eq!(complaint(log), Some("[    3.2] BUG: unable to handle page fault"));
         assert_eq!(complaint("[    0.1] Linux version 6.1\n"), None);
     }

@@ -54,7 +54,8 @@ impl Payload {
         cargo.current_dir(workspace_root());
         let messages = proc::step("vm: programs and tests: compile", || proc::quiet(&mut cargo))?;
         let programs = messages.lines().filter_map(program).collect();
-        let extra = extra.iter().map(std::path::absolute).collect::<std::io::Result<_>>().context("find the files to add")?;
+        let extra =
+            extra.iter().map(std::path::absolute).collect::<std::io::Result<_>>().context("find the files to add")?;
         let payload = Payload { programs, extra };
         for name in TESTS.iter().chain(&["podpath", "podpath-agent", "xtask"]) {
             payload.program(name)?;

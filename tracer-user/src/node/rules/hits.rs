@@ -12,7 +12,7 @@ use super::{
 const MOST_UNCOUNTED: usize = 512;
 
 /// Names a chain.
-pub(super) type Place = (&'static str, String, String);
+pub(in crate::node) type Place = (&'static str, String, String);
 
 /// The counters of one reading.
 #[derive(Clone, Debug, Default)]
@@ -51,31 +51,42 @@ fn count(seen: &mut HashMap<(bool, Place, u64), u32>, key: (bool, Place, u64)) -
 }
 
 /// Packets of the traced flows that met a rule, by chain and handle; by handle 0 the chain's policy.
-pub(super) type Traced = HashMap<(Place, u64), u64>;
+pub(in crate::node) type Traced = HashMap<(Place, u64), u64>;
 
 /// What the comparison found.
 #[derive(Debug, Default)]
 pub(super) struct Found {
     pub(super) hits: Vec<RuleHit>,
-    /// All rules that may have met packets are among them.
-    pub(super) complete: bool,
-    /// Rules were there that had not been before, or had been reset.
+    /// More rules without counter may have been met than are told.
+    pub(super) too_many: bool,
+    /// Rules that had been there are no more, with their counters.
+    pub(super) vanished: bool,
+    /// That, or rules were there that had not been before, or had been reset.
     pub(super) changed: bool,
 }
 
 /// The rules and policies of `after` that packets met since `before`, and those that may have been met uncounted.
 pub(super) fn hits(netns: u32, after: &Ruleset, before: &Baseline, traced: &Traced) -> Found {
-    let mut comparison =
-        Comparison { netns, before, traced, seen: HashMap::new(), sure: Vec::new(), maybe: Vec::new(), changed: false };
+    let mut comparison = Comparison {
+        netns,
+        before,
+        traced,
+        seen: HashMap::new(),
+        sure: Vec::new(),
+        maybe: Vec::new(),
+        again: 0,
+        changed: false,
+    };
     after.tables.iter().for_each(|table| comparison.table(table));
-    let Comparison { sure, mut maybe, changed, .. } = comparison;
-    let complete = maybe.len() <= MOST_UNCOUNTED;
+    let Comparison { sure, mut maybe, again, changed, .. } = comparison;
+    let too_many = maybe.len() > MOST_UNCOUNTED;
+    let vanished = again < before.by_content.len();
     // What ends packets is worth more than what rewrites them.
     maybe.sort_by_key(|hit| !matches!(hit.verdict, RuleVerdict::Drop | RuleVerdict::Reject(_)));
     maybe.truncate(MOST_UNCOUNTED);
     let mut hits = sure;
     hits.extend(maybe);
-    Found { hits, complete, changed }
+    Found { hits, too_many, vanished, changed: changed || vanished }
 }
 
 struct Comparison<'a> {
@@ -85,6 +96,8 @@ struct Comparison<'a> {
     seen: HashMap<(bool, Place, u64), u32>,
     sure: Vec<RuleHit>,
     maybe: Vec<RuleHit>,
+    /// So many rules were there before too.
+    again: usize,
     changed: bool,
 }
 
@@ -139,6 +152,7 @@ impl Comparison<'_> {
             self.changed |= !legacy;
             self.before.by_content.get(&(legacy, place.clone(), rule.content, nth))
         });
+        self.again += usize::from(known.is_some());
         difference(rule.packets, known.copied(), &mut self.changed)
     }
 

@@ -146,7 +146,7 @@ fn read_table(blob: &Blob, ipsets: &dyn SetNames) -> Table {
     let mut chains: Vec<Chain> = Vec::new();
     for (offset, entry) in shape.entries(&blob.rules) {
         if let Some((name, base)) = starts.get(&offset) {
-            chains.push(Chain { name: name.clone(), handle: 0, base: base.clone(), rules: Vec::new() });
+            chains.push(Chain { name: name.clone(), base: base.clone(), rules: Vec::new() });
         }
         let policy = blob.hook_ending_at(offset).is_some();
         let Some(chain) = chains.last_mut() else { continue };

@@ -25,8 +25,11 @@ pub(super) mod nft;
 mod nft_words;
 mod rule;
 mod sets;
+pub(super) mod trace;
 mod ways;
 mod xt;
+
+pub(super) use hits::Traced;
 
 /// The rules of one namespace at one time, undecoded.
 #[derive(Clone, Debug, Default)]
@@ -63,6 +66,19 @@ impl Snapshot {
     }
 }
 
+impl Snapshot {
+    /// Are there tables of nftables, of legacy iptables, and does nftables translate?
+    pub(super) fn has(&self) -> (bool, bool, bool) {
+        let translates = self.nft.as_ref().is_some_and(nft::translates);
+        (self.nft.is_some(), !self.legacy.is_empty(), translates)
+    }
+
+    /// The names of an nftables table and chain by their handles.
+    pub(super) fn names(&self, table: u64, chain: u64) -> Option<(String, Option<String>)> {
+        self.nft.as_ref().and_then(|dump| nft::names(dump, table, chain))
+    }
+}
+
 fn read_nft(netns: u32, depth: Depth) -> Result<Option<nft::Dump>, Error> {
     let read = Netlink::open(NETLINK_NETFILTER).and_then(|mut netlink| match depth {
         Depth::Counters => nft::counters(&mut netlink),
@@ -93,28 +109,33 @@ fn built_in() -> bool {
 }
 
 /// Compares two readings of the namespace that the calling thread is in. `links` names its interfaces.
-pub(super) fn compare(netns: u32, before: &Snapshot, after: &Snapshot, links: &HashMap<u32, String>) -> Met {
+/// `traced`: what a trace of rules heard.
+pub(super) fn compare(
+    netns: u32,
+    (before, after): (&Snapshot, &Snapshot),
+    traced: &Traced,
+    links: &HashMap<u32, String>,
+) -> Met {
     let ipsets = legacy::IpSets::open();
     let mut ruleset = legacy::read(&after.legacy, &ipsets);
     if let Some(dump) = &after.nft {
         ruleset.tables.extend(nft::read(dump, links, &ipsets).tables);
     }
-    let found = hits::hits(netns, &ruleset, &baseline(before, &ipsets), &hits::Traced::new());
+    let found = hits::hits(netns, &ruleset, &baseline(before, &ipsets), traced);
     let partly = after.nft.as_ref().is_some_and(|dump| dump.partly);
-    let generation = |snapshot: &Snapshot| snapshot.nft.as_ref().and_then(|dump| dump.generation);
     let mut notes = Vec::new();
-    if found.changed || generation(before) != generation(after) {
+    if found.changed {
         notes.push(format!(
             "netfilter rules of network namespace {netns} changed during the trace: counters were compared rule by rule as \
              far as the rules are the same"
         ));
     }
-    if !found.complete || partly {
+    if found.too_many || partly {
         notes.push(format!(
             "network namespace {netns} has too many netfilter rules without counters to tell which of them met packets"
         ));
     }
-    Met { hits: found.hits, complete: found.complete && !partly, notes }
+    Met { hits: found.hits, complete: !found.vanished && !found.too_many && !partly, notes }
 }
 
 fn baseline(snapshot: &Snapshot, ipsets: &dyn xt::SetNames) -> hits::Baseline {

@@ -22,8 +22,6 @@ pub(super) struct Table {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Chain {
     pub(super) name: String,
-    /// nftables' handle of it; 0 for iptables.
-    pub(super) handle: u64,
     /// Of a base chain.
     pub(super) base: Option<Base>,
     pub(super) rules: Vec<Entry>,

@@ -25,7 +25,6 @@ const GET_CHAIN: u16 = SUBSYSTEM | 4;
 const GET_RULE: u16 = SUBSYSTEM | 7;
 const GET_SET: u16 = SUBSYSTEM | 10;
 const GET_SET_ELEMENTS: u16 = SUBSYSTEM | 13;
-const GET_GENERATION: u16 = SUBSYSTEM | 16;
 /// NFPROTO_UNSPEC: all families.
 const ALL: u8 = 0;
 /// So many sets' elements are read; what lies beyond decides unread.
@@ -34,8 +33,7 @@ const MOST_SETS: usize = 4096;
 /// Chains, rules and sets as the kernel told them.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Dump {
-    /// Of the whole ruleset; changes with every change.
-    pub(super) generation: Option<u32>,
+    pub(super) tables: Vec<Raw>,
     pub(super) chains: Vec<Raw>,
     pub(super) rules: Vec<Raw>,
     pub(super) sets: Vec<Raw>,
@@ -46,13 +44,13 @@ pub(super) struct Dump {
 
 /// Reads counters: chains and rules, no sets. None: there are no tables.
 pub(super) fn counters(netlink: &mut Netlink) -> Result<Option<Dump>, Failure> {
-    let generation = generation(netlink)?;
-    if dump(netlink, Raw::new(GET_TABLE, ALL))?.is_empty() {
+    let tables = dump(netlink, Raw::new(GET_TABLE, ALL))?;
+    if tables.is_empty() {
         return Ok(None);
     }
     let chains = dump(netlink, Raw::new(GET_CHAIN, ALL))?;
     let rules = dump(netlink, Raw::new(GET_RULE, ALL))?;
-    Ok(Some(Dump { generation, chains, rules, ..Dump::default() }))
+    Ok(Some(Dump { tables, chains, rules, ..Dump::default() }))
 }
 
 /// Reads everything that rules are made of.
@@ -79,15 +77,26 @@ pub(super) fn everything(netlink: &mut Netlink) -> Result<Option<Dump>, Failure>
     Ok(Some(found))
 }
 
-fn generation(netlink: &mut Netlink) -> Result<Option<u32>, Failure> {
-    match netlink.get(Raw::new(GET_GENERATION, ALL)) {
-        Ok(answer) => Ok(number(&answer.body, 1)),
-        Err(failure) => Err(failure),
-    }
-}
-
 fn dump(netlink: &mut Netlink, request: Raw) -> Result<Vec<Raw>, Failure> {
     netlink.dump(&request, Some)
+}
+
+/// Is there a chain of type nat? Then conntrack runs.
+pub(super) fn translates(dump: &Dump) -> bool {
+    dump.chains.iter().any(|message| string(&message.body, 7).as_deref() == Some("nat"))
+}
+
+/// The names of the table with that handle and of its chain with the other.
+pub(super) fn names(dump: &Dump, table: u64, chain: u64) -> Option<(String, Option<String>)> {
+    let table = dump.tables.iter().find(|message| handle(&message.body, 4) == table)?;
+    let name = string(&table.body, 1)?;
+    let own = |message: &&Raw| {
+        message.family == table.family
+            && string(&message.body, 1).as_ref() == Some(&name)
+            && handle(&message.body, 2) == chain
+    };
+    let chain = dump.chains.iter().find(own).and_then(|message| string(&message.body, 3));
+    Some((name, chain))
 }
 
 /// Where a chain is: family, table, chain.
@@ -155,8 +164,7 @@ pub(super) fn read(dump: &Dump, links: &HashMap<u32, String>, ipsets: &dyn SetNa
             order.push(key);
             (Table { engine: RuleEngine::Nftables, family: family_name, name: table, chains: Vec::new() }, Sets::new())
         });
-        let (base, handle) = (base(&message.body, family), handle(&message.body, 2));
-        table.chains.push(Chain { name, handle, base, rules: Vec::new() });
+        table.chains.push(Chain { name, base: base(&message.body, family), rules: Vec::new() });
     }
     read_sets(dump, &mut tables);
     for (table, _) in tables.values_mut() {
@@ -186,6 +194,11 @@ fn read_sets(dump: &Dump, tables: &mut HashMap<(u8, String), (Table, Sets)>) {
             set.elements.extend(elements);
         }
     }
+    // The kernel lists them by hash.
+    tables
+        .values_mut()
+        .flat_map(|(_, sets)| sets.values_mut())
+        .for_each(|set| set.elements.sort_by(|a, b| a.key.cmp(&b.key)));
 }
 
 fn read_rules(

@@ -330,7 +330,14 @@ pub(super) fn right(loaded: &Loaded<'_>, value: &[u8], version: Option<u8>) -> S
 }
 
 fn state_names(bits: u32) -> String {
-    states(bits, UNTRACKED).join(",").to_lowercase()
+    state_words(&states(bits, UNTRACKED))
+}
+
+/// nft lists states in another order than iptables.
+fn state_words(names: &[String]) -> String {
+    let order = ["INVALID", "NEW", "ESTABLISHED", "RELATED", "UNTRACKED"];
+    let named = order.iter().filter(|state| names.iter().any(|name| name == *state));
+    named.map(|state| state.to_lowercase()).collect::<Vec<_>>().join(",")
 }
 
 /// A comparison of TCP's flags in both languages.
@@ -365,7 +372,7 @@ pub(super) fn condition(
             let operator = if condition.not { "!=" } else { "==" };
             format!("{left} & {mask:#010x} {operator} {mark:#010x}")
         }
-        ConditionField::ConntrackState(names) => relation(left, !condition.not, &names.join(",").to_lowercase()),
+        ConditionField::ConntrackState(names) => relation(left, !condition.not, &state_words(names)),
         ConditionField::ReversePathFails => format!("{left} {}", if condition.not { "exists" } else { "missing" }),
         ConditionField::InInterface(name) | ConditionField::OutInterface(name) => {
             relation(left, !condition.not, &format!("\"{}\"", name.replace('+', "*")))
@@ -420,8 +427,16 @@ fn element_text(keys: &[Loaded<'_>], mut key: &[u8], version: Option<u8>) -> Str
     if texts.is_empty() { "...".to_owned() } else { texts.join(" . ") }
 }
 
+/// Does a match say which IP version and which protocol it is about, so that nft leaves those matches away?
+pub(super) fn implies(loaded: &Loaded<'_>, version: Option<u8>, protocol: Option<u8>) -> (bool, bool) {
+    let Source::Payload { base, .. } = loaded.source else { return (false, false) };
+    let words = left(loaded, version, protocol);
+    let named = !words.starts_with('@') && !words.starts_with("th ");
+    (base == NETWORK && named, base == TRANSPORT && named)
+}
+
 /// A rejection's name in iptables and in nft.
-pub(super) fn reject(kind: u32, code: u8, version: Option<u8>) -> (String, String) {
+pub(super) fn reject(kind: u32, code: u8, version: Option<u8>, family: &str) -> (String, String) {
     // NFT_REJECT_ICMP_UNREACH, NFT_REJECT_TCP_RST, NFT_REJECT_ICMPX_UNREACH.
     let v4 =
         |code: u8| ["net", "host", "proto", "port"].get(usize::from(code)).map(|name| format!("{name}-unreachable"));
@@ -443,7 +458,12 @@ pub(super) fn reject(kind: u32, code: u8, version: Option<u8>) -> (String, Strin
         _ => None,
     };
     match name {
-        Some((prefix, _, name)) if name == "port-unreachable" => (format!("{prefix}{name}"), "reject".to_owned()),
+        // What each family answers if nothing is said.
+        Some((prefix, word, name))
+            if name == "port-unreachable" && (word == "icmpx") == matches!(family, "inet" | "bridge" | "netdev") =>
+        {
+            (format!("{prefix}{name}"), "reject".to_owned())
+        }
         Some((prefix, word, name)) => (format!("{prefix}{name}"), format!("reject with {word} {name}")),
         None => ("...".to_owned(), "reject ...".to_owned()),
     }

@@ -107,7 +107,7 @@ impl<'a> Machine<'a> {
             Expression::Verdict(verdict) => self.end = Some(end(verdict)),
             Expression::Counter { packets } => self.reading.packets = Some(packets),
             Expression::Reject { kind, code } => {
-                let (name, text) = words::reject(kind, code, self.version);
+                let (name, text) = words::reject(kind, code, self.version, self.context.family);
                 self.end = Some((RuleVerdict::Reject(name), text));
             }
             Expression::Masquerade { flags } => {
@@ -164,7 +164,7 @@ impl<'a> Machine<'a> {
 
     fn compare(&mut self, from: u32, operator: Operator, value: &'a [u8]) {
         let loaded = self.loaded(from);
-        let left = words::left(&loaded, self.version, self.protocol);
+        let left = self.left(&loaded);
         if operator == Operator::AtMost
             && let Some((register, part, low)) = self.low.take()
             && register == from
@@ -192,7 +192,7 @@ impl<'a> Machine<'a> {
             Some((field, inverted)) => {
                 let condition = Condition { field, not: equal == inverted };
                 let text = words::condition(&left, &condition, &loaded, value, self.version);
-                self.push(condition, text, &loaded, equal);
+                self.push(condition, text, equal);
             }
             None => {
                 if let Some(flags) = words::tcp_flags(&loaded, value, self.protocol, equal) {
@@ -224,36 +224,34 @@ impl<'a> Machine<'a> {
         words::field(loaded, value, self.version, self.context.links)
     }
 
-    fn push(&mut self, condition: Condition, text: String, loaded: &Loaded<'_>, equal: bool) {
-        let silence = |parts: &mut Vec<Part>, at: Option<usize>| {
-            if let Some(Part::Is(_, text)) = at.and_then(|at| parts.get_mut(at)) {
-                text.clear();
-            }
-        };
-        match (&condition.field, loaded.source) {
-            (ConditionField::Source(_) | ConditionField::Destination(_), _) => {
-                silence(&mut self.parts, self.implied_version.take());
-            }
-            (ConditionField::SourcePort(..) | ConditionField::DestinationPort(..), _) => {
-                silence(&mut self.parts, self.implied_protocol.take());
-            }
-            (ConditionField::Protocol(number), _) if equal => {
-                self.protocol = Some(*number);
-                self.implied_protocol = Some(self.parts.len());
-            }
-            _ => {}
+    fn push(&mut self, condition: Condition, text: String, equal: bool) {
+        if let (ConditionField::Protocol(number), true) = (&condition.field, equal) {
+            self.protocol = Some(*number);
+            self.implied_protocol = Some(self.parts.len());
         }
         self.parts.push(Part::Is(condition, text));
     }
 
+    /// The left side of a comparison; what it implies need not be said.
+    fn left(&mut self, loaded: &Loaded<'_>) -> String {
+        let (version, protocol) = words::implies(loaded, self.version, self.protocol);
+        let implied = [version.then(|| self.implied_version.take()), protocol.then(|| self.implied_protocol.take())];
+        for at in implied.into_iter().flatten().flatten() {
+            if let Some(Part::Is(_, text)) = self.parts.get_mut(at) {
+                text.clear();
+            }
+        }
+        words::left(loaded, self.version, self.protocol)
+    }
+
     fn range(&mut self, from: u32, not: bool, low: &'a [u8], high: &'a [u8]) {
         let loaded = self.loaded(from);
-        let left = words::left(&loaded, self.version, self.protocol);
+        let left = self.left(&loaded);
         let right =
             format!("{}-{}", words::right(&loaded, low, self.version), words::right(&loaded, high, self.version));
         let text = words::relation(&left, !not, &right);
         match words::port_range(&loaded, low, high) {
-            Some(field) => self.push(Condition { field, not }, text, &loaded, !not),
+            Some(field) => self.push(Condition { field, not }, text, !not),
             None => self.decides(text),
         }
     }
@@ -261,7 +259,7 @@ impl<'a> Machine<'a> {
     fn lookup(&mut self, from: u32, name: &str, not: bool, to: Option<u32>) {
         let set = self.context.sets.get(name);
         let keys = self.keys(from, set);
-        let left: Vec<String> = keys.iter().map(|key| words::left(key, self.version, self.protocol)).collect();
+        let left: Vec<String> = keys.iter().map(|key| self.left(key)).collect();
         let left = left.join(" . ");
         match (to, set) {
             (Some(0), Some(set)) => {

@@ -133,7 +133,6 @@ mod tests {
     fn table(chains: &[(&str, Option<u8>, Vec<Entry>)]) -> Table {
         let chains = chains.iter().map(|(name, hook, rules)| Chain {
             name: (*name).into(),
-            handle: 0,
             base: hook.map(|hook| Base { hook: Some(hook), policy: RuleVerdict::Accept, packets: None }),
             rules: rules.clone(),
         });

@@ -1,4 +1,4 @@
-//! Who refused a packet, by the answer that came: ICMP errors (RFC 792, RFC 1812, RFC 4443) and TCP resets.
+//! Who refused a packet, by the ICMP error that came back (RFC 792, RFC 1812, RFC 4443).
 
 use std::net::IpAddr;
 
@@ -14,14 +14,14 @@ use crate::{
     },
 };
 
-/// The answer about one request: by the sightings of an ICMP error, or by the injector's word.
+/// The ICMP error about one request: by its sightings, or by the injector's word.
 pub(in crate::path) fn rejection(
     world: &World<'_>,
     errors: &[(usize, &Sighting)],
     probe: Option<&Probe>,
     sorted: &[Sorted<'_>],
 ) -> Option<Rejection> {
-    let by_injector = probe.and_then(|p| p.answer).filter(|a| matches!(a, Answer::IcmpError { .. } | Answer::Reset));
+    let by_injector = probe.and_then(|p| p.answer).filter(|a| matches!(a, Answer::IcmpError { .. }));
     match (errors.iter().min_by_key(|(_, s)| std::cmp::Reverse(s.packet.ttl)), by_injector) {
         (Some((_, first)), _) => {
             let L4::Icmp { kind, code, id, seq, .. } = first.packet.l4 else { return None };
@@ -36,17 +36,6 @@ pub(in crate::path) fn rejection(
             let too_big = is_too_big(from, (kind, code));
             let mtu = (too_big && mtu != 0).then_some(mtu);
             Some(Rejection { arrived: true, ..of_icmp(world, from, (kind, code), mtu) })
-        }
-        (None, Some(Answer::Reset)) => {
-            let from = world.ends.destination.address;
-            let meaning = "connection refused (TCP reset)".to_owned();
-            Some(Rejection {
-                meaning,
-                icmp_type: None,
-                icmp_code: None,
-                arrived: true,
-                ..of_icmp(world, from, (0, 0), None)
-            })
         }
         _ => None,
     }

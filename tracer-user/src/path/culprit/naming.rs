@@ -27,10 +27,14 @@ pub(in crate::path) struct Suspicion<'a> {
     place: Place,
     direction: Direction,
     suspects: Vec<&'a RuleHit>,
+    /// Of the namespace all rules were read that can have dropped a packet.
+    complete: bool,
+    /// The kernel was seen evaluating the table.
+    located: bool,
 }
 
 impl<'a> Suspicion<'a> {
-    pub(in crate::path) fn of(end: &End<'a>, direction: Direction) -> Option<Self> {
+    pub(in crate::path) fn of(world: &World<'a>, end: &End<'a>, direction: Direction) -> Option<Self> {
         let End::Dropped { node, at, cause } = end else { return None };
         let place = Place {
             node: *node,
@@ -39,7 +43,14 @@ impl<'a> Suspicion<'a> {
             dst: at.packet.dst,
             forwarded: cause.detail.out_interface.is_some(),
         };
-        Some(Self { place, direction, suspects: cause.suspects.clone()? })
+        let netfilter = at.free.as_ref().and_then(|free| free.netfilter.as_ref());
+        Some(Self {
+            place,
+            direction,
+            suspects: cause.suspects.clone()?,
+            complete: world.node(*node).facts.rules_complete.contains(&at.netns),
+            located: netfilter.is_some_and(|seen| seen.table.is_some()),
+        })
     }
 }
 
@@ -62,9 +73,11 @@ pub(in crate::path) fn name(world: &World<'_>, cases: Vec<Case<'_, '_>>) {
         let Some(detail) = dropped.and_then(|hop| hop.detail.drop.as_mut()) else { continue };
         let drops = counts[&suspicion.place];
         let suspects = of_answer(world, suspicion, rejection.as_ref());
-        blame(detail, &culprits(&suspects, drops), drops, &|hit| {
-            rules::cause(hit, |interface| pod_behind(world, suspicion.place.node, hit.netns, interface))
-        });
+        let verdict = judge(suspicion, &suspects, drops);
+        let pod = |hit: &RuleHit, interface: &str| pod_behind(world, suspicion.place.node, hit.netns, interface);
+        let causes: Vec<_> =
+            verdict.rules.iter().map(|hit| rules::cause(hit, |interface| pod(hit, interface))).collect();
+        blame(detail, &verdict, causes);
     }
 }
 
@@ -80,70 +93,76 @@ fn of_answer<'a>(world: &World<'_>, suspicion: &Suspicion<'a>, rejection: Option
     suspicion.suspects.iter().filter(answers).copied().collect()
 }
 
-/// What is left of the suspects.
-struct Culprits<'a> {
+/// What is left of the suspects, and how sure that is.
+struct Verdict<'a> {
     rules: Vec<&'a RuleHit>,
-    /// The kernel's trace of rules shows it.
-    traced: bool,
+    /// It was one of them.
+    sure: bool,
+    basis: Basis,
+    proof: String,
 }
 
-fn culprits<'a>(suspects: &[&'a RuleHit], drops: u64) -> Culprits<'a> {
+/// A packet that a rule dropped met one that it fits, and each drop raised that rule's counter: so one is left, if all
+/// rules were read and only one has risen enough.
+fn judge<'a>(suspicion: &Suspicion<'_>, suspects: &[&'a RuleHit], drops: u64) -> Verdict<'a> {
+    let packets = if drops == 1 { "1 packet".to_owned() } else { format!("{drops} packets") };
     let traced: Vec<_> = suspects.iter().filter(|hit| hit.traced >= drops).copied().collect();
     if !traced.is_empty() {
-        return Culprits { rules: traced, traced: true };
+        let proof = format!("the kernel's own trace shows the rule ending {packets} of {drops}");
+        return Verdict { rules: traced, sure: true, basis: Basis::Observed, proof };
     }
-    let enough: Vec<_> = suspects.iter().filter(|hit| hit.packets >= drops).copied().collect();
+    let enough = |hit: &&&RuleHit| !hit.counted || hit.packets >= drops;
+    let mut rules: Vec<_> = suspects.iter().filter(enough).copied().collect();
     let all: u64 = suspects.iter().map(|hit| hit.packets).sum();
-    let rules = match enough.is_empty() && all >= drops {
-        true => suspects.to_vec(),
-        false => enough,
+    if rules.is_empty() && all >= drops {
+        rules = suspects.to_vec();
+    }
+    let proof = match rules.as_slice() {
+        [] => format!(
+            "which rule is not known: none whose counter rose by {drops} fits the packet (it may have no counter, or \
+             conntrack or a queue dropped it)"
+        ),
+        [only] => one(only, &packets, drops),
+        several => format!("one of {} rules that fit the packet and may have met it", several.len()),
     };
-    Culprits { rules, traced: false }
+    let proof = match suspicion.complete || rules.is_empty() {
+        true => proof,
+        false => format!("{proof}, but not all rules could be read: it may have been another"),
+    };
+    let exact = matches!(rules.as_slice(), [only] if only.counted && only.packets == drops);
+    let observed = suspicion.located && suspicion.complete && exact;
+    let basis = if observed { Basis::Observed } else { Basis::Inferred };
+    // What leaves no trace of having been met may as well not have been: conntrack and queues drop too.
+    let sure = suspicion.complete && !rules.is_empty() && rules.iter().all(|hit| hit.counted);
+    Verdict { sure, rules, basis, proof }
 }
 
-fn blame(
-    detail: &mut DropDetail,
-    culprits: &Culprits<'_>,
-    drops: u64,
-    cause: &dyn Fn(&RuleHit) -> (DropCause, String),
-) {
-    let causes: Vec<_> = culprits.rules.iter().map(|hit| cause(hit)).collect();
-    if let [first, others @ ..] = causes.as_slice()
+fn one(hit: &RuleHit, packets: &str, drops: u64) -> String {
+    if !hit.counted {
+        return "the only rule there that drops and fits the packet, but it has no counter that could prove it"
+            .to_owned();
+    }
+    let what = if hit.rule.is_some() { "rule counter" } else { "the chain policy's counter" };
+    let others = if hit.packets > drops { " (others met it too)" } else { "" };
+    format!("{what} +{} for {packets} dropped here{others}", hit.packets)
+}
+
+fn blame(detail: &mut DropDetail, verdict: &Verdict<'_>, causes: Vec<(DropCause, String)>) {
+    let Verdict { rules, sure, basis, proof } = verdict;
+    if let ([first, others @ ..], true) = (causes.as_slice(), sure)
         && others.iter().all(|other| other == first)
     {
         (detail.cause, detail.why) = first.clone();
     }
-    let proof = match culprits.rules.as_slice() {
-        [] => format!(
-            "which rule is not known: none whose counter rose by {drops} fits the packet; it may have no counter, or \
-             conntrack or a queue dropped it"
-        ),
-        [only] => {
-            detail.hook = only.hook.and_then(rules::hook_name).or(detail.hook);
-            one(only, culprits.traced, drops)
-        }
-        several => format!("one of {} rules that fit the packet and whose counters rose", several.len()),
-    };
-    if let ([_], false) = (culprits.rules.as_slice(), culprits.traced) {
+    if let ([only], true) = (rules.as_slice(), sure) {
+        detail.hook = only.hook.and_then(rules::hook_name).or(detail.hook);
+        detail.basis = *basis;
+        detail.rule_known = true;
+    } else if !rules.is_empty() {
         detail.basis = Basis::Inferred;
-    } else if culprits.rules.len() > 1 {
-        detail.basis = Basis::Inferred;
-    } else if culprits.traced {
-        detail.basis = Basis::Observed;
     }
-    detail.proof.insert(0, proof);
-    detail.rules = culprits.rules.iter().map(|hit| shown(hit)).collect();
-}
-
-fn one(hit: &RuleHit, traced: bool, drops: u64) -> String {
-    let probes = if drops == 1 { "1 packet".to_owned() } else { format!("{drops} packets") };
-    if traced {
-        return format!("the kernel's own trace shows it ending {} of {probes}", hit.traced.min(drops));
-    }
-    let what = if hit.rule.is_some() { "rule counter" } else { "the chain policy's counter" };
-    let others = if hit.packets > drops { " (others met it too)" } else { "" };
-    let conditions = if hit.understood { "" } else { ", its further conditions not checked" };
-    format!("{what} +{} for {probes} dropped here{others}{conditions}", hit.packets)
+    detail.proof.insert(0, proof.clone());
+    detail.rules = rules.iter().map(|hit| shown(hit)).collect();
 }
 
 fn pod_behind(world: &World<'_>, node: usize, netns: u32, interface: &str) -> Option<String> {
@@ -165,6 +184,7 @@ fn shown(hit: &RuleHit) -> CulpritRule {
         verdict,
         conditions: _,
         understood,
+        counted,
         packets,
         traced,
     } = hit;
@@ -190,7 +210,7 @@ fn shown(hit: &RuleHit) -> CulpritRule {
         text,
         comment,
         rejects_with,
-        packets: *packets,
+        packets: counted.then_some(*packets),
         traced: *traced,
         understood: *understood,
     }

@@ -87,7 +87,8 @@ pub(super) fn suspects<'a>(scene: &Scene<'_, 'a>, seen: Option<&Netfilter>) -> V
     let rules = scene.world.node(scene.node).facts.rules.iter();
     let ends = |hit: &RuleHit| matches!(hit.verdict, RuleVerdict::Drop | RuleVerdict::Reject(_));
     rules
-        .filter(|hit| hit.netns == scene.place().netns && ends(hit) && (hit.packets > 0 || hit.traced > 0))
+        .filter(|hit| hit.netns == scene.place().netns && ends(hit))
+        .filter(|hit| hit.packets > 0 || hit.traced > 0 || !hit.counted)
         .filter(|hit| of_family(scene, hit, seen))
         .filter(|hit| hooks.is_empty() || hit.hook.is_none_or(|hook| hooks.contains(&hook)))
         .filter(|hit| seen.is_none_or(|seen| seen_there(hit, seen)))

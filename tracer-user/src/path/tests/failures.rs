@@ -14,7 +14,7 @@ fn last(hops: &[Hop]) -> &Hop {
     hops.last().expect("hops")
 }
 
-fn to_the_wire(w: &mut Walk) -> &mut Walk {
+pub(super) fn to_the_wire(w: &mut Walk) -> &mut Walk {
     w.request(1).sent((0, 1, ETH0)).received((0, 0, veth(1))).routed((0, 0, ENS5))
 }
 
@@ -32,7 +32,7 @@ fn blackhole() {
     assert_eq!((e.outcome, e.failed_direction), (Outcome::Dropped, Some(Direction::Request)));
     let hop = last(&e.request.hops);
     let drop = hop.detail.drop.clone().expect("a drop");
-    assert_eq!((hop.node.as_str(), drop.why.as_str(), hop.basis), ("node1", "no route", Basis::Observed));
+    assert_eq!((hop.node.as_str(), drop.why.as_str(), hop.basis), ("node1", "blackhole route", Basis::Observed));
     assert_eq!(hop.detail.route.as_deref(), Some("route to 100.64.1.99"));
     assert_eq!(joined.routers, [host(0)]);
 }
@@ -62,7 +62,8 @@ fn netfilter_without_reasons_is_inferred_from_the_function() {
     let e = &w.check().exchanges[0];
     let hop = last(&e.request.hops);
     let drop = hop.detail.drop.clone().expect("a drop");
-    assert_eq!((drop.why.as_str(), hop.basis, drop.reason), ("netfilter rule", Basis::Inferred, None));
+    assert_eq!((drop.why.as_str(), drop.basis, drop.reason), ("netfilter rule", Basis::Inferred, None));
+    assert_eq!(hop.basis, Basis::Observed, "that it was dropped");
 }
 
 #[test]
@@ -153,7 +154,8 @@ fn rejected_by_an_icmp_error() {
     w.queue((0, 0, veth(1)));
     let e = &w.check().exchanges[0];
     assert_eq!((e.outcome, e.failed_direction), (Outcome::Rejected, Some(Direction::Request)));
-    assert!(e.notes[0].contains("172.20.0.99") && e.notes[0].contains("unreachable"), "{:?}", e.notes);
+    let rejection = e.rejection.as_ref().expect("an answer");
+    assert_eq!((rejection.from, rejection.meaning.as_str()), (ip("172.20.0.99"), "host unreachable"));
 }
 
 #[test]

@@ -69,6 +69,7 @@ fn rule(w: &Walk, chain: &str, out: &str, packets: u64) -> RuleHit {
         verdict: RuleVerdict::Masquerade,
         conditions: vec![Condition { field: ConditionField::OutInterface(out.to_owned()), not: false }],
         understood: true,
+        counted: packets > 0,
         packets,
         traced: 0,
     }

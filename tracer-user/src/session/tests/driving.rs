@@ -1,6 +1,6 @@
 //! The CLI's side.
 
-use std::{ffi::OsString, future::pending, sync::Arc, time::Duration};
+use std::{ffi::OsString, future::pending, net::IpAddr, sync::Arc, time::Duration};
 
 use futures::FutureExt;
 use tokio::time::{Instant, timeout};
@@ -8,7 +8,8 @@ use tokio::time::{Instant, timeout};
 use super::stand_in::{FakeNode, Peer, facts, ping_request, record, request};
 use crate::path::Probe;
 use crate::session::{
-    Connection, Counters, DriveError, Driven, PROTOCOL, Plan, Progress, Request, Version, drive, wire::Message,
+    Connection, Counters, DriveError, Driven, PROTOCOL, Ping, Plan, ProbeKind, Progress, Request, Version, drive,
+    wire::Message,
 };
 
 const PLAN: Plan =
@@ -138,6 +139,34 @@ async fn an_incompatible_agent_is_to_be_upgraded() {
       upgrade podpath-agent
     ");
         }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_too_old_for_what_is_asked_is_to_be_upgraded() {
+    let old = Version { major: 1, minor: 0 };
+    let asked = async |change: &dyn Fn(&mut Ping, &mut bool)| {
+        let (connection, mut peer) = Peer::connected("a");
+        let Request { ping, mut trace_rules, .. } = ping_request(60);
+        let mut ping = ping.expect("it has one");
+        change(&mut ping, &mut trace_rules);
+        let request = Request { ping: Some(ping), trace_rules, ..request(60) };
+        let driving = tokio::spawn(driven(vec![(connection, request)]));
+        peer.hello(old).await;
+        driving.await.unwrap().unwrap_err().to_string()
+    };
+    let goes_on = asked(&|_, _| {}).await;
+    assert!(goes_on.contains("before it was armed: session: nothing heard"), "{goes_on}");
+    insta::assert_snapshot!(asked(&|ping, _| ping.kind = ProbeKind::Tcp { dst_port: 80 }).await, @r"
+    node a: session ended before hello: protocol: podpath-agent speaks version 1.0, which has no TCP probes
+      upgrade podpath-agent there
+    ");
+    for (error, lacks) in [
+        (asked(&|ping, _| ping.kind = ProbeKind::Udp { dst_port: 80 }).await, "no UDP probes"),
+        (asked(&|ping, _| ping.src = IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, 1])).await, "no IPv6 probes"),
+        (asked(&|_, trace_rules| *trace_rules = true).await, "no tracing of rules"),
+    ] {
+        assert!(error.contains(lacks), "{error}");
     }
 }
 

@@ -3,6 +3,7 @@
 //! A process that is killed leaves its rules behind, in namespaces of the lab only: `down` removes them. A delay's
 //! rules then pass packets on at once (`--queue-bypass`), for the queue dies with the process.
 
+use std::fs;
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
@@ -18,6 +19,7 @@ use super::tool::run;
 use super::{LabInfo, netns};
 
 mod delay;
+mod fault;
 mod queue;
 
 use delay::Delayer;
@@ -60,11 +62,108 @@ pub enum Plant {
         /// Which packets.
         icmp: Echo,
     },
-    /// A network policy that lets nothing new reach the pod.
+    /// A network policy that lets nothing new reach the pod, or leave it.
     PolicyDrop {
         /// The pod's name.
         pod: String,
+        /// Ingress or egress.
+        #[serde(default = "Way::to")]
+        way: Way,
     },
+    /// An iptables rule.
+    Rule {
+        /// A node or pod.
+        at: String,
+        /// Which iptables.
+        #[serde(default)]
+        tool: Iptables,
+        /// Its arguments, beginning with `-t TABLE`, if not `filter`, and `-I CHAIN [NUMBER]` or `-A CHAIN`; words in
+        /// double quotes are one.
+        rule: String,
+    },
+    /// The default policy of an iptables base chain of table `filter` is DROP.
+    ChainPolicy {
+        /// A node or pod.
+        at: String,
+        /// `FORWARD`, `INPUT` or `OUTPUT`.
+        chain: String,
+    },
+    /// An nftables table of its own.
+    NftTable {
+        /// A node or pod.
+        at: String,
+        /// `ip podpath-x`.
+        table: String,
+        /// What stands between its braces.
+        content: String,
+    },
+    /// A route more.
+    Route {
+        /// A node or pod.
+        at: String,
+        /// As `ip route add` takes it.
+        route: String,
+    },
+    /// A route less.
+    NoRoute {
+        /// A node or pod.
+        at: String,
+        /// The prefix of a route of table main.
+        route: String,
+    },
+    /// A setting of another value.
+    Sysctl {
+        /// A node or pod.
+        at: String,
+        /// Below `net`, as `sysctl` names it: `net.ipv4.ip_forward`.
+        name: String,
+        /// The value.
+        value: String,
+    },
+    /// An interface that is administratively down.
+    LinkDown {
+        /// A node or pod.
+        at: String,
+        /// Its name.
+        interface: String,
+    },
+    /// An interface with a smaller MTU.
+    Mtu {
+        /// A node or pod.
+        at: String,
+        /// Its name.
+        interface: String,
+        /// Bytes.
+        mtu: u32,
+    },
+    /// A pod answers no ARP request for its address, and its node has forgotten the last answer.
+    Unresolved {
+        /// The pod's name.
+        pod: String,
+    },
+}
+
+/// Which iptables writes a rule.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Iptables {
+    /// For IPv4, in nftables.
+    #[default]
+    Nft,
+    /// For IPv4, in the tables of its own.
+    Legacy,
+    /// For IPv6, in nftables.
+    Nft6,
+}
+
+impl Iptables {
+    fn tool(self) -> &'static str {
+        match self {
+            Iptables::Nft => "iptables-nft",
+            Iptables::Legacy => "iptables-legacy",
+            Iptables::Nft6 => "ip6tables-nft",
+        }
+    }
 }
 
 /// Direction of a delay between the first node and the second.
@@ -90,6 +189,12 @@ pub enum Way {
     From,
 }
 
+impl Way {
+    fn to() -> Way {
+        Way::To
+    }
+}
+
 /// Type of an ICMP message, named as nftables names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -111,7 +216,16 @@ impl Plant {
             Plant::NodeDelay { node, ms, to } => planted.node_delay(lab, node, *ms, *to),
             Plant::WireDelay { between, ms, direction } => planted.wire_delay(lab, between, *ms, *direction),
             Plant::WireDrop { node, way, icmp } => planted.wire_drop(lab, node, *way, *icmp),
-            Plant::PolicyDrop { pod } => planted.policy_drop(lab, pod),
+            Plant::PolicyDrop { pod, way } => planted.policy_drop(lab, pod, *way),
+            Plant::Rule { at, tool, rule } => planted.rule(place(lab, at)?, tool.tool(), quoted(rule)),
+            Plant::ChainPolicy { at, chain } => planted.chain_policy(place(lab, at)?, chain),
+            Plant::NftTable { at, table, content } => planted.nft_table(place(lab, at)?, table, content),
+            Plant::Route { at, route } => planted.route(place(lab, at)?, route),
+            Plant::NoRoute { at, route } => planted.no_route(place(lab, at)?, route),
+            Plant::Sysctl { at, name, value } => planted.sysctl(place(lab, at)?, name, value),
+            Plant::LinkDown { at, interface } => planted.link_down(place(lab, at)?, interface),
+            Plant::Mtu { at, interface, mtu } => planted.mtu(place(lab, at)?, interface, *mtu),
+            Plant::Unresolved { pod } => planted.unresolved(lab, pod),
         };
         done.with_context(|| format!("planting {self:?} in lab {}", lab.name))?;
         Ok(planted)
@@ -134,6 +248,12 @@ enum Undo {
         namespace: String,
         tool: &'static str,
         arguments: Vec<String>,
+    },
+    /// The value that a setting had.
+    Sysctl {
+        namespace: String,
+        path: String,
+        value: String,
     },
     /// Bridged packets pass iptables no more, unless another delay on this wire still needs it.
     BridgeNetfilter {
@@ -177,7 +297,7 @@ impl Planted {
             let mut rule = words("-t mangle -I FORWARD");
             rule.extend(matched);
             rule.extend(words(&target));
-            self.rule(namespace, rule)?;
+            self.rule(namespace, "iptables-nft", rule)?;
         }
         Ok(())
     }
@@ -206,24 +326,28 @@ impl Planted {
         Ok(())
     }
 
-    fn policy_drop(&mut self, lab: &LabInfo, pod: &str) -> Result<()> {
+    fn policy_drop(&mut self, lab: &LabInfo, pod: &str, way: Way) -> Result<()> {
         let pod = lab.pod(pod)?;
+        let chain = match way {
+            Way::To => "cali-tw",
+            Way::From => "cali-fw",
+        };
         // After established connections, invalid packets, and the reset of the mark; before the profiles.
-        let mut rule = words(&format!("-I cali-tw-{} 4 -m comment --comment", pod.host_interface));
+        let mut rule = words(&format!("-I {chain}-{} 4 -m comment --comment", pod.host_interface));
         rule.push(END_OF_TIER.to_owned());
         rule.extend(words("-m mark --mark 0x0/0x20000 -j DROP"));
-        self.rule(&lab.node(&pod.node)?.namespace, rule)
+        self.rule(&lab.node(&pod.node)?.namespace, "iptables-nft", rule)
     }
 
     /// Insert an iptables rule (`-I CHAIN [NUMBER] ...`), and remember how to delete it.
-    fn rule(&mut self, namespace: &str, insert: Vec<String>) -> Result<()> {
-        netns::inside(namespace, || run("iptables-nft", &borrow(&insert), ""))?;
-        self.undo.push(Undo::Run {
-            namespace: namespace.to_owned(),
-            tool: "iptables-nft",
-            arguments: deletion(&insert),
-        });
+    fn rule(&mut self, namespace: &str, tool: &'static str, insert: Vec<String>) -> Result<()> {
+        netns::inside(namespace, || run(tool, &borrow(&insert), ""))?;
+        self.undo_by(namespace, tool, deletion(&insert));
         Ok(())
+    }
+
+    fn undo_by(&mut self, namespace: &str, tool: &'static str, arguments: Vec<String>) {
+        self.undo.push(Undo::Run { namespace: namespace.to_owned(), tool, arguments });
     }
 
     /// Take the fault out, and hear when that fails.
@@ -254,7 +378,7 @@ impl Drop for Planted {
 
 impl Undo {
     fn run(&self) -> Result<()> {
-        let (Undo::Run { namespace, .. } | Undo::BridgeNetfilter { namespace }) = self;
+        let (Undo::Run { namespace, .. } | Undo::Sysctl { namespace, .. } | Undo::BridgeNetfilter { namespace }) = self;
         if !netns::is_mounted(namespace) {
             // The lab went first, and took its rules along.
             return Ok(());
@@ -262,6 +386,9 @@ impl Undo {
         match self {
             Undo::Run { namespace, tool, arguments } => {
                 netns::inside(namespace, || run(tool, &borrow(arguments), "")).map(drop)
+            }
+            Undo::Sysctl { namespace, path, value } => {
+                netns::inside(namespace, || fs::write(path, value).with_context(|| format!("writing {path}")))
             }
             Undo::BridgeNetfilter { namespace } => {
                 let rules = netns::inside(namespace, || run("iptables-nft", &["-t", "mangle", "-S", "FORWARD"], ""))?;
@@ -300,13 +427,31 @@ fn next_number() -> u16 {
 /// The arguments that delete what `insert` inserted: the same without the rule number.
 fn deletion(insert: &[String]) -> Vec<String> {
     let mut delete = insert.to_vec();
-    if let Some(verb) = delete.iter().position(|word| word == "-I") {
+    if let Some(verb) = delete.iter().position(|word| word == "-I" || word == "-A") {
         delete[verb] = "-D".to_owned();
         if delete.get(verb + 2).is_some_and(|word| word.parse::<u32>().is_ok()) {
             delete.remove(verb + 2);
         }
     }
     delete
+}
+
+/// The namespace of a node or pod.
+fn place<'a>(lab: &'a LabInfo, name: &str) -> Result<&'a str> {
+    match lab.pod(name) {
+        Ok(pod) => Ok(&pod.namespace),
+        Err(_) => Ok(&lab.node(name)?.namespace),
+    }
+}
+
+/// Words at blanks; a part in double quotes is one.
+fn quoted(text: &str) -> Vec<String> {
+    let parts = text.split('"').enumerate();
+    let words = parts.flat_map(|(index, part)| match index % 2 {
+        0 => part.split_whitespace().map(str::to_owned).collect(),
+        _ => vec![part.to_owned()],
+    });
+    words.collect()
 }
 
 fn words(text: &str) -> Vec<String> {
@@ -318,46 +463,4 @@ fn borrow(words: &[String]) -> Vec<&str> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[derive(Deserialize)]
-    struct File {
-        fault: Vec<Plant>,
-    }
-
-    #[test]
-    fn plants_are_data() {
-        let text = r#"
-            fault = [
-                { plant = "node-delay", node = "node1", ms = 5 },
-                { plant = "node-delay", node = "node1", ms = 5, to = "100.115.37.81" },
-                { plant = "wire-delay", between = ["node1", "node2"], ms = 5, direction = "there" },
-                { plant = "wire-drop", node = "node1", way = "to", icmp = "echo-request" },
-                { plant = "policy-drop", pod = "bb1" },
-            ]
-        "#;
-        let file: File = toml::from_str(text).unwrap();
-        assert_eq!(file.fault.len(), 5);
-        assert_eq!(file.fault[0], Plant::NodeDelay { node: "node1".to_owned(), ms: 5, to: None });
-        assert_eq!(file.fault[3], Plant::WireDrop { node: "node1".to_owned(), way: Way::To, icmp: Echo::EchoRequest });
-    }
-
-    #[test]
-    fn a_plant_with_an_unknown_field_is_refused() {
-        let text = r#"fault = [{ plant = "policy-drop", pod = "bb1", ms = 5 }]"#;
-        let error = toml::from_str::<File>(text).err().unwrap().to_string();
-        assert!(error.contains("ms"), "{error}");
-    }
-
-    #[test]
-    fn a_rule_is_deleted_by_what_it_says() {
-        assert_eq!(deletion(&words("-I chain 4 -j DROP")), words("-D chain -j DROP"));
-        assert_eq!(deletion(&words("-t mangle -I FORWARD -j DROP")), words("-t mangle -D FORWARD -j DROP"));
-    }
-
-    #[test]
-    fn numbers_differ() {
-        assert_ne!(next_number(), next_number());
-    }
-}
+mod tests;

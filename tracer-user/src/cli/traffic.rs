@@ -1,0 +1,119 @@
+//! What is traced: pings, TCP or UDP to a port.
+
+use std::net::IpAddr;
+
+use crate::session::ProbeKind;
+
+/// What the probes are, or in passive mode what is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Traffic {
+    /// Echo requests and replies.
+    Echo,
+    /// TCP to this port.
+    Tcp(u16),
+    /// UDP to this port.
+    Udp(u16),
+}
+
+impl Traffic {
+    /// The probes; echoes have this identifier.
+    pub(super) fn probes(self, id: u16) -> ProbeKind {
+        match self {
+            Self::Echo => ProbeKind::Echo { id },
+            Self::Tcp(dst_port) => ProbeKind::Tcp { dst_port },
+            Self::Udp(dst_port) => ProbeKind::Udp { dst_port },
+        }
+    }
+
+    /// Port of the destination.
+    pub(super) fn port(self) -> Option<u16> {
+        match self {
+            Self::Echo => None,
+            Self::Tcp(port) | Self::Udp(port) => Some(port),
+        }
+    }
+
+    /// Probes with `size` bytes of payload, in words: `icmp echo 84 B`. Lengths are those of the IP packets.
+    pub(super) fn sent(self, source: IpAddr, size: u16) -> String {
+        /// A SYN with its options.
+        const SYN: u32 = 40;
+        /// The header of ICMP, or UDP.
+        const HEADER: u32 = 8;
+        let ip = if source.is_ipv4() { 20 } else { 40 };
+        let size = ip + HEADER + u32::from(size);
+        match self {
+            Self::Echo => format!("{} echo {size} B", icmp(source)),
+            Self::Tcp(port) => format!("tcp syn to port {port}, {} B", ip + SYN),
+            Self::Udp(port) => format!("udp to port {port}, {size} B"),
+        }
+    }
+
+    /// The same for what others send.
+    pub(super) fn watched(self, source: IpAddr) -> String {
+        match self {
+            Self::Echo => format!("{} echo, passive", icmp(source)),
+            Self::Tcp(port) => format!("tcp to port {port}, passive"),
+            Self::Udp(port) => format!("udp to port {port}, passive"),
+        }
+    }
+
+    /// What a passive trace waits for.
+    pub(super) fn awaited(self) -> String {
+        match self {
+            Self::Echo => "pings".to_owned(),
+            Self::Tcp(port) => format!("tcp to port {port}"),
+            Self::Udp(port) => format!("udp to port {port}"),
+        }
+    }
+}
+
+fn icmp(source: IpAddr) -> &'static str {
+    if source.is_ipv4() { "icmp" } else { "icmpv6" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn probes_are_named_with_their_length_on_the_wire() {
+        let four = IpAddr::from([10, 0, 0, 1]);
+        let six = IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, 1]);
+        let all = [Traffic::Echo, Traffic::Tcp(80), Traffic::Udp(53)];
+        let told = all.map(|traffic| [four, six].map(|source| (traffic.sent(source, 56), traffic.watched(source))));
+        insta::assert_debug_snapshot!(told, @r#"
+        [
+            [
+                (
+                    "icmp echo 84 B",
+                    "icmp echo, passive",
+                ),
+                (
+                    "icmpv6 echo 104 B",
+                    "icmpv6 echo, passive",
+                ),
+            ],
+            [
+                (
+                    "tcp syn to port 80, 60 B",
+                    "tcp to port 80, passive",
+                ),
+                (
+                    "tcp syn to port 80, 80 B",
+                    "tcp to port 80, passive",
+                ),
+            ],
+            [
+                (
+                    "udp to port 53, 84 B",
+                    "udp to port 53, passive",
+                ),
+                (
+                    "udp to port 53, 104 B",
+                    "udp to port 53, passive",
+                ),
+            ],
+        ]
+        "#);
+    }
+}

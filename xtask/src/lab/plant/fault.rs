@@ -1,0 +1,89 @@
+//! Faults of a node's or pod's own: rules, routes, settings, links. Each step is undone by what it was before.
+
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+
+use super::{Planted, Undo, netns, quoted, run, words};
+use crate::lab::LabInfo;
+
+impl Planted {
+    pub(super) fn chain_policy(&mut self, namespace: &str, chain: &str) -> Result<()> {
+        netns::inside(namespace, || run("iptables-nft", &["-P", chain, "DROP"], ""))?;
+        self.undo_by(namespace, "iptables-nft", words(&format!("-P {chain} ACCEPT")));
+        Ok(())
+    }
+
+    pub(super) fn nft_table(&mut self, namespace: &str, table: &str, content: &str) -> Result<()> {
+        netns::inside(namespace, || {
+            let tables = run("nft", &["list", "tables"], "")?;
+            ensure!(!tables.lines().any(|line| line == format!("table {table}")), "there is a table {table} already");
+            run("nft", &["-f", "-"], &format!("table {table} {{\n{content}\n}}\n"))
+        })?;
+        self.undo_by(namespace, "nft", words(&format!("delete table {table}")));
+        Ok(())
+    }
+
+    pub(super) fn route(&mut self, namespace: &str, route: &str) -> Result<()> {
+        self.ip(namespace, &format!("route add {route}"), Some(&format!("route del {route}")))
+    }
+
+    pub(super) fn no_route(&mut self, namespace: &str, prefix: &str) -> Result<()> {
+        let found = netns::inside(namespace, || run("ip", &["route", "show", "exact", prefix], ""))?;
+        let route = found.lines().next().with_context(|| format!("no route {prefix}"))?.trim();
+        self.ip(namespace, &format!("route del {route}"), Some(&format!("route add {route}")))
+    }
+
+    pub(super) fn sysctl(&mut self, namespace: &str, name: &str, value: &str) -> Result<()> {
+        ensure!(name.starts_with("net."), "{name} is not of a network namespace");
+        let path = format!("/proc/sys/{}", name.replace('.', "/"));
+        let before = netns::inside(namespace, || {
+            let before = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
+            fs::write(&path, value).with_context(|| format!("writing {path}"))?;
+            Ok(before)
+        })?;
+        self.undo.push(Undo::Sysctl { namespace: namespace.to_owned(), path, value: before.trim().to_owned() });
+        Ok(())
+    }
+
+    /// The kernel forgets the routes by an interface that goes down.
+    pub(super) fn link_down(&mut self, namespace: &str, interface: &str) -> Result<()> {
+        let listed = netns::inside(namespace, || run("ip", &["-o", "route", "show", "dev", interface], ""))?;
+        // Undone in reverse: those without a gateway, which lead to the gateways, come last.
+        let mut routes: Vec<&str> =
+            listed.lines().map(str::trim).filter(|route| !route.contains("proto kernel")).collect();
+        routes.sort_by_key(|route| !route.contains(" via "));
+        for route in routes {
+            let route = route.replace(" linkdown", "");
+            self.undo_by(namespace, "ip", words(&format!("route replace {route} dev {interface}")));
+        }
+        let up = format!("link set {interface} up");
+        self.ip(namespace, &format!("link set {interface} down"), Some(&up))
+    }
+
+    pub(super) fn mtu(&mut self, namespace: &str, interface: &str, mtu: u32) -> Result<()> {
+        let show = ["-o", "link", "show", "dev", interface];
+        let listed = netns::inside(namespace, || run("ip", &show, ""))?;
+        let before = listed.split_once(" mtu ").and_then(|(_, rest)| rest.split(' ').next());
+        let before = before.with_context(|| format!("no MTU of {interface} in `{listed}`"))?.to_owned();
+        let back = format!("link set {interface} mtu {before}");
+        self.ip(namespace, &format!("link set {interface} mtu {mtu}"), Some(&back))
+    }
+
+    pub(super) fn unresolved(&mut self, lab: &LabInfo, pod: &str) -> Result<()> {
+        let pod = lab.pod(pod)?;
+        // 8: answer for no address (Documentation/networking/ip-sysctl.rst).
+        self.sysctl(&pod.namespace, "net.ipv4.conf.eth0.arp_ignore", "8")?;
+        let node = &lab.node(&pod.node)?.namespace;
+        self.ip(node, &format!("neigh flush dev {}", pod.host_interface), None)
+    }
+
+    /// Run `ip` with `arguments`, and remember `undo`.
+    fn ip(&mut self, namespace: &str, arguments: &str, undo: Option<&str>) -> Result<()> {
+        netns::inside(namespace, || run("ip", &super::borrow(&quoted(arguments)), ""))?;
+        if let Some(undo) = undo {
+            self.undo_by(namespace, "ip", words(undo));
+        }
+        Ok(())
+    }
+}
