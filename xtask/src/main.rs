@@ -51,6 +51,17 @@ enum Task {
     #[command(hide = true)]
     VmServe { port: String },
 
+    /// In a VM: bring up one node of a profile with the VM's network card
+    #[command(hide = true)]
+    VmNode { name: String, profile: String, number: usize },
+
+    /// In a VM: tell the time whenever asked; or make the clock run fast, by millionths
+    #[command(hide = true)]
+    VmClock {
+        #[arg(long)]
+        drift: Option<i32>,
+    },
+
     /// Run a command in a VM, with our own input and output
     #[command(hide = true)]
     VmPipe {
@@ -124,6 +135,9 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Demo => return demo::run(),
         Task::Vm(options) => return vm::run(&options),
         Task::VmServe { port } => vm::serve(&port)?,
+        Task::VmNode { name, profile, number } => vm::node(&name, &profile, number)?,
+        Task::VmClock { drift: Some(millionths) } => vm::drift(millionths)?,
+        Task::VmClock { drift: None } => vm::answer()?,
         Task::VmPipe { socket, words } => {
             return Ok(ExitCode::from(u8::try_from(vm::pipe(&socket, &words)?).unwrap_or(1)));
         }

@@ -83,7 +83,7 @@ impl Bench {
         loop {
             let folder = self.place(&format!("{name}.{failed_boots}"));
             let machine = Machine::start(&self.assets, kernel, &self.work(), &folder, card)?;
-            let vm = Vm { machine: RefCell::new(machine), name: name.to_owned(), failed_boots };
+            let vm = Vm { machine: RefCell::new(machine), name: name.to_owned() };
             let start = Instant::now();
             match vm.run(0, &self.shell("true")?, BOOT_LIMIT, |_| Ok(())) {
                 Ok(0) => {
@@ -109,7 +109,6 @@ impl Bench {
 pub(super) struct Vm {
     machine: RefCell<Machine>,
     name: String,
-    pub(super) failed_boots: u32,
 }
 
 impl Vm {

@@ -12,18 +12,22 @@ use clap::Args;
 mod assets;
 mod bench;
 mod client;
+mod clock;
 mod frame;
 mod initramfs;
 mod kernel;
 mod machine;
 mod matrix;
+mod pair;
 mod payload;
 mod serve;
 mod suite;
 mod tree;
 
 pub use client::pipe;
+pub use clock::{answer, drift};
 pub use kernel::Wanted;
+pub use pair::node;
 pub use serve::serve;
 
 use bench::Bench;
@@ -46,6 +50,9 @@ const TEST_SCENARIOS: &[&str] = &[
     "b-vxlan-cross-node",
     "e-vxlan-cross-node",
 ];
+/// What is tested where nothing else is asked for, and in pairs.
+const ALL_KERNELS: &[&str] = &["5.10", "6.1", "6.12", "7.x"];
+const PAIR_KERNELS: &[&str] = &["6.1", "6.12"];
 /// What one VM of `cargo xtask test` may take.
 const TEST_LIMIT: Duration = Duration::from_secs(8 * 60);
 
@@ -53,20 +60,25 @@ const TEST_LIMIT: Duration = Duration::from_secs(8 * 60);
 #[derive(Debug, Clone, Args)]
 pub struct Options {
     /// Which kernels: 5.10, 6.12.107, 7.x (the newest 7); several separated by commas
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "5.10,6.1,6.12,7.x")]
+    ///
+    /// [default: 5.10,6.1,6.12,7.x; with --nodes 2: 6.1,6.12]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub kernel: Vec<Wanted>,
+    /// 2: two VMs, each with a kernel and a clock of its own, are the nodes of a lab
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=2))]
+    pub nodes: u8,
     /// Run only this scenario (a file in scenarios/ without .toml); may be repeated
     ///
     /// Without it, all scenarios and the tests of the kernel programs.
     #[arg(long, value_name = "NAME")]
     pub scenario: Vec<String>,
     /// Run everything on all kernels, and write docs/KERNELS.md from what came of it
-    #[arg(long, conflicts_with_all = ["scenario", "run"])]
+    #[arg(long, conflicts_with_all = ["scenario", "run", "nodes"])]
     pub matrix: bool,
     /// Instead of tests, run this shell command as root; the exit code is the first that is not 0
     ///
     /// podpath, podpath-agent, xtask and the tests are at the same paths as here, the first three in the PATH.
-    #[arg(long, value_name = "COMMAND", conflicts_with = "scenario")]
+    #[arg(long, value_name = "COMMAND", conflicts_with_all = ["scenario", "nodes"])]
     pub run: Option<String>,
     /// Take this file or folder along, to the same path as here; may be repeated
     #[arg(long, value_name = "PATH")]
@@ -81,15 +93,28 @@ pub struct Options {
 /// # Errors
 /// What VMs need cannot be had, or a VM could not be brought up.
 pub fn run(options: &Options) -> Result<ExitCode> {
-    let Options { kernel, scenario, matrix, run, add, limit } = options;
+    let Options { kernel, nodes, scenario, matrix, run, add, limit } = options;
+    let pair = *nodes == 2;
     check_names(scenario)?;
-    let bench = Bench::new(kernel, add)?;
+    let kernels = match kernel.as_slice() {
+        [] if pair => wanted(PAIR_KERNELS)?,
+        [] => wanted(ALL_KERNELS)?,
+        given => given.to_vec(),
+    };
+    ensure!(!pair || kernels.len() == 2, "two VMs have two kernels\nway out: --kernel 6.1,6.12");
+    let bench = Bench::new(&kernels, add)?;
     let limit = Duration::from_secs(*limit);
     if let Some(command) = run {
         return run_command(&bench, command, limit);
     }
+    if pair {
+        let all = pair::SCENARIOS.iter().map(|name| (*name).to_owned());
+        let names = if scenario.is_empty() { all.collect() } else { scenario.clone() };
+        let ended_well = run_pair(&bench, &names).1;
+        return Ok(if ended_well { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    }
     let suite = Suite { kernel: scenario.is_empty(), scenarios: scenario.clone(), limit };
-    let ended_well = if *matrix { matrix::write(&bench, &suite)? } else { run_suite(&bench, &suite)? };
+    let ended_well = if *matrix { matrix::write(&bench, &suite)? } else { run_suite(&bench, &suite)?.1 };
     Ok(if ended_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -98,13 +123,29 @@ pub fn run(options: &Options) -> Result<ExitCode> {
 ///
 /// # Errors
 /// As [`run`].
-pub fn test(is_skipped: &dyn Fn(&str) -> bool) -> Result<bool> {
-    let kernels = TEST_KERNELS.iter().map(|text| text.parse()).collect::<Result<Vec<Wanted>>>()?;
-    let scenarios: Vec<String> =
-        TEST_SCENARIOS.iter().filter(|name| !is_skipped(name)).map(|name| (*name).to_owned()).collect();
+pub(crate) fn test(is_skipped: &dyn Fn(&str) -> bool) -> Result<(Totals, bool)> {
+    let not_skipped = |names: &[&str]| -> Vec<String> {
+        names.iter().filter(|name| !is_skipped(name)).map(|name| (*name).to_owned()).collect()
+    };
+    let (scenarios, of_pair) = (not_skipped(TEST_SCENARIOS), not_skipped(pair::SCENARIOS));
     check_names(&scenarios)?;
-    let bench = Bench::new(&kernels, &[])?;
-    run_suite(&bench, &Suite { kernel: true, scenarios, limit: TEST_LIMIT })
+    let bench = Bench::new(&wanted(TEST_KERNELS)?, &[])?;
+    let (mut totals, well) = run_suite(&bench, &Suite { kernel: true, scenarios, limit: TEST_LIMIT })?;
+    let (more, also_well) = run_pair(&bench, &of_pair);
+    totals.sum(more);
+    Ok((totals, well && also_well))
+}
+
+fn wanted(kernels: &[&str]) -> Result<Vec<Wanted>> {
+    kernels.iter().map(|text| text.parse()).collect()
+}
+
+/// Runs scenarios on two VMs with the first two kernels.
+fn run_pair(bench: &Bench, scenarios: &[String]) -> (Totals, bool) {
+    let [first, second, ..] = bench.assets.kernels.as_slice() else { return (Totals::default(), false) };
+    let prefix = format!("{}+{}/", first.wanted, second.wanted);
+    let report = pair::run(bench, [first, second], scenarios, &prefix);
+    (report.totals(&prefix), report.ended_well())
 }
 
 fn check_names(wanted: &[String]) -> Result<()> {
@@ -134,11 +175,14 @@ fn run_command(bench: &Bench, command: &str, limit: Duration) -> Result<ExitCode
 }
 
 /// Runs the tests on every kernel; whether all is well.
-fn run_suite(bench: &Bench, suite: &Suite) -> Result<bool> {
-    let mut ended_well = true;
+fn run_suite(bench: &Bench, suite: &Suite) -> Result<(Totals, bool)> {
+    let (mut totals, mut ended_well) = (Totals::default(), true);
     for kernel in &bench.assets.kernels {
         let vm = bench.boot(kernel, &kernel.wanted.to_string(), None)?;
-        ended_well &= suite.run(bench, &vm, &format!("{}/", kernel.wanted)).ended_well();
+        let prefix = format!("{}/", kernel.wanted);
+        let report = suite.run(bench, &vm, &prefix);
+        totals.sum(report.totals(&prefix));
+        ended_well &= report.ended_well();
     }
-    Ok(ended_well)
+    Ok((totals, ended_well))
 }

@@ -15,7 +15,7 @@ use super::{
 use crate::totals::Totals;
 
 /// How much slower than a real machine a VM may be, where a test asserts an upper bound of a time.
-const SLOWER: u32 = 20;
+pub(super) const SLOWER: u32 = 20;
 
 /// Which tests.
 #[derive(Debug, Clone, Default)]
@@ -43,7 +43,7 @@ pub(super) struct Report {
     /// By name, in order.
     pub(super) results: Vec<(String, Outcome)>,
     /// What the test programs said at their end.
-    said: Totals,
+    pub(super) said: Totals,
     /// Whether something went wrong beyond the tests: a broken kernel, a time limit.
     pub(super) broken: Option<String>,
 }
@@ -53,16 +53,52 @@ impl Report {
         self.broken.is_none() && self.count(|outcome| *outcome == Outcome::Failed) == 0
     }
 
+    /// Takes and prints one result, with more to say about it.
+    pub(super) fn tell(&mut self, prefix: &str, name: &str, outcome: Outcome, more: &str) {
+        let word = match &outcome {
+            Outcome::Passed => "ok".to_owned(),
+            Outcome::Failed => "FAILED".to_owned(),
+            Outcome::Ignored(reason) => format!("ignored, {reason}"),
+        };
+        println!("test {prefix}{name} ... {word}");
+        if !more.is_empty() {
+            println!("{more}");
+        }
+        self.results.push((name.to_owned(), outcome));
+    }
+
+    /// Takes and prints how it all ended.
+    pub(super) fn end(&mut self, result: Result<()>, prefix: &str, took: Duration) {
+        if let Err(error) = result {
+            println!("test {prefix}VM ... FAILED\n{error:#}");
+            self.broken = Some(format!("{error:#}"));
+        }
+        println!("{}\n", self.summary(took));
+    }
+
+    /// For the sum over everything that was tested.
+    pub(super) fn totals(&self, prefix: &str) -> Totals {
+        let ignored_tests = self.results.iter().filter_map(|(name, outcome)| match outcome {
+            Outcome::Ignored(reason) => Some(format!("{prefix}{name}, {reason}")),
+            _ => None,
+        });
+        Totals {
+            passed: self.count(|outcome| *outcome == Outcome::Passed),
+            failed: self.count(|outcome| *outcome == Outcome::Failed) + u64::from(self.broken.is_some()),
+            ignored: self.count(|outcome| matches!(outcome, Outcome::Ignored(_))),
+            filtered: 0,
+            ignored_tests: ignored_tests.collect(),
+        }
+    }
+
     fn count(&self, fits: impl Fn(&Outcome) -> bool) -> u64 {
         self.results.iter().map(|(_, outcome)| u64::from(fits(outcome))).sum()
     }
 
     /// What cargo's tests say at their end.
     fn summary(&self, took: Duration) -> String {
-        let failed = self.count(|outcome| *outcome == Outcome::Failed) + u64::from(self.broken.is_some());
+        let Totals { passed, failed, ignored, .. } = self.totals("");
         let verdict = if failed == 0 { "ok" } else { "FAILED" };
-        let passed = self.count(|outcome| *outcome == Outcome::Passed);
-        let ignored = self.count(|outcome| matches!(outcome, Outcome::Ignored(_)));
         let seconds = took.as_secs_f64();
         format!(
             "test result: {verdict}. {passed} passed; {failed} failed; {ignored} ignored; 0 measured; 0 filtered out; finished in {seconds:.2}s"
@@ -71,16 +107,12 @@ impl Report {
 
     /// What the tests said one by one must be what they said in sum.
     fn check(&self) -> Result<()> {
-        let Totals { passed, failed, ignored, .. } = self.said;
-        let told = (
-            self.count(|outcome| *outcome == Outcome::Passed),
-            self.count(|outcome| *outcome == Outcome::Failed),
-            self.count(|outcome| matches!(outcome, Outcome::Ignored(_))),
-        );
-        if told != (passed, failed, ignored) {
-            bail!("results told one by one: {told:?} (passed, failed, ignored); in sum: {:?}", (passed, failed, ignored));
+        let counts = |totals: &Totals| (totals.passed, totals.failed, totals.ignored);
+        let (told, said) = (counts(&self.totals("")), counts(&self.said));
+        if told != said {
+            bail!("results told one by one: {told:?} (passed, failed, ignored); in sum: {said:?}");
         }
-        if passed + failed + ignored == 0 {
+        if told == (0, 0, 0) {
             bail!("no test ran");
         }
         Ok(())
@@ -99,11 +131,7 @@ impl Suite {
             })
         });
         let result = result.and_then(|()| report.check()).and_then(|()| vm.is_sound());
-        if let Err(error) = result {
-            report.broken = Some(format!("{error:#}"));
-            println!("test {prefix}VM ... FAILED\n{error:#}");
-        }
-        println!("{}\n", report.summary(start.elapsed()));
+        report.end(result, prefix, start.elapsed());
         report
     }
 
@@ -224,7 +252,9 @@ mod tests {
         let three = [Outcome::Passed, Outcome::Passed, Outcome::Ignored(String::new())];
         report(&three, said).check().unwrap();
         assert!(report(&three[1..], said).check().is_err());
-        assert!(report(&[], "test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 9 filtered out").check().is_err());
+        assert!(
+            report(&[], "test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 9 filtered out").check().is_err()
+        );
     }
 
     #[test]
