@@ -1,6 +1,6 @@
 //! Request and reply together: how the exchange ended, what each hop's time is, where the time went.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use super::{
     Answer, Probe,
@@ -11,7 +11,7 @@ use super::{
     errors::Seen,
     group::{Group, RST, Role, Sorted},
     hops::{self, Timed},
-    model::{Direction, Exchange, Outcome, Path, Rejection, What},
+    model::{ClockAtStart, Direction, Exchange, Outcome, Path, Rejection, What},
     shares,
     touch::{Touch, Way},
     world::World,
@@ -133,7 +133,7 @@ impl<'a> Story<'a> {
         notes.append(&mut back.notes);
         // A verdict's own words come first: they may be all that the first screen shows.
         notes.splice(0..0, verdict.note);
-        let (request, reply) = self.date(there.hops, back.hops, others);
+        let (request, reply, clocks) = self.date(world, there.hops, back.hops, others);
         let exchange = Exchange {
             seq: self.seq,
             what: self.what,
@@ -144,6 +144,7 @@ impl<'a> Story<'a> {
             request,
             reply,
             shares: rtt_ns.map_or_else(Vec::new, |ns| shares::shares(world, &self.request, &self.reply, ns)),
+            clocks,
             notes,
             rejection: rejection.filter(|_| verdict.outcome != Outcome::Delivered),
         };
@@ -238,14 +239,27 @@ impl<'a> Story<'a> {
         rejection
     }
 
-    fn date<'b>(&self, there: Vec<Timed>, back: Vec<Timed>, others: impl Iterator<Item = &'b Bounds>) -> (Path, Path) {
+    fn date<'b>(
+        &self,
+        world: &World<'_>,
+        there: Vec<Timed>,
+        back: Vec<Timed>,
+        others: impl Iterator<Item = &'b Bounds>,
+    ) -> (Path, Path, Vec<ClockAtStart>) {
         let Some(start) = there.first().or(back.first()).and_then(|h| Some((h.node, h.time_ns?))) else {
-            return (Path::default(), Path::default());
+            return (Path::default(), Path::default(), Vec::new());
         };
         let needed: Vec<usize> = there.iter().chain(&back).map(|h| h.node).collect();
         let offsets = self.offsets(start.0, &needed, others);
         let path = |hops: Vec<Timed>| Path { hops: hops.into_iter().map(|h| dated(h, start.1, &offsets)).collect() };
-        (path(there), path(back))
+        let on_the_path: BTreeSet<usize> = needed.into_iter().collect();
+        let clocks = on_the_path.into_iter().filter_map(|node| {
+            let offset = offsets[node]?;
+            let monotonic_ns = i64::try_from(i128::from(start.1) + offset.ns).ok()?;
+            Some(ClockAtStart { node: world.node(node).name.clone(), monotonic_ns, error_ns: offset.error_ns })
+        });
+        let clocks = clocks.collect();
+        (path(there), path(back), clocks)
     }
 
     /// From this exchange alone if it can be; else with the help of the others.
