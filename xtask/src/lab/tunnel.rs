@@ -47,7 +47,7 @@ pub(crate) fn make(tunnel: &Tunnel, namespace: &str, keys: &Keys) -> Result<Opti
         };
     }
     if let Some(wireguard) = wireguard {
-        run("wg", &["setconf", name, "/dev/stdin"], &configuration(wireguard, namespace, keys)?)?;
+        run("wg", &["setconf", name, "/proc/self/fd/0"], &configuration(wireguard, namespace, keys)?)?;
     }
     run("ip", &["-batch", "-"], &lines(ip))?;
     if !bridge.is_empty() {

@@ -47,7 +47,7 @@ impl Tool {
     }
 
     /// Traces twice, for programs and for people; an error holds everything that is wrong.
-    pub(crate) fn run(&self, scenario: &Scenario, lab: &LabInfo) -> Result<()> {
+    pub(crate) fn run(&self, scenario: &Scenario, lab: &LabInfo, slower: u32) -> Result<()> {
         let planted = scenario.plants.iter().map(|plant| plant.plant(lab)).collect::<Result<Vec<_>>>()?;
         let (before, settings, links) = (Objects::now()?, ground::settings(lab)?, ground::ground(lab)?);
         let traffic: Vec<Running> =
@@ -61,7 +61,7 @@ impl Tool {
         }
 
         let mut problems = match serde_json::from_str::<Trace>(&json.stdout) {
-            Ok(trace) => check::problems(scenario, &trace, lab, &links),
+            Ok(trace) => check::problems(scenario, &trace, lab, &links, slower),
             Err(error) => vec![format!("the JSON does not read: {error}\n{}{}", json.stdout, json.stderr)],
         };
         problems.extend(text_problems(scenario, &json, &text, scenario::kernel_gives_reasons()?));

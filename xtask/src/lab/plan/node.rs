@@ -57,8 +57,14 @@ fn pods(namespace: &mut Namespace, profile: &Profile, node: &Node) {
         }
         Cni::Kindnet => {}
         Cni::Flannel { bridge } => {
+            // An address of its own, made of the IPv4 address as the bridge plugin made it: otherwise the bridge takes
+            // the lowest of its ports', and which that is differs from lab to lab.
+            let [a, b, c, d] = pod_gateway(node).addr().octets();
             namespace.ip.extend([
-                format!("link add {bridge} mtu {} type bridge forward_delay 0 mcast_snooping 0", profile.pod_mtu),
+                format!(
+                    "link add {bridge} address 0a:58:{a:02x}:{b:02x}:{c:02x}:{d:02x} mtu {} type bridge forward_delay 0 mcast_snooping 0",
+                    profile.pod_mtu
+                ),
                 format!("addr add {} brd + dev {bridge}", pod_gateway(node)),
                 format!("link set {bridge} up"),
             ]);
