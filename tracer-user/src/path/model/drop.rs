@@ -1,4 +1,4 @@
-//! Why a packet was dropped.
+//! Why a packet was dropped, by whom, and how that is known.
 
 use serde::Serialize;
 

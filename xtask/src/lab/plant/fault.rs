@@ -7,9 +7,26 @@ use anyhow::{Context, Result, ensure};
 use super::{END_OF_TIER, Planted, Undo, netns, quoted, run, words};
 use crate::lab::LabInfo;
 
+/// `ip filter`, `ip filter INPUT`, ...: tables before their chains, of what `nft list chains` prints.
+pub(super) fn chains(listed: &str) -> Vec<String> {
+    let mut table = String::new();
+    let mut found = Vec::new();
+    for words in listed.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()) {
+        match words.as_slice() {
+            ["table", family, name, "{"] => {
+                table = format!("{family} {name}");
+                found.push(table.clone());
+            }
+            ["chain", name, "{"] => found.push(format!("{table} {name}")),
+            _ => {}
+        }
+    }
+    found
+}
+
 impl Planted {
     pub(super) fn chain_policy(&mut self, namespace: &str, chain: &str) -> Result<()> {
-        netns::inside(namespace, || run("iptables-nft", &["-P", chain, "DROP"], ""))?;
+        self.iptables(namespace, "iptables-nft", &["-P", chain, "DROP"])?;
         self.undo_by(namespace, "iptables-nft", words(&format!("-P {chain} ACCEPT")));
         Ok(())
     }

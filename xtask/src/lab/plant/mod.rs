@@ -345,8 +345,23 @@ impl Planted {
 
     /// Insert an iptables rule (`-I CHAIN [NUMBER] ...`), and remember how to delete it.
     fn rule(&mut self, namespace: &str, tool: &'static str, insert: Vec<String>) -> Result<()> {
-        netns::inside(namespace, || run(tool, &borrow(&insert), ""))?;
+        self.iptables(namespace, tool, &borrow(&insert))?;
         self.undo_by(namespace, tool, deletion(&insert));
+        Ok(())
+    }
+
+    /// Run an iptables, and remember to delete the tables and base chains that its nft variant makes where there are none.
+    fn iptables(&mut self, namespace: &str, tool: &str, arguments: &[&str]) -> Result<()> {
+        let (before, after) = netns::inside(namespace, || {
+            let before = run("nft", &["list", "chains"], "")?;
+            run(tool, arguments, "")?;
+            Ok((before, run("nft", &["list", "chains"], "")?))
+        })?;
+        let before = fault::chains(&before);
+        for chain in fault::chains(&after).into_iter().filter(|chain| !before.contains(chain)) {
+            let what = if chain.split(' ').count() == 3 { "chain" } else { "table" };
+            self.undo_by(namespace, "nft", words(&format!("delete {what} {chain}")));
+        }
         Ok(())
     }
 

@@ -47,3 +47,9 @@ fn words_in_quotes_are_one() {
 fn numbers_differ() {
     assert_ne!(next_number(), next_number());
 }
+
+#[test]
+fn tables_come_before_their_chains() {
+    let listed = "table ip filter {\n\tchain INPUT {\n\t\ttype filter hook input priority filter; policy drop;\n\t}\n}\ntable ip6 x {\n}\n";
+    assert_eq!(fault::chains(listed), ["ip filter", "ip filter INPUT", "ip6 x"]);
+}
