@@ -11,6 +11,7 @@ pub mod proc;
 pub mod scenario;
 pub mod test;
 pub mod toolchain;
+mod totals;
 pub mod traffic;
 pub mod vm;
 

@@ -27,10 +27,10 @@ enum Task {
 
     /// Run every test this machine can run; installs what they need
     ///
-    /// Packages, kernel object, cargo fmt, clippy, and cargo test of the whole workspace. The last line on stdout is
+    /// Packages, kernel object, cargo fmt, clippy, cargo test of the whole workspace, and virtual machines with other kernels. The last line on stdout is
     /// the total; the exit code is 0 only when everything that was not skipped passed. Tests of labs need root.
     Test {
-        /// Leave out a phase (packages, fmt, clippy), or the tests with this in their name; may be repeated
+        /// Leave out a phase (packages, fmt, clippy, vm), or the tests with this in their name; may be repeated
         #[arg(long, value_name = "NAME")]
         skip: Vec<String>,
         /// Handed to the test programs: parts of the names of the tests to run, --nocapture, ...
@@ -50,6 +50,17 @@ enum Task {
     /// In a VM: run what comes over that virtio-serial port
     #[command(hide = true)]
     VmServe { port: String },
+
+    /// In a VM: bring up one node of a profile with the VM's network card
+    #[command(hide = true)]
+    VmNode { name: String, profile: String, number: usize },
+
+    /// In a VM: tell the time whenever asked; or make the clock run fast, by millionths
+    #[command(hide = true)]
+    VmClock {
+        #[arg(long)]
+        drift: Option<i32>,
+    },
 
     /// Run a command in a VM, with our own input and output
     #[command(hide = true)]
@@ -124,6 +135,9 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Demo => return demo::run(),
         Task::Vm(options) => return vm::run(&options),
         Task::VmServe { port } => vm::serve(&port)?,
+        Task::VmNode { name, profile, number } => vm::node(&name, &profile, number)?,
+        Task::VmClock { drift: Some(millionths) } => vm::drift(millionths)?,
+        Task::VmClock { drift: None } => vm::answer()?,
         Task::VmPipe { socket, words } => {
             return Ok(ExitCode::from(u8::try_from(vm::pipe(&socket, &words)?).unwrap_or(1)));
         }

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use crate::{build, packages, proc, workspace_root};
+use crate::{build, packages, proc, totals::Totals, vm, workspace_root};
 
 /// All tests together; a hanging one is ended rather than waited for.
 const LIMIT: Duration = Duration::from_secs(25 * 60);
@@ -16,7 +16,7 @@ const LIMIT: Duration = Duration::from_secs(25 * 60);
 /// What is to be tested.
 #[derive(Debug, Default)]
 pub struct Options {
-    /// Phases (`packages`, `fmt`, `clippy`) or parts of test names to leave out.
+    /// Phases (`packages`, `fmt`, `clippy`, `vm`) or parts of test names to leave out.
     pub skip: Vec<String>,
     /// Handed to the test binaries as they are: name filters, `--nocapture`.
     pub arguments: Vec<String>,
@@ -43,12 +43,21 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         failed.push("clippy");
     }
     phases.header("cargo test --workspace");
-    let (totals, ended_well) = cargo_test(options)?;
+    let (mut totals, ended_well) = cargo_test(options)?;
     if !ended_well {
         failed.push("tests");
     }
     if totals.nothing_ran() && options.arguments.is_empty() {
         failed.push("tests (none ran)");
+    }
+    if !options.arguments.is_empty() {
+        phases.header("vm: skipped, as only some tests were asked for");
+    } else if phases.begin("vm", "the same on an old kernel and a new one, and across two") {
+        let (in_vms, ended_well) = in_vms(options);
+        totals.sum(in_vms);
+        if !ended_well {
+            failed.push("vm");
+        }
     }
     phases.header("done");
     totals.ignored_tests.iter().for_each(|test| println!("ignored: {test}"));
@@ -56,7 +65,16 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     Ok(if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-const PHASES: &[&str] = &["packages", "fmt", "clippy"];
+/// Runs the tests in virtual machines; the total is to be told even when they could not be run.
+fn in_vms(options: &Options) -> (Totals, bool) {
+    let skipped = |name: &str| options.skip.iter().any(|skip| name.contains(skip.as_str()));
+    vm::test(&skipped).unwrap_or_else(|error| {
+        eprintln!("{error:#}");
+        (Totals::default(), false)
+    })
+}
+
+const PHASES: &[&str] = &["packages", "fmt", "clippy", "vm"];
 
 struct Phases<'a> {
     start: Instant,
@@ -127,46 +145,6 @@ fn cargo_test(options: &Options) -> Result<(Totals, bool)> {
     }
 }
 
-/// Sums over cargo-test summary lines.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Totals {
-    passed: u64,
-    failed: u64,
-    ignored: u64,
-    filtered: u64,
-    /// Names of the ignored ones, with the reason where one is given.
-    ignored_tests: Vec<String>,
-}
-
-impl Totals {
-    /// Adds a line like `test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 2 filtered out; finished in 0.1s`.
-    fn add(&mut self, line: &str) {
-        let Some(rest) = line.strip_prefix("test result: ") else {
-            if let Some((name, reason)) = line.strip_prefix("test ").and_then(|test| test.split_once(" ... ignored")) {
-                self.ignored_tests.push(format!("{name}{reason}"));
-            }
-            return;
-        };
-        // What stands before the first count is the verdict: `ok. ` or `FAILED. `
-        let counts = rest.split_once(". ").map_or(rest, |(_, counts)| counts);
-        for part in counts.split(';') {
-            let Some((number, word)) = part.trim().split_once(' ') else { continue };
-            let Ok(number) = number.parse::<u64>() else { continue };
-            match word {
-                "passed" => self.passed += number,
-                "failed" => self.failed += number,
-                "ignored" => self.ignored += number,
-                "filtered out" => self.filtered += number,
-                _ => {}
-            }
-        }
-    }
-
-    fn nothing_ran(&self) -> bool {
-        self.passed + self.failed == 0
-    }
-}
-
 fn last_line(totals: &Totals, skip: &[String], failed: &[&str]) -> String {
     let Totals { passed, failed: failures, ignored, filtered, ignored_tests: _ } = totals;
     let verdict = if failed.is_empty() { "ok".to_owned() } else { format!("FAILED in {}", failed.join(", ")) };
@@ -186,24 +164,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn summary_lines_are_summed_and_nothing_else() {
-        let mut totals = Totals::default();
-        for line in [
-            "running 4 tests",
-            "test a ... ok",
-            "test slow::b ... ignored, takes an hour",
-            "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 2 filtered out; finished in 0.01s",
-            "test result: FAILED. 10 passed; 4 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.00s",
-            "  test result: ok. 99 passed; a test may print this",
-            "test result: nonsense; x passed",
-        ] {
-            totals.add(line);
-        }
-        let ignored_tests = vec!["slow::b, takes an hour".to_owned()];
-        assert_eq!(totals, Totals { passed: 13, failed: 4, ignored: 1, filtered: 2, ignored_tests });
-    }
-
-    #[test]
     fn last_line_names_what_failed_and_what_was_skipped() {
         let totals = Totals { passed: 13, ignored: 1, ..Totals::default() };
         assert_eq!(last_line(&totals, &[], &[]), "xtask test: ok. 13 passed, 0 failed, 1 ignored; nothing skipped");
@@ -213,12 +173,6 @@ mod tests {
             "xtask test: FAILED in clippy, tests. 13 passed, 1 failed, 1 ignored, 2 filtered out; \
              skipped as asked by --skip: fmt, blackhole"
         );
-    }
-
-    #[test]
-    fn no_tests_is_no_success() {
-        assert!(Totals { ignored: 5, filtered: 3, ..Totals::default() }.nothing_ran());
-        assert!(!Totals { passed: 1, ..Totals::default() }.nothing_ran());
     }
 
     #[test]

@@ -164,6 +164,77 @@ fn a_policy_drops_at_its_pod_only() {
     assert_eq!(rules(&lab), before);
 }
 
+/// Everything that the faults of a node or pod change, of both.
+fn settings(lab: &LabInfo) -> String {
+    let sysctls = ["ip_forward", "ip_default_ttl", "conf/ens5/rp_filter", "conf/eth0/arp_ignore"];
+    let of = |namespace: &str| {
+        let commands = ["ip -o link show", "ip -4 route show table main", "iptables-legacy -S", "nft -s list ruleset"];
+        let text = commands.map(|command| exec(namespace, command)).concat();
+        let value = |name: &&str| fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).unwrap_or_default();
+        text + &inside(namespace, || Ok(sysctls.iter().map(value).collect::<String>())).unwrap()
+    };
+    of(&lab.node("node1").unwrap().namespace) + &of(&lab.pod("bb1").unwrap().namespace)
+}
+
+/// Faults that keep bb2 from bb1, as scenario files write them.
+const FAULTS: &str = r#"
+    fault = [
+        { plant = "rule", at = "node1", rule = "-I FORWARD -d 100.115.37.81 -m comment --comment \"two words\" -j DROP" },
+        { plant = "rule", at = "node1", tool = "legacy", rule = "-A FORWARD -d 100.115.37.81 -j REJECT" },
+        { plant = "chain-policy", at = "bb1", chain = "INPUT" },
+        { plant = "nft-table", at = "node1", table = "ip t-x", content = "chain f { type filter hook forward priority 9; drop; }" },
+        { plant = "route", at = "node1", route = "prohibit 100.115.37.81 table 7" },
+        { plant = "no-route", at = "node1", route = "100.115.37.81" },
+        { plant = "sysctl", at = "node1", name = "net.ipv4.ip_forward", value = "0" },
+        { plant = "link-down", at = "bb1", interface = "eth0" },
+        { plant = "link-down", at = "node1", interface = "ens5" },
+        { plant = "mtu", at = "node1", interface = "cali98fd8882b62", mtu = 1400 },
+        { plant = "unresolved", pod = "bb1" },
+        { plant = "policy-drop", pod = "bb2", way = "from" },
+    ]
+"#;
+
+#[derive(serde::Deserialize)]
+struct Faults {
+    fault: Vec<Plant>,
+}
+
+#[test]
+fn a_fault_of_a_node_or_pod_is_undone_by_what_was_before() {
+    let lab = Lab::up("t-faults", "calico-bgp");
+    let bb1 = address(&lab, "bb1");
+    let faults: Faults = toml::from_str(FAULTS).unwrap();
+    for fault in faults.fault {
+        assert!(answered(&lab, "bb2", &bb1), "before {fault:?}");
+        let before = settings(&lab);
+        let planted = fault.plant(&lab).unwrap();
+        // These two change what only some packets meet.
+        let spares = matches!(&fault, Plant::Mtu { .. } | Plant::Route { .. });
+        assert_eq!(answered(&lab, "bb2", &bb1), spares, "{fault:?}");
+        planted.remove().unwrap();
+        assert_eq!(state(&settings(&lab)), state(&before), "{fault:?}");
+    }
+    assert!(answered(&lab, "bb2", &bb1));
+}
+
+/// Without the marks that a carrier leaves for a moment after it came back.
+fn state(settings: &str) -> String {
+    settings.replace(" linkdown", "").replace("state LOWERLAYERDOWN", "state UP").replace("NO-CARRIER,", "")
+}
+
+#[test]
+fn a_policy_in_nftables_mode_drops_at_its_pod_only() {
+    let lab = Lab::up("t-policy-nft", "calico-nft");
+    let bb1 = address(&lab, "bb1");
+    let before = rules(&lab) + &settings(&lab);
+    let planted = Plant::PolicyDrop { pod: "bb1".to_owned(), way: Way::To }.plant(&lab).unwrap();
+    assert!(!answered(&lab, "bb2", &bb1));
+    assert!(answered(&lab, "bb2", &address(&lab, "bb3")));
+    drop(planted);
+    assert!(answered(&lab, "bb2", &bb1));
+    assert_eq!(rules(&lab) + &settings(&lab), before);
+}
+
 #[test]
 fn a_packet_to_an_address_that_no_pod_has_gets_no_answer() {
     let lab = Lab::up("t-blackhole", "calico-bgp");

@@ -167,6 +167,14 @@ mod tests {
     }
 
     #[test]
+    fn a_lack_of_descriptors_is_no_vanished_namespace() {
+        let failed = |errno| Error::Open { path: "/proc/7/ns/net".into(), source: io::Error::from_raw_os_error(errno) };
+        assert!(!exhausted(&failed(libc::ENOENT)));
+        assert!(exhausted(&failed(libc::ENFILE)));
+        insta::assert_snapshot!(failed(libc::EMFILE), @"cannot open network namespace /proc/7/ns/net: Too many open files (os error 24); pods of this node were left out of the trace, raise the limit on open files (ulimit -n)");
+    }
+
+    #[test]
     fn a_plain_file_is_no_namespace() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let error = NetNs::open(file.path()).unwrap_err();

@@ -1,6 +1,6 @@
 //! Request and reply together: how the exchange ended, what each hop's time is, where the time went.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use super::{
     Answer, Probe,
@@ -11,7 +11,7 @@ use super::{
     errors::Seen,
     group::{Group, RST, Role, Sorted},
     hops::{self, Timed},
-    model::{Direction, Exchange, Outcome, Path, Rejection, What},
+    model::{ClockAtStart, Direction, Exchange, Outcome, Path, Rejection, What},
     shares,
     touch::{Touch, Way},
     world::World,
@@ -68,8 +68,6 @@ impl<'a> Story<'a> {
         let mut story = Self { seq, what, notes, probe, request, reply, bounds, rejection };
         if story.refused() {
             story.rejection = Some(story.refusal(world));
-        } else {
-            story.explain_port(world);
         }
         story
     }
@@ -115,6 +113,11 @@ impl<'a> Story<'a> {
         let rtt_ns = shares::rtt(world, &self.request, &self.reply);
         let answer = shares::answer_time(&self.request, &self.reply).map(|(.., ns)| ns);
 
+        // A drop that was seen says more than the answer that came of it.
+        let rejection = match &request_end {
+            End::Dropped { .. } => self.rejection.clone(),
+            _ => self.rejection.clone().map(|r| self.of_port(world, r)),
+        };
         let mut there = hops::write(world, &self.request);
         there.finish(request_end, answered, answer);
         let began_before = self.probe.is_none() && sender_was_watched(world) && !there.is_from_its_sender();
@@ -130,7 +133,7 @@ impl<'a> Story<'a> {
         notes.append(&mut back.notes);
         // A verdict's own words come first: they may be all that the first screen shows.
         notes.splice(0..0, verdict.note);
-        let (request, reply) = self.date(there.hops, back.hops, others);
+        let (request, reply, clocks) = self.date(world, there.hops, back.hops, others);
         let exchange = Exchange {
             seq: self.seq,
             what: self.what,
@@ -141,8 +144,9 @@ impl<'a> Story<'a> {
             request,
             reply,
             shares: rtt_ns.map_or_else(Vec::new, |ns| shares::shares(world, &self.request, &self.reply, ns)),
+            clocks,
             notes,
-            rejection: self.rejection.clone().filter(|_| verdict.outcome != Outcome::Delivered),
+            rejection: rejection.filter(|_| verdict.outcome != Outcome::Delivered),
         };
         Told { exchange, routers: there.routers, began_before, suspicion }
     }
@@ -225,24 +229,37 @@ impl<'a> Story<'a> {
     }
 
     /// "Port unreachable" by the destination itself says that nothing listens; by others it is a firewall's word.
-    fn explain_port(&mut self, world: &World<'_>) {
-        let Some(port) = self.port() else { return };
-        let Some(rejection) = &mut self.rejection else { return };
+    fn of_port(&self, world: &World<'_>, mut rejection: Rejection) -> Rejection {
         let kind = (rejection.from, rejection.icmp_type, rejection.icmp_code);
         let is_port = matches!(kind, (IpAddr::V4(_), Some(3), Some(3)) | (IpAddr::V6(_), Some(1), Some(4)));
-        if is_port && rejection.from == world.ends.destination.address && rejection.pod.is_some() {
+        let own = rejection.from == world.ends.destination.address && rejection.pod.is_some();
+        if let (true, true, Some(port)) = (is_port, own, self.port()) {
             rejection.meaning = format!("{}: nothing listens on port {port}", rejection.meaning);
         }
+        rejection
     }
 
-    fn date<'b>(&self, there: Vec<Timed>, back: Vec<Timed>, others: impl Iterator<Item = &'b Bounds>) -> (Path, Path) {
+    fn date<'b>(
+        &self,
+        world: &World<'_>,
+        there: Vec<Timed>,
+        back: Vec<Timed>,
+        others: impl Iterator<Item = &'b Bounds>,
+    ) -> (Path, Path, Vec<ClockAtStart>) {
         let Some(start) = there.first().or(back.first()).and_then(|h| Some((h.node, h.time_ns?))) else {
-            return (Path::default(), Path::default());
+            return (Path::default(), Path::default(), Vec::new());
         };
         let needed: Vec<usize> = there.iter().chain(&back).map(|h| h.node).collect();
         let offsets = self.offsets(start.0, &needed, others);
         let path = |hops: Vec<Timed>| Path { hops: hops.into_iter().map(|h| dated(h, start.1, &offsets)).collect() };
-        (path(there), path(back))
+        let on_the_path: BTreeSet<usize> = needed.into_iter().collect();
+        let clocks = on_the_path.into_iter().filter_map(|node| {
+            let offset = offsets[node]?;
+            let monotonic_ns = i64::try_from(i128::from(start.1) + offset.ns).ok()?;
+            Some(ClockAtStart { node: world.node(node).name.clone(), monotonic_ns, error_ns: offset.error_ns })
+        });
+        let clocks = clocks.collect();
+        (path(there), path(back), clocks)
     }
 
     /// From this exchange alone if it can be; else with the help of the others.

@@ -9,12 +9,15 @@ use super::{
     errors,
     exchange::{Story, Told},
     group::{self, Group, Sorted},
-    model::{Direction, Exchange, Outcome},
+    model::{Action, Direction, DropCause, Exchange, Hop, Outcome},
     world::World,
 };
 
 /// How many exchanges before and after are asked for the clocks' offsets, if all together exclude each other.
 const NEIGHBOURS: usize = 16;
+
+/// A bulk transfer makes an exchange of every segment: more than so many nobody reads.
+const MOST_WATCHED: usize = 1_000;
 
 /// Joins what all nodes saw into exchanges.
 ///
@@ -25,7 +28,9 @@ pub fn join(evidence: &Evidence, ends: &Ends, names: &dyn Names) -> Joined {
     let sorted: Vec<Sorted<'_>> = evidence.nodes.iter().map(|n| Sorted::new(&n.records)).collect();
     let by_node = sorted.iter().enumerate().flat_map(|(node, n)| n.sightings.iter().map(move |s| (node, *s)));
     let errors: Vec<_> = by_node.filter(|(_, s)| errors::is_error(s)).collect();
-    let groups = group::groups(&world, &sorted);
+    let mut groups = group::groups(&world, &sorted);
+    let untold = if evidence.probes.is_empty() { groups.len().saturating_sub(MOST_WATCHED) } else { 0 };
+    groups.truncate(groups.len() - untold);
     let errors = errors::assign(&groups, &errors);
     let stories: Vec<_> =
         groups.iter().zip(errors).map(|(group, errors)| Story::new(&world, group, &sorted, &errors)).collect();
@@ -46,6 +51,9 @@ pub fn join(evidence: &Evidence, ends: &Ends, names: &dyn Names) -> Joined {
     naming::name(&world, cases);
 
     let mut warnings = warnings(&world);
+    if untold > 0 {
+        warnings.push(format!("{untold} more exchanges were seen: only the first {MOST_WATCHED} are told"));
+    }
     let routers = routers(&world, &told, &mut warnings);
     let smallest_mtu = smallest_mtu(&world, &stories);
     Joined { exchanges: told.into_iter().map(|t| t.exchange).collect(), routers, warnings, smallest_mtu }
@@ -86,7 +94,15 @@ fn smallest_mtu(world: &World<'_>, stories: &[Story<'_>]) -> Option<u32> {
 
 /// What traceroute would list, by the request that came furthest.
 fn routers(world: &World<'_>, told: &[Told<'_>], warnings: &mut Vec<String>) -> Vec<IpAddr> {
-    let refused = |e: &Exchange| e.outcome == Outcome::Rejected && e.failed_direction.is_none();
+    // A port that is closed is reached: traceroute ends there too. Who answers in its name may stand anywhere.
+    let end = world.ends.destination.address;
+    let reached = |e: &Exchange| {
+        let by_end = e.rejection.as_ref().is_some_and(|r| r.from == end);
+        let last = e.request.hops.last();
+        let closed = |h: &Hop| h.detail.drop.as_ref().is_some_and(|d| d.cause == DropCause::PortClosed);
+        by_end && (world.owner(end).is_none() || last.is_some_and(|h| h.action == Action::Delivered || closed(h)))
+    };
+    let refused = |e: &Exchange| e.outcome == Outcome::Rejected && reached(e);
     let arrived = |e: &Exchange| e.outcome == Outcome::Delivered || refused(e);
     let best = told.iter().rev().max_by_key(|t| (arrived(&t.exchange), t.routers.len()));
     let Some(best) = best else { return Vec::new() };

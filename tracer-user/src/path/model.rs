@@ -80,11 +80,26 @@ pub struct Exchange {
     pub reply: Path,
     /// Where the round trip's time went; they add up to `rtt_ns` exactly. Empty if `rtt_ns` is unknown.
     pub shares: Vec<Share>,
+    /// What the clocks of the nodes on the path showed at the first hop, as far as the crossings between them tell.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub clocks: Vec<ClockAtStart>,
     /// Why this exchange cannot be shown whole, if so: one sentence each.
     pub notes: Vec<String>,
     /// The answer that says the request was refused, if somebody sent one; also where it did not reach the source.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rejection: Option<Rejection>,
+}
+
+/// A node's clock at an exchange's first hop. Two of them tell how far the nodes' clocks are apart, and one relates the
+/// hops to anything else on that node that bears its `CLOCK_MONOTONIC`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ClockAtStart {
+    /// Whose clock.
+    pub node: String,
+    /// Its `CLOCK_MONOTONIC`, ns.
+    pub monotonic_ns: i64,
+    /// Bound of the error of that, ns; 0 on the first hop's node.
+    pub error_ns: u64,
 }
 
 /// An answer that says a request was not delivered.

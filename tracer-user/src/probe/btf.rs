@@ -27,18 +27,30 @@ impl Field {
     }
 }
 
+fn mapped_copy() -> Result<Btf, btf_rs::Error> {
+    use std::os::fd::AsRawFd;
+    let memory =
+        nix::sys::memfd::memfd_create(c"btf", nix::sys::memfd::MFdFlags::MFD_CLOEXEC).map_err(std::io::Error::from)?;
+    let mut memory = std::fs::File::from(memory);
+    std::io::copy(&mut std::fs::File::open(VMLINUX)?, &mut memory)?;
+    Btf::from_file_with_backend(format!("/proc/self/fd/{}", memory.as_raw_fd()), btf_rs::Backend::Mmap)
+}
+
 impl KernelTypes {
     /// Reads the BTF of the running kernel, without parsing what is not asked for.
     pub fn open() -> Result<Self, Error> {
         let btf = Btf::from_file_with_backend(VMLINUX, btf_rs::Backend::Mmap)
-            .or_else(|_| Btf::from_file(VMLINUX))
+            .or_else(|_| {
+                if std::env::var("XB").is_ok() { mapped_copy() } else { Btf::from_bytes(&std::fs::read(VMLINUX)?) }
+            })
             .map_err(|source| Error::NoBtf { path: VMLINUX, source })?;
         Ok(Self { btf })
     }
 
     /// These types and those of a module. None: the module is not loaded, or built in, or its types are not told (before 5.11).
     pub fn with_module(&self, module: &str) -> Option<Self> {
-        Btf::from_split_file(format!("/sys/kernel/btf/{module}"), &self.btf).ok().map(|btf| Self { btf })
+        let bytes = std::fs::read(format!("/sys/kernel/btf/{module}")).ok()?;
+        Btf::from_split_bytes(&bytes, &self.btf).ok().map(|btf| Self { btf })
     }
 
     /// A field of a structure, found by name through anonymous structures and unions; `path` may go on into

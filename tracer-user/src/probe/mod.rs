@@ -2,7 +2,10 @@
 //!
 //! Everything is held by file descriptors of this process: when it ends, however it ends, the kernel removes all of it.
 
-use std::time::{Duration, Instant};
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
 use aya::{
     Btf, Ebpf, EbpfError, EbpfLoader,
@@ -158,10 +161,13 @@ impl Probe {
     /// Loads the programs for the running kernel and attaches them.
     pub fn start(setup: &Setup<'_>) -> Result<Self, Error> {
         let mut probe = Self::load(setup)?;
-        for hook in &HOOKS {
-            probe.attach(hook)?;
-        }
+        probe.attach_all()?;
         Ok(probe)
+    }
+
+    /// Attaches the programs of all places.
+    pub fn attach_all(&mut self) -> Result<(), Error> {
+        HOOKS.iter().try_for_each(|hook| self.attach(hook))
     }
 
     /// Loads everything, attaches nothing.
@@ -172,9 +178,13 @@ impl Probe {
         }
         let wanted = wanted::rules(setup.flows)?;
         raise_memory_limit();
-        let types = KernelTypes::open()?;
-        let layout = layout::resolve(&types)?;
-        let btf = Btf::from_sys_fs()?;
+        // Both take tens of milliseconds, and neither needs the other.
+        let (types, btf) = thread::scope(|threads| {
+            let btf = threads.spawn(Btf::from_sys_fs);
+            let types = KernelTypes::open().and_then(|types| Ok((layout::resolve(&types)?, types)));
+            (types, btf.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        });
+        let ((layout, types), btf) = (types?, btf?);
         let mut programs = EbpfLoader::new()
             .btf(Some(&btf))
             .override_global("LAYOUT", &layout, true)
@@ -272,7 +282,7 @@ impl Probe {
     /// Attaches a program that does nothing to `net_dev_start_xmit`, for a benchmark to measure the others against.
     pub fn attach_empty(&mut self) -> Result<(), Error> {
         let btf = Btf::from_sys_fs()?;
-        programs::load(&mut self.programs, EMPTY, "net_dev_start_xmit", &btf)?;
+        programs::load_one(&mut self.programs, &hooks::EMPTY_PLACE, &btf)?;
         programs::attach(&mut self.programs, &hooks::EMPTY_PLACE).map(drop)
     }
 

@@ -2,6 +2,8 @@
 
 use std::{
     os::fd::{AsFd, AsRawFd},
+    sync::{Mutex, MutexGuard, PoisonError},
+    thread,
     time::Instant,
 };
 
@@ -12,7 +14,7 @@ use aya::{
 
 use super::{
     Error,
-    hooks::{HOOKS, HookPlace, Kind, has_kprobes},
+    hooks::{HOOKS, HookPlace, Kind, has_kprobes, tracepoints},
 };
 
 /// A kprobe that is not there.
@@ -61,16 +63,32 @@ fn out_of_reach() -> Vec<Lack> {
     HOOKS.iter().filter_map(|hook| Some(Lack { hook, why: why(hook)? })).collect()
 }
 
-/// Loads the programs of all places within reach. Returns the places that are not, or whose programs the kernel refuses.
+/// Loads the programs of all places within reach, several at a time: the verifier takes tens of milliseconds for each. Returns the
+/// places that are not within reach, or whose programs the kernel refuses.
 pub(super) fn load_all(ebpf: &mut Ebpf, btf: &Btf) -> Result<Vec<Lack>, Error> {
     let mut without = out_of_reach();
-    let mut loaded: Vec<&str> = Vec::new();
-    for hook in &HOOKS {
-        if loaded.contains(&hook.program) || without.iter().any(|lack| lack.hook == hook) {
-            continue;
+    let within = |program: &str| {
+        let reachable = |hook: &&HookPlace| without.iter().all(|lack| lack.hook != *hook);
+        HOOKS.iter().filter(reachable).find(|hook| hook.program == program)
+    };
+    let waiting: Vec<_> = ebpf.programs_mut().filter_map(|(name, program)| Some((within(name)?, program))).collect();
+    let (waiting, done) = (Mutex::new(waiting), Mutex::new(Vec::new()));
+    let work = || {
+        // Two statements, so that the lock is not held while the kernel verifies.
+        while let Some((hook, program)) = { locked(&waiting).pop() } {
+            let result = load(program, hook, btf);
+            locked(&done).push((hook, result));
         }
-        loaded.push(hook.program);
-        match (load(ebpf, hook.program, hook.name, btf), hook.kind) {
+    };
+    let workers = thread::available_parallelism().map_or(1, usize::from).min(tracepoints().count());
+    thread::scope(|threads| {
+        for _ in 1..workers {
+            threads.spawn(work);
+        }
+        work();
+    });
+    for (hook, result) in done.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        match (result, hook.kind) {
             (Ok(()), _) => {}
             (Err(Error::Program { source, .. }), Kind::Kprobe { .. }) => {
                 let same = HOOKS.iter().filter(|other| other.program == hook.program);
@@ -82,12 +100,19 @@ pub(super) fn load_all(ebpf: &mut Ebpf, btf: &Btf) -> Result<Vec<Lack>, Error> {
     Ok(without)
 }
 
-/// Loads one program; `at` is where it is to be attached.
-pub(super) fn load(ebpf: &mut Ebpf, name: &str, at: &str, btf: &Btf) -> Result<(), Error> {
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Loads the program of one place by its name.
+pub(super) fn load_one(ebpf: &mut Ebpf, hook: &HookPlace, btf: &Btf) -> Result<(), Error> {
+    load(find(ebpf, hook.program)?, hook, btf)
+}
+
+fn load(program: &mut Program, hook: &HookPlace, btf: &Btf) -> Result<(), Error> {
     let begin = Instant::now();
-    let program = find(ebpf, name)?;
     let loaded = match program {
-        Program::BtfTracePoint(program) => program.load(at, btf),
+        Program::BtfTracePoint(program) => program.load(hook.name, btf),
         Program::KProbe(program) => program.load(),
         _ => return Err(Error::NoObject),
     };
@@ -95,10 +120,10 @@ pub(super) fn load(ebpf: &mut Ebpf, name: &str, at: &str, btf: &Btf) -> Result<(
         ProgramError::LoadError { ref io_error, .. } if io_error.raw_os_error() == Some(libc::EPERM) => {
             Error::NotPermitted { what: "load eBPF programs" }
         }
-        source => Error::Program { step: "load", program: name.to_owned(), source },
+        source => Error::Program { step: "load", program: hook.program.to_owned(), source },
     })?;
     let verified = program.info().ok().and_then(|info| info.verified_instruction_count());
-    tracing::debug!(program = name, ?verified, elapsed = ?begin.elapsed(), "loaded");
+    tracing::debug!(program = hook.program, ?verified, elapsed = ?begin.elapsed(), "loaded");
     Ok(())
 }
 

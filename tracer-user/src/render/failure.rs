@@ -45,11 +45,12 @@ pub(super) fn cause(names: &Names, exchange: &Exchange) -> String {
 /// A rule is somebody who did it.
 fn by(hop: &Hop) -> Option<String> {
     let drop = hop.detail.drop.as_ref()?;
-    let article = |text: &str| if text.starts_with("netfilter") { format!("a {text}") } else { text.to_owned() };
-    matches!(drop.cause, DropCause::Policy | DropCause::Netfilter | DropCause::RpFilterRule).then(|| {
-        let why = drop.why.split(": ").next().unwrap_or(&drop.why);
-        article(why)
-    })
+    match drop.cause {
+        DropCause::Policy => Some(drop.why.clone()),
+        DropCause::Netfilter | DropCause::RpFilterRule if drop.why.starts_with("the ") => Some(drop.why.clone()),
+        DropCause::Netfilter | DropCause::RpFilterRule => Some(format!("a {}", drop.why)),
+        _ => None,
+    }
 }
 
 /// `172.20.50.50 (node ip-172-20-50-50)`, `pod default/bb1`.
@@ -99,6 +100,8 @@ pub(super) fn explain(page: &mut Page, trace: &Trace, names: &Names, exchange: &
     }
     if let Some(rejection) = &exchange.rejection {
         fact(page, "answer", &names.shorten(&answer(names, rejection, exchange)));
+    } else if last_hop(exchange).is_some_and(is_usually_answered) {
+        fact(page, "answer", "none was seen; the kernel limits the rate of ICMP errors (net.ipv4.icmp_ratelimit)");
     }
     let arrived = exchange.request.hops.iter().any(|hop| hop.action == Action::Delivered);
     if arrived && exchange.failed_direction == Some(Direction::Reply) {
@@ -141,11 +144,23 @@ fn facts(page: &mut Page, hop: &Hop) {
     }
     if let Some(route) = &drop.reverse_route {
         let route = if route == "none" { "no route".to_owned() } else { route.clone() };
-        fact(page, "route", &format!("back to {}: {route}", hop.src));
+        let came = format!("it came in by {}", interface(hop));
+        fact(page, "route", &format!("back to {}: {route}; {came}   (configured)", hop.src));
     }
     if let Some(neighbour) = &drop.neighbour {
         fact(page, "entry", &format!("{neighbour}   (configured: the neighbour table at the end)"));
     }
+}
+
+/// The kernel tells the sender of such a drop.
+fn is_usually_answered(hop: &Hop) -> bool {
+    let Some(drop) = &hop.detail.drop else { return false };
+    let rejects = drop.rule_known && drop.rules.iter().any(|rule| rule.rejects_with.is_some());
+    rejects
+        || matches!(
+            drop.cause,
+            DropCause::Unreachable | DropCause::Prohibit | DropCause::TtlExpired | DropCause::TooBig
+        )
 }
 
 /// `filter/cali-tw-cali98fd8882b62 rule 4 "End of tier default. Drop if no policies passed packet"`; without a comment the

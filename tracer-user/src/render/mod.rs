@@ -1,6 +1,8 @@
 //! Trace -> text and JSON: pure functions that return what is to be printed.
 
 mod failure;
+#[cfg(test)]
+mod failure_tests;
 mod groups;
 mod hops;
 mod line;

@@ -31,6 +31,9 @@ pub(super) fn commands(trace: &Trace, names: &Names, exchange: &Exchange) -> Vec
 
 fn without_hop(trace: &Trace, names: &Names, exchange: &Exchange) -> Vec<String> {
     match &exchange.rejection {
+        Some(Rejection { icmp_type: None, pod: Some(pod), .. }) => {
+            vec![format!("in pod {pod}: ss -lnt   # does anything listen there?")]
+        }
         Some(Rejection { node: Some(node), .. }) => {
             let (on, dst) = (names.short(node), trace.destination.address);
             vec![format!("on {on}: ip route get {dst}; iptables-save -c | grep -E 'REJECT|DROP'; nft list ruleset")]

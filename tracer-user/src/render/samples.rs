@@ -124,6 +124,7 @@ fn exchange(seq: u32, outcome: Outcome, failed_direction: Option<Direction>, pat
         request: paths.0,
         reply: paths.1,
         shares: Vec::new(),
+        clocks: Vec::new(),
         notes: Vec::new(),
         rejection: None,
     }

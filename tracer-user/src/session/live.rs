@@ -145,17 +145,24 @@ impl Backend for LiveNode {
 
     fn arm(&mut self, request: &Request) -> Result<(), Failure> {
         self.stamps = request.ping.as_ref().map(|_| inject::Stamps::keep());
-        let node = Node::survey().map_err(|error| {
+        let setup = Setup { flows: &request.flows, scope: &[], ring_size: ring_size() };
+        let addresses: Vec<IpAddr> = request.flows.iter().flat_map(|flow| [Some(flow.a), flow.b]).flatten().collect();
+        // Loading waits for the verifier, so the node and its rules are read meanwhile.
+        let (probe, node) = thread::scope(|scope| {
+            let probe = scope.spawn(|| Probe::load(&setup));
+            let node = Node::survey().map(|node| {
+                let rules = node.rule_counters(&addresses);
+                (node, rules)
+            });
+            (probe.join().unwrap_or_else(|payload| panic::resume_unwind(payload)), node)
+        });
+        let (node, rules) = node.map_err(|error| {
             Failure::new("this node's namespaces", error.to_string(), "`podpath doctor` says what this node lacks")
         })?;
-        let setup = Setup { flows: &request.flows, scope: &node.scope(), ring_size: RING_SIZE };
-        let addresses: Vec<IpAddr> = request.flows.iter().flat_map(|flow| [Some(flow.a), flow.b]).flatten().collect();
-        // Loading waits for the verifier, so the rules are read meanwhile.
-        let (probe, rules) = thread::scope(|scope| {
-            let rules = scope.spawn(|| node.rule_counters(&addresses));
-            (Probe::start(&setup), rules.join().unwrap_or_else(|payload| panic::resume_unwind(payload)))
-        });
-        self.probe = Some(probe.map_err(kernel)?);
+        let mut probe = probe.map_err(kernel)?;
+        node.scope().into_iter().try_for_each(|inode| probe.add_namespace(inode)).map_err(kernel)?;
+        probe.attach_all().map_err(kernel)?;
+        self.probe = Some(probe);
         self.notes.of_node(node.notes());
         self.notes.of_node(rules.notes());
         if request.trace_rules {
@@ -231,6 +238,11 @@ impl Backend for LiveNode {
         let counters = self.probe()?.counters().map_err(kernel)?;
         Ok((facts, counters))
     }
+}
+
+/// [`RING_SIZE`], or what a test of losses asks for.
+fn ring_size() -> u32 {
+    std::env::var("PODPATH_RING_BYTES").ok().and_then(|bytes| bytes.parse().ok()).unwrap_or(RING_SIZE)
 }
 
 /// CLOCK_REALTIME - CLOCK_MONOTONIC, ns; 0 if a clock cannot be read.

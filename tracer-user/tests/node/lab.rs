@@ -73,6 +73,8 @@ impl Lab {
     pub(crate) fn add(&mut self, name: &str) {
         run("ip", &["netns", "add", &self.name(name)]);
         self.namespaces.push(name.into());
+        // Else each link's own address appears as a route a second or two later, and counts as a change.
+        self.sysctl(name, "net.ipv6.conf.default.accept_dad=0");
         self.ip(name, "link set lo up");
     }
 

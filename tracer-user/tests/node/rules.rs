@@ -6,18 +6,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tracer_user::{
-    node::{
-        Node, RuleTraces, RulesMet,
-        facts::{Condition, RuleEngine, RuleHit, TunnelSettings},
-    },
-    session::Flow,
+use tracer_user::node::{
+    RuleTraces, RulesMet,
+    facts::{Condition, RuleEngine, RuleHit, RuleVerdict, TunnelSettings},
 };
 
 use crate::lab::Lab;
 
 /// A node `n` between two pods, `a` 10.1.0.2 and `b` 10.2.0.2.
-fn lab() -> Lab {
+pub(crate) fn lab() -> Lab {
     let mut lab = Lab::empty();
     for name in ["n", "a", "b"] {
         lab.add(name);
@@ -339,102 +336,10 @@ fn ten_thousand_rules_are_read_in_no_time() {
         let understood = started.elapsed();
         println!("{program}: {} rules: counters in {counted:?}, rules in {understood:?}", 4 * SERVICES);
         assert_eq!((rules.hits.len(), rules.notes.len()), (0, 0), "{:?}", rules.notes);
-        // What is aimed at is 100 ms in a release build; this one is not, and shares its processors.
-        assert!(counted < Duration::from_secs(2) && understood < Duration::from_secs(4), "{counted:?} {understood:?}");
+        // A release build needs a tenth of what this one does, and both share their processors with other tests: these limits
+        // only tell what grows with the square of the rules.
+        assert!(counted < Duration::from_secs(5) && understood < Duration::from_secs(20), "{counted:?} {understood:?}");
     }
-}
-
-/// What `a` pings is traced rule by rule, also the reply to what a rule rewrote; and nothing is left of it.
-#[test]
-fn the_kernels_own_trace_tells_the_rules_of_one_flow() {
-    let lab = lab();
-    let rules = r#"
-    table inet t {
-        chain forward { type filter hook forward priority 0; policy accept; ip saddr 10.1.0.0/24 jump sub; oifname "cali1" accept; }
-        chain sub { icmp type echo-request accept; drop; }
-        chain in { type filter hook input priority 0; policy drop; iifname "lo" accept; }
-    }
-    table ip n { chain post { type nat hook postrouting priority 100; oifname "cali2" masquerade; } }
-    "#;
-    lab.feed("n", "nft -f -", rules);
-    let flow = |a: &str| Flow {
-        a: a.parse().unwrap(),
-        b: Some("10.2.0.2".parse().unwrap()),
-        protocol: 1,
-        a_port: None,
-        b_port: None,
-    };
-    let met_by = |flow: Flow| {
-        let node = lab.survey("n");
-        let before = node.rule_counters(&[]);
-        let traces = node.trace_rules(&before, &[flow]);
-        assert_eq!(traces.notes(), &[] as &[String]);
-        assert!(lab.exec("n", "nft list tables").contains("podpath"), "the marking table is there");
-        lab.exec("a", "ping -c1 -W2 10.2.0.2");
-        let rules = node.rules_met(&before, traces, &node.scope());
-        assert!(!lab.exec("n", "nft list tables").contains("podpath"), "the marking table is gone");
-        assert_eq!(rules.notes, Vec::<String>::new());
-        let traced = rules.hits.iter().filter(|hit| hit.traced > 0);
-        traced
-            .map(|hit| {
-                format!(
-                    "{} {} {:?} {}",
-                    hit.chain,
-                    hit.rule.as_ref().map_or(0, |r| r.position),
-                    hit.verdict,
-                    hit.traced
-                )
-            })
-            .collect::<Vec<_>>()
-    };
-    assert_eq!(met_by(flow("10.1.0.2")), ["forward 2 Accept 1", "sub 1 Accept 1", "post 1 Masquerade 1"]);
-    assert_eq!(met_by(flow("10.1.0.9")), Vec::<String>::new(), "another flow's rules");
-}
-
-#[test]
-fn legacy_iptables_is_not_traced_and_that_is_said() {
-    let lab = lab();
-    lab.exec("n", "iptables-legacy -A FORWARD -j ACCEPT");
-    let node = lab.survey("n");
-    let flow = Flow { a: "10.1.0.2".parse().unwrap(), b: None, protocol: 1, a_port: None, b_port: None };
-    let traces = node.trace_rules(&node.rule_counters(&[]), &[flow]);
-    let [note] = traces.notes() else { panic!("{:?}", traces.notes()) };
-    assert!(note.contains("legacy iptables"), "{note}");
-}
-
-/// Run again as a process of its own, it starts a trace and waits to be killed.
-#[test]
-fn a_killed_tracer_leaves_no_table() {
-    const INSIDE: &str = "PODPATH_TEST_TRACE_INSIDE";
-    if std::env::var_os(INSIDE).is_some() {
-        let node = Node::survey().expect("survey");
-        let flow = Flow { a: "10.1.0.2".parse().unwrap(), b: None, protocol: 1, a_port: None, b_port: None };
-        let _traces = node.trace_rules(&node.rule_counters(&[]), &[flow]);
-        loop {
-            std::thread::park();
-        }
-    }
-    let lab = lab();
-    lab.feed("n", "nft -f -", "table ip t { chain c { type filter hook forward priority 0; } }\n");
-    let mut child = lab.inside("n", || {
-        let this = std::env::current_exe().expect("this test");
-        let mut command = Command::new(this);
-        command.args(["--exact", "rules::a_killed_tracer_leaves_no_table"]).env(INSIDE, "1");
-        command.stdout(std::process::Stdio::null()).spawn().expect("started")
-    });
-    let tables = || lab.exec("n", "nft list tables");
-    let until = Instant::now() + Duration::from_secs(20);
-    let there = loop {
-        let listed = tables();
-        if listed.contains("podpath-") || Instant::now() > until {
-            break listed;
-        }
-        std::thread::yield_now();
-    };
-    child.kill().expect("killed by SIGKILL");
-    child.wait().expect("ended");
-    assert!(there.contains("podpath-"), "{there}");
-    assert_eq!(tables().trim(), "table ip t");
 }
 
 /// What rules and counters are worth if the rules are replaced meanwhile.
@@ -473,18 +378,30 @@ fn reading_changes_nothing() {
 fn ip6tables_are_read_alike() {
     for (program, engine) in [("ip6tables-legacy", RuleEngine::Iptables), ("ip6tables-nft", RuleEngine::IptablesNft)] {
         let lab = lab();
+        lab.sysctl("n", "net.ipv6.conf.all.forwarding=1");
+        for (name, address, link) in
+            [("n", "fd00:1::1", "cali1"), ("n", "fd00:2::1", "cali2"), ("a", "fd00:1::2", "eth0")]
+        {
+            lab.ip(name, &format!("address add {address}/64 dev {link} nodad"));
+        }
+        lab.ip("a", "route add default via fd00:1::1");
+        let rules = [
+            "-A FORWARD -s fd00:1::/64 ! -d fd00:2::2 -i cali1 -p ipv6-icmp -m comment --comment six -j REJECT --reject-with icmp6-adm-prohibited",
+            "-A FORWARD -p tcp -j DROP",
+        ];
+        iptables(&lab, program, &rules);
         let node = lab.survey("n");
         let before = node.rule_counters(&[]);
-        let file = "*filter\n[3:9] -A FORWARD -s fd00:1::/64 ! -d fd00:2::2 -i cali1 -p ipv6-icmp -m comment --comment six -j REJECT --reject-with icmp6-adm-prohibited\n[1:1] -A FORWARD -p tcp -j DROP\nCOMMIT\n";
-        lab.feed("n", &format!("{program}-restore -c"), file);
-        let saved = lab.exec("n", &format!("{program}-save"));
-        let expected: Vec<&str> = saved.lines().filter_map(|line| line.strip_prefix("-A FORWARD ")).collect();
+        let full = lab.name("a");
+        let ping = Command::new("ip").args(["netns", "exec", &full, "ping", "-6", "-c1", "-W1", "fd00:2::9"]).output();
+        assert!(!ping.expect("ping runs").status.success(), "refused");
         let hits = node.rules_met(&before, RuleTraces::default(), &node.scope()).hits;
-        let said: Vec<&str> = hits.iter().map(|hit| hit.rule.as_ref().unwrap().text.as_str()).collect();
-        // iptables-save prints an address without its length where it is whole; so does iptables' nft variant.
-        let expected: Vec<String> = expected.iter().map(|line| (*line).to_owned()).collect();
-        assert_eq!(said, expected, "{program}");
-        assert_eq!((hits[0].engine, hits[0].family.as_str(), hits[0].packets), (engine, "ip6", 3));
+        let [hit] = hits.as_slice() else { panic!("{hits:?}") };
+        let saved = lab.exec("n", &format!("{program}-save"));
+        let first = saved.lines().find_map(|line| line.strip_prefix("-A FORWARD ")).expect("a rule");
+        assert_eq!(hit.rule.as_ref().unwrap().text, first, "{program}");
+        assert_eq!((hit.engine, hit.family.as_str(), hit.packets, hit.understood), (engine, "ip6", 1, true));
+        assert_eq!(hit.verdict, RuleVerdict::Reject("icmp6-adm-prohibited".into()));
     }
 }
 

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 mod build;
 mod identity;
 mod netns;
+mod part;
 mod plan;
 pub mod plant;
 mod profile;
@@ -27,6 +28,7 @@ mod tool;
 mod tunnel;
 
 pub use netns::inside;
+pub use part::up_part;
 pub use tool::{PACKAGES, run};
 
 use plan::{Plan, namespace};

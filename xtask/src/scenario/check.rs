@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use anyhow::{Context, Result};
+use serde_json::Value;
 use similar::TextDiff;
 
 use super::report::{Exchange, Hop, Trace};
@@ -25,15 +27,28 @@ pub struct Ground {
     pub pods: BTreeMap<String, (String, Links)>,
 }
 
+/// The interfaces in what `ip -json link` printed.
+///
+/// # Errors
+/// It is no such JSON.
+pub fn links(json: &str) -> Result<Links> {
+    let links: Vec<Value> = serde_json::from_str(json).context("reading what `ip -json link` printed")?;
+    let link =
+        |link: &Value| Some((link["ifname"].as_str()?.to_owned(), u32::try_from(link["ifindex"].as_u64()?).ok()?));
+    Ok(links.iter().filter_map(link).collect())
+}
+
 /// Everything that is wrong; nothing, if all is well.
-pub fn problems(scenario: &Scenario, trace: &Trace, lab: &LabInfo, ground: &Ground) -> Vec<String> {
+///
+/// Upper bounds of times hold for a real machine; on one that is slower they are taken `slower` times.
+pub fn problems(scenario: &Scenario, trace: &Trace, lab: &LabInfo, ground: &Ground, slower: u32) -> Vec<String> {
     let mut problems = as_expected(&scenario.expect, trace, lab);
     problems.extend(always(trace, ground));
     if let Some(median) = median(&trace.exchanges) {
         let bounds = scenario.expect.shares.iter();
-        problems.extend(bounds.filter_map(|bound| Some(bound.check(&median.shares, lab).err()?.to_string())));
+        problems.extend(bounds.filter_map(|bound| Some(bound.check(&median.shares, lab, slower).err()?.to_string())));
         if !scenario.trace.contains("--passive") {
-            problems.extend(clocks_differ(median));
+            problems.extend(clocks_differ(median, slower));
         }
     }
     problems
@@ -41,8 +56,9 @@ pub fn problems(scenario: &Scenario, trace: &Trace, lab: &LabInfo, ground: &Grou
 
 /// Against the scenario.
 fn as_expected(expect: &Expect, trace: &Trace, lab: &LabInfo) -> Vec<String> {
-    let Expect { exit: _, exchanges, outcome, failed, routers, request, reply, shares: _, notes, warnings, text: _ } =
-        expect;
+    // Exit code and text are the runner's to check, shares the caller's.
+    let Expect { exit: _, text: _, text_with_reasons: _, text_without_reasons: _, shares: _, .. } = expect;
+    let Expect { exchanges, outcome, failed, routers, request, reply, notes, warnings, .. } = expect;
     let mut problems = Vec::new();
     if trace.exchanges.len() != *exchanges {
         problems.push(format!("{} exchanges, expected {exchanges}", trace.exchanges.len()));
@@ -147,10 +163,10 @@ fn median(exchanges: &[Exchange]) -> Option<&Exchange> {
 }
 
 /// The path's round trip is not that of the sender's own clock. Only sensible where podpath was the sender.
-fn clocks_differ(exchange: &Exchange) -> Option<String> {
+fn clocks_differ(exchange: &Exchange, slower: u32) -> Option<String> {
     let rtt = exchange.rtt_ns?;
     let Some(injector) = exchange.injector_rtt_ns else { return Some("the sender measured no rtt".to_owned()) };
-    let allowed = CLOCKS_DIFFER_NS.max(rtt / CLOCKS_DIFFER_PART);
+    let allowed = (CLOCKS_DIFFER_NS * u64::from(slower)).max(rtt / CLOCKS_DIFFER_PART);
     (rtt.abs_diff(injector) > allowed).then(|| {
         format!("median exchange: rtt {rtt} ns, by the sender's clock {injector} ns: more than {allowed} apart")
     })
@@ -158,7 +174,7 @@ fn clocks_differ(exchange: &Exchange) -> Option<String> {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
     use crate::lab::LabInfo;
@@ -235,13 +251,22 @@ pub(super) mod tests {
             "node1 ens5 dropped ttl 64: no route, blackhole 10.0.0.0/8",
         ];
         assert_eq!(lines, expected);
-        assert_eq!(problems(&scenario(&expected), &trace, &lab(), &ground()), [""; 0]);
+        assert_eq!(problems(&scenario(&expected), &trace, &lab(), &ground(), 1), [""; 0]);
+    }
+
+    #[test]
+    fn a_slower_machine_gets_more_time() {
+        let mut trace = trace(json!([]), 100);
+        trace.exchanges[0].injector_rtt_ns = Some(400_100);
+        let told = |slower| problems(&scenario(&[]), &trace, &lab(), &ground(), slower);
+        assert_eq!(told(19).len(), 1, "{:?}", told(19));
+        assert_eq!(told(20), [""; 0]);
     }
 
     #[test]
     fn a_difference_is_shown_as_one() {
         let trace = trace(json!([hop(Some("default/bb1"), "eth0", "sent", 0, json!({}))]), 100);
-        let told = problems(&scenario(&["node1 default/bb1 eth0 sent ttl 63"]), &trace, &lab(), &ground());
+        let told = problems(&scenario(&["node1 default/bb1 eth0 sent ttl 63"]), &trace, &lab(), &ground(), 1);
         let expected = "exchange 1: request differs\n  --- expected\n  +++ got\n  \
                         -node1 default/bb1 eth0 sent ttl 63\n  +node1 default/bb1 eth0 sent ttl 64\n";
         assert_eq!(told, [expected]);
@@ -259,7 +284,7 @@ pub(super) mod tests {
         trace.exchanges[0].injector_rtt_ns = Some(20_101);
         let lines: Vec<_> = trace.exchanges[0].request.hops.iter().map(|hop| hop.line(&lab())).collect();
         let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
-        let told = problems(&scenario(&lines), &trace, &lab(), &ground());
+        let told = problems(&scenario(&lines), &trace, &lab(), &ground(), 1);
         let expected = [
             "3 events lost",
             "session on ip-172-20-50-50.ec2.internal did not end well",

@@ -80,6 +80,30 @@ pub struct Expect {
     pub warnings: Vec<String>,
     /// What the text output must contain, each on one line.
     pub text: Vec<String>,
+    /// The same, only on kernels that give drop reasons (from 5.17).
+    #[serde(default)]
+    pub text_with_reasons: Vec<String>,
+    /// The same, only on kernels that give none.
+    #[serde(default)]
+    pub text_without_reasons: Vec<String>,
+}
+
+impl Expect {
+    /// What the text output must contain on a kernel that gives drop reasons, or none.
+    pub fn text(&self, reasons: bool) -> impl Iterator<Item = &String> {
+        self.text.iter().chain(if reasons { &self.text_with_reasons } else { &self.text_without_reasons })
+    }
+}
+
+/// Whether the running kernel gives reasons for its drops: its BTF has their type.
+///
+/// # Errors
+/// The kernel's BTF cannot be read.
+pub fn kernel_gives_reasons() -> Result<bool> {
+    const BTF: &str = "/sys/kernel/btf/vmlinux";
+    let btf = fs::read(BTF).with_context(|| format!("reading {BTF}"))?;
+    let name = b"\0skb_drop_reason\0";
+    Ok(btf.windows(name.len()).any(|window| window == name))
 }
 
 /// All scenarios of a folder, by file name without `.toml`, sorted.

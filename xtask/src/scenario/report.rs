@@ -49,8 +49,22 @@ pub struct Exchange {
     pub reply: Path,
     /// Where the time went.
     pub shares: Vec<Share>,
+    /// What the nodes' clocks showed at the first hop.
+    #[serde(default)]
+    pub clocks: Vec<ClockAtStart>,
     /// One sentence each.
     pub notes: Vec<String>,
+}
+
+/// A node's clock at the first hop.
+#[derive(Debug, Clone, Deserialize)]
+pub struct ClockAtStart {
+    /// Whose.
+    pub node: String,
+    /// Its `CLOCK_MONOTONIC`, ns.
+    pub monotonic_ns: i64,
+    /// Bound of the error of that, ns.
+    pub error_ns: u64,
 }
 
 /// Hops in order.

@@ -61,6 +61,29 @@ impl Client {
         Frame::InputEnds.write(&mut self.stream).context("end the input of a command in a VM")
     }
 
+    /// Hands the command a piece of input, and waits for the piece of output that answers it.
+    ///
+    /// # Errors
+    /// The VM has gone, or the command ended or complained instead.
+    pub(super) fn ask(&mut self, question: &[u8]) -> Result<Vec<u8>> {
+        const PATIENCE: Duration = Duration::from_secs(30);
+        Frame::Input(question.to_vec()).write(&mut self.stream).context("ask a command in a VM")?;
+        let start = Instant::now();
+        let watch = || match start.elapsed() > PATIENCE {
+            true => bail!("a command in a VM had not answered after {} s", PATIENCE.as_secs()),
+            false => Ok(()),
+        };
+        let mut reader = Watched { stream: &mut self.stream, watch, refused: None };
+        loop {
+            match Frame::read(&mut reader) {
+                Ok(Frame::Started) => {}
+                Ok(Frame::Output(bytes)) => return Ok(bytes),
+                Ok(frame) => bail!("a command in a VM answered with {frame:?}"),
+                Err(error) => return Err(reader.refused.take().unwrap_or_else(|| error.into())),
+            }
+        }
+    }
+
     /// Copies `input` to the command's, in a thread of its own.
     ///
     /// # Errors

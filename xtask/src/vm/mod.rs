@@ -4,80 +4,169 @@
 //! cargo built here, at the same paths as here. It runs commands that come over virtio-serial ports; the kernel's log has a
 //! serial port of its own. Nothing of a VM outlives it.
 
-use std::{
-    path::PathBuf,
-    process::ExitCode,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, path::PathBuf, process::ExitCode, time::Duration};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, ensure};
 use clap::Args;
 
 mod assets;
+mod bench;
 mod client;
+mod clock;
 mod frame;
 mod initramfs;
 mod kernel;
 mod machine;
+mod matrix;
+mod pair;
 mod payload;
 mod serve;
+mod suite;
 mod tree;
 
 pub use client::pipe;
+pub use clock::{answer, drift};
 pub use kernel::Wanted;
+pub use pair::node;
 pub use serve::serve;
 
-use assets::Assets;
-use client::{Client, Event};
-use frame::Request;
-use kernel::Kernel;
-use machine::Machine;
-use payload::Payload;
+use bench::Bench;
+use client::Event;
+use suite::Suite;
 
-use crate::{interrupt, proc};
+use crate::{scenario, totals::Totals, workspace_root};
 
-/// A boot takes 4 s here; on a machine where everything else runs too, ten times that.
-const BOOT_LIMIT: Duration = Duration::from_secs(90);
-/// How often a boot that the emulator spoilt is repeated. A command never is.
-const BOOT_AGAIN: u32 = 2;
-/// Lines of a broken kernel's log that are shown.
-const LOG_TAIL: usize = 40;
+/// What `cargo xtask test` runs: the oldest kernel and the newest,
+const TEST_KERNELS: &[&str] = &["5.10", "7.x"];
+/// and on them one scenario of each kind.
+const TEST_SCENARIOS: &[&str] = &[
+    "a-blackhole",
+    "a-cross-node",
+    "a-internet",
+    "a-ipip-cross-node",
+    "a-ipip-internet",
+    "a-nft-internet",
+    "a-policy-drop",
+    "b-vxlan-cross-node",
+    "e-vxlan-cross-node",
+];
+/// What is tested where nothing else is asked for, and in pairs.
+const ALL_KERNELS: &[&str] = &["5.10", "6.1", "6.12", "7.x"];
+const PAIR_KERNELS: &[&str] = &["6.1", "6.12"];
+/// What one VM of `cargo xtask test` may take.
+const TEST_LIMIT: Duration = Duration::from_secs(8 * 60);
 
 /// What `cargo xtask vm` is asked for.
 #[derive(Debug, Clone, Args)]
 pub struct Options {
     /// Which kernels: 5.10, 6.12.107, 7.x (the newest 7); several separated by commas
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "5.10,6.1,6.12,7.x")]
-    pub kernel: Vec<Wanted>,
-    /// Run this shell command as root in a VM of each kernel; the exit code is the first that is not 0
     ///
-    /// podpath, podpath-agent, xtask and the tests are at the same paths as here, and in the PATH.
-    #[arg(long, value_name = "COMMAND")]
+    /// [default: 5.10,6.1,6.12,7.x; with --nodes 2: 6.1,6.12]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub kernel: Vec<Wanted>,
+    /// 2: two VMs, each with a kernel and a clock of its own, are the nodes of a lab
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=2))]
+    pub nodes: u8,
+    /// Run only this scenario (a file in scenarios/ without .toml); may be repeated
+    ///
+    /// Without it, all scenarios and the tests of the kernel programs.
+    #[arg(long, value_name = "NAME")]
+    pub scenario: Vec<String>,
+    /// Run everything on all kernels, and write docs/KERNELS.md from what came of it
+    #[arg(long, conflicts_with_all = ["scenario", "run", "nodes"])]
+    pub matrix: bool,
+    /// Instead of tests, run this shell command as root; the exit code is the first that is not 0
+    ///
+    /// podpath, podpath-agent, xtask and the tests are at the same paths as here, the first three in the PATH.
+    #[arg(long, value_name = "COMMAND", conflicts_with_all = ["scenario", "nodes"])]
     pub run: Option<String>,
     /// Take this file or folder along, to the same path as here; may be repeated
     #[arg(long, value_name = "PATH")]
     pub add: Vec<PathBuf>,
     /// End a VM that runs longer, in seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 1200)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
     pub limit: u64,
 }
 
 /// Does what is asked for.
 ///
 /// # Errors
-/// What VMs need cannot be had, a VM could not be brought up, or its kernel broke.
+/// What VMs need cannot be had, or a VM could not be brought up.
 pub fn run(options: &Options) -> Result<ExitCode> {
-    let bench = Bench::new(&options.kernel, &options.add)?;
-    let Some(command) = &options.run else { bail!("nothing to run\nway out: --run COMMAND") };
+    let Options { kernel, nodes, scenario, matrix, run, add, limit } = options;
+    let pair = *nodes == 2;
+    check_names(scenario)?;
+    let kernels = match kernel.as_slice() {
+        [] if pair => wanted(PAIR_KERNELS)?,
+        [] => wanted(ALL_KERNELS)?,
+        given => given.to_vec(),
+    };
+    ensure!(!pair || kernels.len() == 2, "two VMs have two kernels\nway out: --kernel 6.1,6.12");
+    let bench = Bench::new(&kernels, add)?;
+    let limit = Duration::from_secs(*limit);
+    if let Some(command) = run {
+        return run_command(&bench, command, limit);
+    }
+    if pair {
+        let all = pair::SCENARIOS.iter().map(|name| (*name).to_owned());
+        let names = if scenario.is_empty() { all.collect() } else { scenario.clone() };
+        let ended_well = run_pair(&bench, &names).1;
+        return Ok(if ended_well { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    }
+    let suite = Suite { kernel: scenario.is_empty(), scenarios: scenario.clone(), limit };
+    let ended_well = if *matrix { matrix::write(&bench, &suite)? } else { run_suite(&bench, &suite)?.1 };
+    Ok(if ended_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The part of `cargo xtask test`: an old kernel and a new one. Tests that `is_skipped` says so of are left out. The sums, and
+/// whether all is well.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) fn test(is_skipped: &dyn Fn(&str) -> bool) -> Result<(Totals, bool)> {
+    let not_skipped = |names: &[&str]| -> Vec<String> {
+        names.iter().filter(|name| !is_skipped(name)).map(|name| (*name).to_owned()).collect()
+    };
+    let (scenarios, of_pair) = (not_skipped(TEST_SCENARIOS), not_skipped(pair::SCENARIOS));
+    check_names(&scenarios)?;
+    let bench = Bench::new(&wanted(TEST_KERNELS)?, &[])?;
+    let (mut totals, well) = run_suite(&bench, &Suite { kernel: true, scenarios, limit: TEST_LIMIT })?;
+    let (more, also_well) = run_pair(&bench, &of_pair);
+    totals.sum(more);
+    Ok((totals, well && also_well))
+}
+
+fn wanted(kernels: &[&str]) -> Result<Vec<Wanted>> {
+    kernels.iter().map(|text| text.parse()).collect()
+}
+
+/// Runs scenarios on two VMs with the first two kernels.
+fn run_pair(bench: &Bench, scenarios: &[String]) -> (Totals, bool) {
+    let [first, second, ..] = bench.assets.kernels.as_slice() else { return (Totals::default(), false) };
+    let prefix = format!("{}+{}/", first.wanted, second.wanted);
+    let report = pair::run(bench, [first, second], scenarios, &prefix);
+    (report.totals(&prefix), report.ended_well())
+}
+
+fn check_names(wanted: &[String]) -> Result<()> {
+    let known: BTreeSet<String> =
+        scenario::load(&workspace_root().join("scenarios"))?.into_iter().map(|(name, _)| name).collect();
+    for name in wanted {
+        ensure!(known.contains(name), "no scenario `{name}`; there are: {}", Vec::from_iter(known).join(", "));
+    }
+    Ok(())
+}
+
+fn run_command(bench: &Bench, command: &str, limit: Duration) -> Result<ExitCode> {
     let mut code = 0;
     for kernel in &bench.assets.kernels {
-        proc::say(&format!("vm {}: Linux {}", kernel.wanted, kernel.release));
-        let limit = Duration::from_secs(options.limit);
-        let ended = bench.run(kernel, &bench.shell(command)?, limit, |event| match event {
+        let vm = bench.boot(kernel, &kernel.wanted.to_string(), None)?;
+        let ended = vm.run(0, &bench.shell(command)?, limit, |event| match event {
             Event::Started => Ok(()),
             Event::Output(bytes) => client::print(&mut std::io::stdout().lock(), bytes),
             Event::Error(bytes) => client::print(&mut std::io::stderr().lock(), bytes),
         })?;
+        vm.is_sound()?;
         if code == 0 {
             code = ended;
         }
@@ -85,113 +174,15 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
 }
 
-/// Everything to start VMs with.
-struct Bench {
-    assets: Assets,
-    payload: Payload,
-    /// Short: sockets lie in it.
-    folder: tempfile::TempDir,
-}
-
-impl Bench {
-    fn new(kernels: &[Wanted], extra: &[PathBuf]) -> Result<Bench> {
-        let assets = assets::ensure(kernels)?;
-        let payload = Payload::build(extra)?;
-        let folder = tempfile::Builder::new().prefix("ppvm-").tempdir().context("create a folder for VMs")?;
-        let bench = Bench { assets, payload, folder };
-        proc::step("vm: image of this clone's programs", || {
-            bench.payload.image(&bench.folder.path().join("work"), &bench.work(), &bench.assets.root)
-        })?;
-        Ok(bench)
+/// Runs the tests on every kernel; whether all is well.
+fn run_suite(bench: &Bench, suite: &Suite) -> Result<(Totals, bool)> {
+    let (mut totals, mut ended_well) = (Totals::default(), true);
+    for kernel in &bench.assets.kernels {
+        let vm = bench.boot(kernel, &kernel.wanted.to_string(), None)?;
+        let prefix = format!("{}/", kernel.wanted);
+        let report = suite.run(bench, &vm, &prefix);
+        totals.sum(report.totals(&prefix));
+        ended_well &= report.ended_well();
     }
-
-    fn work(&self) -> PathBuf {
-        self.folder.path().join("work.img")
-    }
-
-    /// A shell command, with this clone's programs in its PATH.
-    fn shell(&self, command: &str) -> Result<Request> {
-        let podpath = self.payload.program("podpath")?;
-        let programs = podpath.parent().context("podpath lies in no folder")?.display();
-        let path = format!("{programs}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
-        Ok(Request {
-            words: ["bash", "-c", command].map(str::to_owned).to_vec(),
-            environment: vec![("PATH".to_owned(), path)],
-        })
-    }
-
-    /// Boots a VM and runs one command in it: its exit code. A boot that fails is repeated and counted, a command never.
-    fn run(
-        &self,
-        kernel: &Kernel,
-        request: &Request,
-        limit: Duration,
-        mut sink: impl FnMut(Event<'_>) -> Result<()>,
-    ) -> Result<i32> {
-        let mut failed_boots = 0;
-        loop {
-            let folder = self.folder.path().join(format!("vm{failed_boots}-{}", kernel.wanted));
-            let mut machine = Machine::start(&self.assets, kernel, &self.work(), &folder, None)?;
-            let mut client = Client::start(&machine.channel(0), request.clone())
-                .with_context(|| format!("qemu says: {}", machine.qemu_log()))?;
-            client.end_input()?;
-            let start = Instant::now();
-            let mut up = None;
-            let ended = {
-                let (up, machine) = (std::cell::Cell::from_mut(&mut up), std::cell::RefCell::new(&mut machine));
-                let watch = || watch(&mut machine.borrow_mut(), start, up.get(), limit);
-                let note = |event: Event<'_>| {
-                    if event == Event::Started {
-                        up.set(Some(start.elapsed()));
-                    }
-                    sink(event)
-                };
-                client.finish(note, watch)
-            };
-            match ended {
-                Err(error) if up.is_none() && failed_boots < BOOT_AGAIN && interrupt::received().is_none() => {
-                    failed_boots += 1;
-                    proc::say(&format!("vm {}: boot {failed_boots} failed: {error:#}", kernel.wanted));
-                    eprintln!("{}", tail(&machine.kernel_log()));
-                }
-                Err(error) => {
-                    let log = tail(&machine.kernel_log());
-                    return Err(error.context(format!("vm {} ({})\n{log}", kernel.wanted, kernel.release)));
-                }
-                Ok(code) => {
-                    let took = up.unwrap_or_default().as_secs_f64();
-                    let total = start.elapsed().as_secs_f64();
-                    proc::say(&format!(
-                        "vm {}: booted in {took:.1} s, ended after {total:.1} s with exit code {code}; failed boots: {failed_boots}",
-                        kernel.wanted
-                    ));
-                    if let Some(line) = machine::complaint(&machine.kernel_log()) {
-                        bail!("vm {}: the kernel complained: {line}\n{}", kernel.wanted, tail(&machine.kernel_log()));
-                    }
-                    return Ok(code);
-                }
-            }
-        }
-    }
-}
-
-/// Whether a VM may run on.
-fn watch(machine: &mut Machine, start: Instant, up: Option<Duration>, limit: Duration) -> Result<()> {
-    if interrupt::received().is_some() {
-        bail!("interrupted");
-    }
-    if !machine.is_alive() {
-        let log = machine.kernel_log();
-        bail!("the VM ended: {}", machine::complaint(&log).unwrap_or("its kernel's log does not say why"));
-    }
-    match up {
-        None if start.elapsed() > BOOT_LIMIT => bail!("not up after {} s", BOOT_LIMIT.as_secs()),
-        _ if start.elapsed() > limit => bail!("not done after {} s", limit.as_secs()),
-        _ => Ok(()),
-    }
-}
-
-fn tail(log: &str) -> String {
-    let lines: Vec<&str> = log.lines().collect();
-    lines[lines.len().saturating_sub(LOG_TAIL)..].iter().map(|line| format!("    {line}\n")).collect()
+    Ok((totals, ended_well))
 }

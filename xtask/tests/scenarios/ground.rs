@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context, Result};
-use serde_json::Value;
+use anyhow::Result;
 use xtask::lab::{LabInfo, inside, run};
-use xtask::scenario::check::{Ground, Links};
+use xtask::scenario::check::{self, Ground, Links};
 
 /// Interfaces of all nodes and pods.
 pub(crate) fn ground(lab: &LabInfo) -> Result<Ground> {
@@ -21,11 +20,7 @@ pub(crate) fn ground(lab: &LabInfo) -> Result<Ground> {
 }
 
 fn links(namespace: &str) -> Result<Links> {
-    let json = inside(namespace, || run("ip", &["-json", "link"], ""))?;
-    let links: Vec<Value> = serde_json::from_str(&json).context("reading what `ip -json link` printed")?;
-    let link =
-        |link: &Value| Some((link["ifname"].as_str()?.to_owned(), u32::try_from(link["ifindex"].as_u64()?).ok()?));
-    Ok(links.iter().filter_map(link).collect())
+    check::links(&inside(namespace, || run("ip", &["-json", "link"], ""))?)
 }
 
 /// Everything of a lab that a trace must not change, by namespace: links, addresses, routes, qdiscs, rules.

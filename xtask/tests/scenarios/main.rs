@@ -3,10 +3,14 @@
 //! Needs root, the tools of `xtask::lab::PACKAGES`, `podpath` and `podpath-agent` beside it in the target folder, and the
 //! kernel object built in; fails without them. Labs are named `sc-<profile>`; each is kept from one scenario to the
 //! next, taken down after a failure, and in the end.
+//!
+//! For test VMs: `PODPATH_SCENARIOS` names the ones to run (a,b,c; unset or empty: all); `PODPATH_SLOWER` says how many
+//! times slower than a real machine this one may be.
 
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use anyhow::{Context, ensure};
 use libtest_mimic::{Arguments, Completion, Trial};
 use xtask::scenario::{self, Scenario};
 use xtask::{interrupt, workspace_root};
@@ -22,8 +26,7 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // One after the other: times are measured, and there are few processors.
     arguments.test_threads.get_or_insert(1);
-    let scenarios = scenario::load(&workspace_root().join("scenarios"));
-    let scenarios = match interrupt::watch().and(scenarios) {
+    let scenarios = match interrupt::watch().and_then(|()| asked_for()) {
         Ok(scenarios) => scenarios,
         Err(error) => {
             eprintln!("{error:#}");
@@ -43,6 +46,25 @@ fn main() -> ExitCode {
     conclusion.exit_code()
 }
 
+fn asked_for() -> anyhow::Result<Vec<(String, Scenario)>> {
+    let mut scenarios = scenario::load(&workspace_root().join("scenarios"))?;
+    let names = std::env::var("PODPATH_SCENARIOS").unwrap_or_default();
+    let names: Vec<&str> = names.split(',').filter(|name| !name.is_empty()).collect();
+    for name in &names {
+        ensure!(scenarios.iter().any(|(known, _)| known == name), "PODPATH_SCENARIOS: no scenario `{name}`");
+    }
+    scenarios.retain(|(name, _)| names.is_empty() || names.contains(&name.as_str()));
+    Ok(scenarios)
+}
+
+/// How many times slower this machine may be than a real one.
+fn slower() -> anyhow::Result<u32> {
+    match std::env::var("PODPATH_SLOWER") {
+        Ok(text) => text.parse().with_context(|| format!("PODPATH_SLOWER: `{text}` is no number")),
+        Err(_) => Ok(1),
+    }
+}
+
 fn run(scenario: &Scenario, labs: &Labs) -> anyhow::Result<Completion> {
     let tool = tool::Tool::find()?;
     labs.with(&scenario.lab, |lab| {
@@ -50,7 +72,7 @@ fn run(scenario: &Scenario, labs: &Labs) -> anyhow::Result<Completion> {
         if let Some(need) = scenario.needs.iter().find(missing) {
             return Ok(Completion::ignored_with(format!("this kernel cannot make {need}")));
         }
-        tool.run(scenario, lab)?;
+        tool.run(scenario, lab, slower()?)?;
         Ok(Completion::Completed)
     })
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use xtask::lab::{LabInfo, inside};
 use xtask::scenario::report::Trace;
-use xtask::scenario::{Scenario, Traffic, check};
+use xtask::scenario::{self, Scenario, Traffic, check};
 use xtask::traffic::READY;
 use xtask::{proc, workspace_root};
 
@@ -47,7 +47,7 @@ impl Tool {
     }
 
     /// Traces twice, for programs and for people; an error holds everything that is wrong.
-    pub(crate) fn run(&self, scenario: &Scenario, lab: &LabInfo) -> Result<()> {
+    pub(crate) fn run(&self, scenario: &Scenario, lab: &LabInfo, slower: u32) -> Result<()> {
         let planted = scenario.plants.iter().map(|plant| plant.plant(lab)).collect::<Result<Vec<_>>>()?;
         let (before, settings, links) = (Objects::now()?, ground::settings(lab)?, ground::ground(lab)?);
         let traffic: Vec<Running> =
@@ -61,10 +61,10 @@ impl Tool {
         }
 
         let mut problems = match serde_json::from_str::<Trace>(&json.stdout) {
-            Ok(trace) => check::problems(scenario, &trace, lab, &links),
+            Ok(trace) => check::problems(scenario, &trace, lab, &links, slower),
             Err(error) => vec![format!("the JSON does not read: {error}\n{}{}", json.stdout, json.stderr)],
         };
-        problems.extend(text_problems(scenario, &json, &text));
+        problems.extend(text_problems(scenario, &json, &text, scenario::kernel_gives_reasons()?));
         problems.extend(before.nothing_stays().err().map(|error| error.to_string()));
         if after != settings {
             problems.push("links, routes, qdiscs or rules of the lab are not what they were before".to_owned());
@@ -119,14 +119,14 @@ impl Tool {
     }
 }
 
-fn text_problems(scenario: &Scenario, json: &Output, text: &Output) -> Vec<String> {
+fn text_problems(scenario: &Scenario, json: &Output, text: &Output, reasons: bool) -> Vec<String> {
     let mut problems = Vec::new();
     for (format, output) in [("json", json), ("text", text)] {
         if output.exit != Some(scenario.expect.exit) {
             problems.push(format!("{format}: exit code {:?}, expected {}", output.exit, scenario.expect.exit));
         }
     }
-    let missing = scenario.expect.text.iter().filter(|line| !text.stdout.contains(*line));
+    let missing = scenario.expect.text(reasons).filter(|line| !text.stdout.contains(*line));
     problems.extend(missing.map(|line| format!("the text does not say: {line}")));
     problems
 }

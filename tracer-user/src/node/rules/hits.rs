@@ -59,9 +59,9 @@ pub(super) struct Found {
     pub(super) hits: Vec<RuleHit>,
     /// More rules without counter may have been met than are told.
     pub(super) too_many: bool,
-    /// Rules that had been there are no more, with their counters.
+    /// Rules that had been there are no more, or were replaced or reset: what their counters had counted is lost.
     pub(super) vanished: bool,
-    /// That, or rules were there that had not been before, or had been reset.
+    /// That, or rules that had not been there before have counted something.
     pub(super) changed: bool,
 }
 
@@ -75,18 +75,19 @@ pub(super) fn hits(netns: u32, after: &Ruleset, before: &Baseline, traced: &Trac
         sure: Vec::new(),
         maybe: Vec::new(),
         again: 0,
-        changed: false,
+        reset: false,
+        new: false,
     };
     after.tables.iter().for_each(|table| comparison.table(table));
-    let Comparison { sure, mut maybe, again, changed, .. } = comparison;
+    let Comparison { sure, mut maybe, again, reset, new, .. } = comparison;
     let too_many = maybe.len() > MOST_UNCOUNTED;
-    let vanished = again < before.by_content.len();
+    let vanished = reset || again < before.by_content.len();
     // What ends packets is worth more than what rewrites them.
     maybe.sort_by_key(|hit| !matches!(hit.verdict, RuleVerdict::Drop | RuleVerdict::Reject(_)));
     maybe.truncate(MOST_UNCOUNTED);
     let mut hits = sure;
     hits.extend(maybe);
-    Found { hits, too_many, vanished, changed: changed || vanished }
+    Found { hits, too_many, vanished, changed: new || vanished }
 }
 
 struct Comparison<'a> {
@@ -98,7 +99,10 @@ struct Comparison<'a> {
     maybe: Vec<RuleHit>,
     /// So many rules were there before too.
     again: usize,
-    changed: bool,
+    /// A counter fell.
+    reset: bool,
+    /// A rule is new, and has counted.
+    new: bool,
 }
 
 impl Comparison<'_> {
@@ -132,9 +136,10 @@ impl Comparison<'_> {
     fn policy(&mut self, table: &Table, chain: &Chain, legacy: bool, place: &Place) {
         let Some(base) = &chain.base else { return };
         let before = self.before.policies.get(&(legacy, place.clone())).copied();
-        let rise = difference(base.packets, before, &mut self.changed);
+        let rise = self.difference(base.packets, before);
         let traced = self.traced.get(&(place.clone(), 0)).copied().unwrap_or_default();
-        if !matters(&base.policy) && traced == 0 || rise == Some(0) && traced == 0 {
+        let may_have_ended = matters(&base.policy) && rise != Some(0);
+        if traced == 0 && !may_have_ended {
             return;
         }
         let ways = Ways { one: vec![chain.name.clone()], hook: base.hook, conditions: Vec::new(), understood: true };
@@ -147,13 +152,19 @@ impl Comparison<'_> {
     fn rise(&mut self, legacy: bool, place: &Place, rule: &Entry) -> Option<u64> {
         let nth = count(&mut self.seen, (legacy, place.clone(), rule.content));
         let by_handle = self.before.by_handle.get(&(place.clone(), rule.handle)).filter(|_| !legacy);
-        let known = by_handle.or_else(|| {
-            // Replaced by its like: the counters went on if whoever replaced it kept them.
-            self.changed |= !legacy;
-            self.before.by_content.get(&(legacy, place.clone(), rule.content, nth))
-        });
-        self.again += usize::from(known.is_some());
-        difference(rule.packets, known.copied(), &mut self.changed)
+        let by_content = self.before.by_content.get(&(legacy, place.clone(), rule.content, nth));
+        // Of nftables only the handle tells the same rule from its like, which took over its counter or did not.
+        self.again += usize::from(if legacy { by_content.is_some() } else { by_handle.is_some() });
+        self.difference(rule.packets, by_handle.or(by_content).copied())
+    }
+
+    fn difference(&mut self, after: Option<u64>, before: Option<Option<u64>>) -> Option<u64> {
+        let after = after?;
+        let before = before.flatten();
+        self.reset |= before.is_some_and(|before| before > after);
+        self.new |= before.is_none() && after > 0;
+        // Reset or new: it has counted this since.
+        Some(before.and_then(|before| after.checked_sub(before)).unwrap_or(after))
     }
 
     fn hit(
@@ -211,16 +222,4 @@ struct Met {
     /// None: not counted.
     packets: Option<u64>,
     traced: u64,
-}
-
-fn difference(after: Option<u64>, before: Option<Option<u64>>, changed: &mut bool) -> Option<u64> {
-    let after = after?;
-    match before.flatten() {
-        Some(before) if before <= after => Some(after - before),
-        // New, or reset: it has counted at least this.
-        _ => {
-            *changed = true;
-            Some(after)
-        }
-    }
 }

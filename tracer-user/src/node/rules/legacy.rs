@@ -137,10 +137,15 @@ impl SetNames for IpSets {
 
 /// Reads the tables.
 pub(super) fn read(blobs: &[Blob], ipsets: &dyn SetNames) -> Ruleset {
-    Ruleset { tables: blobs.iter().map(|blob| read_table(blob, ipsets)).collect() }
+    Ruleset { tables: blobs.iter().map(|blob| read_table(blob, Some(ipsets))).collect() }
 }
 
-fn read_table(blob: &Blob, ipsets: &dyn SetNames) -> Table {
+/// Reads what comparing counters needs: of rules, nothing but what makes them the same rules and how often they were met.
+pub(super) fn counters(blobs: &[Blob]) -> Ruleset {
+    Ruleset { tables: blobs.iter().map(|blob| read_table(blob, None)).collect() }
+}
+
+fn read_table(blob: &Blob, ipsets: Option<&dyn SetNames>) -> Table {
     let shape = Shape::of(blob.v6);
     let (starts, errors) = chain_starts(blob, &shape);
     let mut chains: Vec<Chain> = Vec::new();
@@ -162,7 +167,10 @@ fn read_table(blob: &Blob, ipsets: &dyn SetNames) -> Table {
             }
             _ => {
                 let jumps = |target: u32| starts.get(&target).map(|(name, _)| name.clone());
-                chain.rules.push(legacy_rule::read(&shape, offset, entry, ipsets, &jumps));
+                chain.rules.push(match ipsets {
+                    Some(ipsets) => legacy_rule::read(&shape, offset, entry, ipsets, &jumps),
+                    None => legacy_rule::counted(&shape, entry),
+                });
             }
         }
     }

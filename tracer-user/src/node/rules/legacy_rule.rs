@@ -81,7 +81,7 @@ impl Shape {
     }
 
     /// Name, revision and data of the target.
-    fn target<'a>(&self, entry: &'a [u8]) -> Option<(String, u32, &'a [u8])> {
+    fn target<'a>(&self, entry: &'a [u8]) -> Option<Extension<'a>> {
         let target = entry.get(usize::from(u16_at(entry, self.target)?)..)?;
         extension(target).map(|(extension, _)| extension)
     }
@@ -98,7 +98,7 @@ impl Shape {
         (name == "ERROR").then(|| text(data))
     }
 
-    fn matches<'a>(&self, entry: &'a [u8]) -> Vec<(String, u32, &'a [u8])> {
+    fn matches<'a>(&self, entry: &'a [u8]) -> Vec<Extension<'a>> {
         let end = u16_at(entry, self.target).map_or(0, usize::from);
         let (mut rest, mut found) = (entry.get(self.matches..end).unwrap_or_default(), Vec::new());
         while let Some((extension, length)) = extension(rest) {
@@ -121,11 +121,26 @@ impl Shape {
     }
 }
 
+/// A match or target: name, revision, data.
+type Extension<'a> = (String, u32, &'a [u8]);
+
 /// A match or target at the beginning of `bytes`, and its whole length.
-fn extension(bytes: &[u8]) -> Option<((String, u32, &[u8]), usize)> {
+fn extension(bytes: &[u8]) -> Option<(Extension<'_>, usize)> {
     let length = usize::from(u16_at(bytes, 0)?);
     let data = bytes.get(EXTENSION..length)?;
     Some(((text(&bytes[2..EXTENSION - 1]), u32::from(bytes[EXTENSION - 1]), data), length))
+}
+
+/// A rule of which nothing is known but its counter.
+pub(super) fn counted(shape: &Shape, entry: &[u8]) -> Entry {
+    Entry {
+        content: shape.content(entry),
+        handle: 0,
+        packets: Some(shape.packets(entry)),
+        outcomes: Vec::new(),
+        text: String::new(),
+        comment: None,
+    }
 }
 
 /// Reads a rule; `chain_at` names the chain that begins at an offset.
@@ -145,14 +160,7 @@ pub(super) fn read(
     let (verdict, target) = end(shape, offset, entry, chain_at);
     let text = iptables_text(&parts, &target);
     let (conditions, understood) = conditions(&parts);
-    Entry {
-        content: shape.content(entry),
-        handle: 0,
-        packets: Some(shape.packets(entry)),
-        outcomes: vec![Outcome { verdict, conditions, understood }],
-        text,
-        comment,
-    }
+    Entry { outcomes: vec![Outcome { verdict, conditions, understood }], text, comment, ..counted(shape, entry) }
 }
 
 fn end(shape: &Shape, offset: u32, entry: &[u8], chain_at: &dyn Fn(u32) -> Option<String>) -> (RuleVerdict, String) {
@@ -241,5 +249,85 @@ fn interface(shape: &Shape, entry: &[u8], index: usize) -> Option<String> {
         counts if counts > name.len() => Some(name),
         // The plus sign is part of the name already.
         counts => Some(format!("{}+", name.get(..counts).unwrap_or(&name))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct NoSets;
+
+    impl SetNames for NoSets {
+        fn of(&self, _index: u16) -> Option<String> {
+            None
+        }
+    }
+
+    /// `iptables-legacy -A OUTPUT -d 10.0.0.0/8 -o eth+ -p tcp -j DROP`, as the kernel tells it.
+    fn entry() -> Vec<u8> {
+        let mut entry = vec![0; 112];
+        entry[4..8].copy_from_slice(&[10, 0, 0, 0]);
+        entry[12] = 255;
+        entry[32..36].copy_from_slice(b"eth+");
+        entry[64..67].copy_from_slice(&[255; 3]);
+        entry[80] = 6;
+        entry[88..90].copy_from_slice(&112u16.to_ne_bytes());
+        entry[90..92].copy_from_slice(&152u16.to_ne_bytes());
+        entry[96..104].copy_from_slice(&9u64.to_ne_bytes());
+        entry.extend(40u16.to_ne_bytes());
+        entry.extend([0; 30]);
+        entry.extend((-1i32).to_ne_bytes());
+        entry.extend([0; 4]);
+        entry
+    }
+
+    fn read_at(v6: bool, entry: &[u8]) -> Entry {
+        read(&Shape::of(v6), 0, entry, &NoSets, &|_| None)
+    }
+
+    #[test]
+    fn a_rule_reads_as_iptables_save_prints_it() {
+        let read = read_at(false, &entry());
+        assert_eq!((read.text.as_str(), read.packets), ("-d 10.0.0.0/8 -o eth+ -p tcp -j DROP", Some(9)));
+        assert_eq!(read.outcomes[0].verdict, RuleVerdict::Drop);
+        assert!(read.outcomes[0].understood);
+    }
+
+    #[test]
+    fn a_rule_is_the_same_whatever_it_counted() {
+        let (mut counted, shape) = (entry(), Shape::of(false));
+        counted[96] = 77;
+        counted[92] = 1;
+        assert_eq!(shape.content(&counted), shape.content(&entry()));
+        counted[4] = 11;
+        assert_ne!(shape.content(&counted), shape.content(&entry()));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(mut bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..400), v6: bool, lengths: [u8; 4]) {
+            read_at(v6, &bytes);
+            // Nearly good ones get further.
+            let shape = Shape::of(v6);
+            for (at, length) in [shape.target, shape.next].into_iter().zip(lengths) {
+                if let Some(field) = bytes.get_mut(at..at + 2) {
+                    field.copy_from_slice(&u16::from(length).to_ne_bytes());
+                }
+            }
+            for (_, entry) in shape.entries(&bytes) {
+                read_at(v6, entry);
+            }
+        }
+
+        #[test]
+        fn no_extension_makes_it_panic(data: Vec<u8>, revision in 0..5u32, v6: bool) {
+            for name in ["comment", "conntrack", "state", "mark", "rpfilter", "addrtype", "set", "tcp", "udp", "icmp", "multiport", "statistic"] {
+                xt::matched(name, revision, &data, &NoSets);
+            }
+            for name in ["REJECT", "MARK", "MASQUERADE", "SNAT", "DNAT", "REDIRECT", "LOG"] {
+                xt::target(name, revision, &data, v6);
+            }
+        }
     }
 }

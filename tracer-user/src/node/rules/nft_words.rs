@@ -324,9 +324,20 @@ pub(super) fn right(loaded: &Loaded<'_>, value: &[u8], version: Option<u8>) -> S
         Kind::Mark => native(value).map(|mark| format!("{mark:#010x}")),
         Kind::State => native(value).map(state_names),
         Kind::Name => Some(format!("\"{}\"", name(value).replace('+', "*"))),
-        Kind::Index | Kind::Other => None,
+        Kind::Other => icmp_type(loaded, value, version),
+        Kind::Index => None,
     };
     value.unwrap_or_else(|| "...".to_owned())
+}
+
+fn icmp_type(loaded: &Loaded<'_>, value: &[u8], version: Option<u8>) -> Option<String> {
+    let Source::Payload { base: TRANSPORT, offset: 0, length: 1 } = loaded.source else { return None };
+    let [number] = value else { return None };
+    Some(match (version, number) {
+        (Some(4), 0) | (Some(6), 129) => "echo-reply".to_owned(),
+        (Some(4), 8) | (Some(6), 128) => "echo-request".to_owned(),
+        (_, number) => number.to_string(),
+    })
 }
 
 fn state_names(bits: u32) -> String {

@@ -390,3 +390,91 @@ pub(super) fn comment(mut data: &[u8]) -> Option<String> {
         data = &rest[value.len()..];
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::rules::{
+        attributes::{put, put_nested, put_text},
+        sets::Set as AnySet,
+        sets::elements,
+    };
+
+    struct NoSets;
+
+    impl SetNames for NoSets {
+        fn of(&self, _index: u16) -> Option<String> {
+            None
+        }
+    }
+
+    fn read_in(family: &str, list: &[u8]) -> Reading {
+        let (sets, links) = (Sets::new(), HashMap::new());
+        read(list, Context { family, iptables: false, sets: &sets, links: &links, ipsets: &NoSets })
+    }
+
+    fn expression(list: &mut Vec<u8>, name: &str, fields: &[(u16, u32)], value: Option<(u16, &[u8])>) {
+        put_nested(list, 1, |element| {
+            put_text(element, 1, name);
+            put_nested(element, 2, |data| {
+                fields.iter().for_each(|(kind, number)| put(data, *kind, &number.to_be_bytes()));
+                if let Some((kind, bytes)) = value {
+                    put_nested(data, kind, |inside| put(inside, 1, bytes));
+                }
+            });
+        });
+    }
+
+    /// An expression this program does not know must not make a rule look simpler than it is.
+    #[test]
+    fn what_is_not_known_is_shown_and_not_understood() {
+        let mut list = Vec::new();
+        expression(&mut list, "payload", &[(1, 1), (2, 1), (3, 12), (4, 2)], None);
+        expression(&mut list, "cmp", &[(1, 1), (2, 0)], Some((3, &[10, 1])));
+        expression(&mut list, "oracle", &[], None);
+        let reading = read_in("ip", &list);
+        assert_eq!(reading.text, "ip saddr 10.1.0.0/16 oracle ...");
+        let [outcome] = reading.outcomes.as_slice() else { panic!() };
+        assert_eq!(
+            outcome.conditions,
+            [Condition { field: ConditionField::Source("10.1.0.0/16".parse().unwrap()), not: false }]
+        );
+        assert!(!outcome.understood);
+    }
+
+    #[test]
+    fn a_comment_is_found_among_user_data() {
+        assert_eq!(comment(&[2, 1, 9, 0, 3, b'h', b'i', 0]).as_deref(), Some("hi"));
+        assert_eq!(comment(&[2, 9, 9]), None);
+        assert_eq!(comment(&[]), None);
+    }
+
+    proptest::proptest! {
+        /// Expressions of all names with attributes of all kinds, most of them wrong.
+        #[test]
+        fn no_rule_makes_it_panic(
+            parts in proptest::collection::vec(
+                (0..24usize, proptest::collection::vec((1..9u16, 0..40u32), 0..6), 1..6u16, proptest::collection::vec(proptest::num::u8::ANY, 0..20)),
+                0..8,
+            ),
+            family in 0..3usize,
+        ) {
+            const NAMES: [&str; 24] = [
+                "meta", "ct", "fib", "payload", "rt", "socket", "numgen", "hash", "byteorder", "bitwise", "cmp", "range", "lookup",
+                "immediate", "counter", "reject", "masq", "nat", "redir", "match", "target", "limit", "log", "exthdr",
+            ];
+            let mut list = Vec::new();
+            for (name, fields, kind, value) in &parts {
+                expression(&mut list, NAMES[*name], fields, Some((*kind, value)));
+            }
+            read_in(["ip", "ip6", "inet"][family], &list);
+        }
+
+        #[test]
+        fn no_set_makes_it_panic(body: Vec<u8>) {
+            AnySet::decode(&body);
+            elements(&crate::node::rules::attributes::Raw { body: body.clone(), ..Default::default() });
+            comment(&body);
+        }
+    }
+}

@@ -10,9 +10,6 @@ use crate::{
     },
 };
 
-/// Why the reverse path filter took it for wrong.
-const NO_REVERSE: &str = "reverse path filter: the source address is not routed to this interface";
-
 pub(super) fn by_sign(scene: &Scene<'_, '_>, sign: Sign, cause: &mut Cause<'_>) {
     match sign {
         Sign::Netfilter => cause.is(DropCause::Netfilter, "netfilter rule"),
@@ -23,8 +20,8 @@ pub(super) fn by_sign(scene: &Scene<'_, '_>, sign: Sign, cause: &mut Cause<'_>) 
         Sign::Header if expired(scene) => cause.is(DropCause::TtlExpired, ttl_words(scene)),
         Sign::Header => cause.is(DropCause::Malformed, "bad IP header"),
         Sign::TooBig => too_big(scene, cause),
-        Sign::Neighbour => neighbour(scene, cause, "did not answer"),
-        Sign::NeighbourQueue => neighbour(scene, cause, "does not answer, and too many packets wait for it"),
+        Sign::Neighbour => neighbour(scene, cause, ""),
+        Sign::NeighbourQueue => neighbour(scene, cause, ", and too many packets wait for it"),
         Sign::Queue => queue(scene, cause),
         Sign::Device => match scene.out().filter(|_| scene.last.way == Way::Out).and_then(down) {
             Some((kind, words)) => cause.is(kind, words),
@@ -48,6 +45,12 @@ fn routes(scene: &Scene<'_, '_>, cause: &mut Cause<'_>) {
         cause.is(DropCause::NotForwarding, format!("forwarding is disabled ({name} = 0)"));
         cause.detail.settings.extend(value.map(|value| setting(name, value)));
         return;
+    }
+    if let Some((link, words)) = way_that_is_down(scene) {
+        let way =
+            format!("{words}, so the kernel has removed the routes by it: {link} leads to {}", scene.header().dst);
+        cause.detail.proof.push(way);
+        cause.detail.out_interface = Some(link.to_owned());
     }
     let Some(answer) = scene.answer else {
         let why = if no_routes { "no route" } else { "the route look-up failed" };
@@ -75,6 +78,19 @@ fn routes(scene: &Scene<'_, '_>, cause: &mut Cause<'_>) {
     }
 }
 
+/// The interface of this namespace that leads to the pod with the destination's address, if it is administratively down: then
+/// the routes by it are gone (`fib_sync_down_dev`).
+fn way_that_is_down<'a>(scene: &Scene<'_, 'a>) -> Option<(&'a str, String)> {
+    let (node, pod) = scene.world.owner(scene.header().dst)?;
+    let namespaces = scene.world.namespaces(scene.node);
+    let peer = namespaces.link(pod).filter(|_| node == scene.node)?.peer?;
+    let link = namespaces.link(peer).filter(|_| peer.netns == scene.place().netns)?;
+    match down(link)? {
+        (DropCause::InterfaceDown, words) => Some((&link.name, words)),
+        _ => None,
+    }
+}
+
 /// The sysctl that lets the namespace forward what comes in by this interface, and its value.
 fn forwarding<'a>(scene: &Scene<'_, 'a>) -> (String, Option<&'a str>) {
     let link = scene.link().map_or("all", |link| link.name.as_str());
@@ -94,7 +110,7 @@ fn forwarding<'a>(scene: &Scene<'_, 'a>) -> (String, Option<&'a str>) {
 }
 
 fn rp_filter(scene: &Scene<'_, '_>, cause: &mut Cause<'_>) {
-    cause.is(DropCause::RpFilter, NO_REVERSE);
+    cause.is(DropCause::RpFilter, "reverse path filter");
     cause.detail.settings = rp_settings(scene);
     cause.detail.reverse_route = reverse(scene).map(|found| found.map_or_else(none, |route| route.text.clone()));
 }
@@ -105,7 +121,7 @@ fn none() -> String {
 
 fn rp_settings(scene: &Scene<'_, '_>) -> Vec<crate::path::model::SettingDetail> {
     let link = scene.link().map_or("", |link| link.name.as_str());
-    let names = [format!("net.ipv4.conf.all.rp_filter"), format!("net.ipv4.conf.{link}.rp_filter")];
+    let names = ["net.ipv4.conf.all.rp_filter".to_owned(), format!("net.ipv4.conf.{link}.rp_filter")];
     names.into_iter().filter_map(|name| Some(setting(name.clone(), scene.setting(&name)?))).collect()
 }
 
@@ -202,7 +218,7 @@ fn neighbour(scene: &Scene<'_, '_>, cause: &mut Cause<'_>, what: &str) {
     let next = next.map_or(scene.header().dst, |route| route.gateway.unwrap_or(scene.header().dst));
     let protocol = if scene.is_v4() { "ARP" } else { "neighbour discovery" };
     let Some(out) = scene.out() else {
-        cause.is(DropCause::Neighbour, format!("{protocol}: the next hop {what}"));
+        cause.is(DropCause::Neighbour, format!("no answer to {protocol} for {next}{what}"));
         return;
     };
     // An interface without carrier resolves nothing.
@@ -211,7 +227,7 @@ fn neighbour(scene: &Scene<'_, '_>, cause: &mut Cause<'_>, what: &str) {
         cause.detail.proof.push(format!("{protocol} for {next} got no answer"));
         cause.detail.basis = Basis::Inferred;
     } else {
-        cause.is(DropCause::Neighbour, format!("{protocol}: {next} on {} {what}", out.name));
+        cause.is(DropCause::Neighbour, format!("no answer to {protocol} for {next}{what}"));
     }
     let entries = &scene.world.node(scene.node).facts.neighbours;
     let entry = entries.iter().find(|n| (n.netns, n.ifindex, n.address) == (scene.place().netns, out.ifindex, next));

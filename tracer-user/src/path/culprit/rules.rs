@@ -207,10 +207,7 @@ pub(super) fn calico(hit: &RuleHit) -> Option<(&str, bool)> {
 pub(super) fn cause(hit: &RuleHit, pod: impl Fn(&str) -> Option<String>) -> (DropCause, String) {
     let asks = |wanted: fn(&ConditionField) -> bool| hit.conditions.iter().any(|c| !c.not && wanted(&c.field));
     if asks(|field| matches!(field, ConditionField::ReversePathFails)) {
-        return (
-            DropCause::RpFilterRule,
-            "reverse path filter rule: the source address is not routed to this interface".to_owned(),
-        );
+        return (DropCause::RpFilterRule, "reverse path filter rule".to_owned());
     }
     if asks(|field| matches!(field, ConditionField::ConntrackState(states) if *states == ["INVALID"])) {
         return (DropCause::Netfilter, "netfilter rule for packets that conntrack calls invalid".to_owned());

@@ -362,9 +362,21 @@ fn a_neighbour_that_fails_is_told_apart_from_a_link_that_is_down() {
     };
     let drop = with(true, true);
     assert_eq!((drop.cause, drop.neighbour.as_deref()), (DropCause::Neighbour, Some("100.64.1.11 dev cali1 FAILED")));
-    assert_eq!(drop.why, "ARP: 100.64.1.11 on cali1 did not answer");
+    assert_eq!(drop.why, "no answer to ARP for 100.64.1.11");
     assert_eq!(with(false, true).cause, DropCause::NoCarrier);
     assert_eq!(with(false, false).cause, DropCause::InterfaceDown);
+}
+
+#[test]
+fn a_route_that_went_with_its_interface_is_said_to() {
+    let drop = one(At::Prerouting, "ip_error", Some("IP_INNOROUTES"), |w| {
+        routes(w, RouteKind::Blackhole);
+        let links = &mut w.evidence.nodes[1].facts.namespaces[0].links;
+        let link = links.iter_mut().find(|l| l.ifindex == veth(1)).expect("a link");
+        (link.up, link.admin_up) = (false, false);
+    });
+    assert_eq!(drop.cause, DropCause::Blackhole, "that is what dropped it");
+    assert!(drop.proof[0].starts_with("cali1 is administratively down"), "{drop:?}");
 }
 
 /// An ICMP error about the packet under way, from the second node towards its source.

@@ -82,8 +82,9 @@ fn a_reset_in_the_destinations_name_is_told_from_its_own() {
     set_flags(&mut w, 0x14);
     w.transmitted((1, 0, ENS5)).received((0, 0, ENS5)).routed((0, 0, veth(1))).delivered((0, 1, ETH0));
     answered(&mut w, Answer::Reset);
-    let e = &w.join().exchanges[0];
-    assert_eq!(e.outcome, Outcome::Rejected);
+    let joined = w.join();
+    let e = &joined.exchanges[0];
+    assert_eq!((e.outcome, joined.routers.contains(&pod(1, 1))), (Outcome::Rejected, false));
     let rejection = e.rejection.as_ref().expect("an answer");
     assert!(rejection.meaning.contains("a firewall rule, not the destination"), "{}", rejection.meaning);
     assert_eq!((rejection.pod.as_deref(), rejection.node.as_deref()), (None, Some("node1")));
@@ -145,6 +146,18 @@ fn a_closed_udp_port_answers_with_icmp() {
             assert!(rejection.arrived);
         }
     }
+}
+
+#[test]
+fn of_a_bulk_transfer_the_first_exchanges_are_told() {
+    let mut w = watched();
+    for i in 0..1_010u16 {
+        segment(&mut w, true, (DATA + 100 * u32::from(i), SERVER), 100, 1 + i);
+        w.sent((0, 1, ETH0)).received((0, 0, veth(1)));
+    }
+    let joined = w.join();
+    assert_eq!(joined.exchanges.len(), 1_000);
+    assert_eq!(joined.warnings, ["11 more exchanges were seen: only the first 1000 are told"]);
 }
 
 /// A connection that others make: SYN, SYN+ACK, a request in `sizes`, its acknowledgement.

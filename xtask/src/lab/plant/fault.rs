@@ -4,7 +4,7 @@ use std::fs;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Planted, Undo, netns, quoted, run, words};
+use super::{END_OF_TIER, Planted, Undo, netns, quoted, run, words};
 use crate::lab::LabInfo;
 
 impl Planted {
@@ -21,6 +21,20 @@ impl Planted {
             run("nft", &["-f", "-"], &format!("table {table} {{\n{content}\n}}\n"))
         })?;
         self.undo_by(namespace, "nft", words(&format!("delete table {table}")));
+        Ok(())
+    }
+
+    /// The rule that ends a tier, in Calico's nftables mode.
+    pub(super) fn policy_drop_nft(&mut self, namespace: &str, chain: &str) -> Result<()> {
+        // Behind the same rules as in iptables: the third one is the last before it.
+        let rule = format!("insert rule ip calico {chain} index 3 meta mark & 0x20000 == 0 counter drop comment");
+        let mut rule = words(&rule);
+        rule.push(format!("\"{END_OF_TIER}\""));
+        let arguments = ["--echo", "--handle"].into_iter().chain(rule.iter().map(String::as_str)).collect::<Vec<_>>();
+        let said = netns::inside(namespace, || run("nft", &arguments, ""))?;
+        let handle = said.rsplit_once("# handle ").map(|(_, handle)| handle.trim());
+        let handle = handle.with_context(|| format!("nft told no handle of the new rule: `{said}`"))?;
+        self.undo_by(namespace, "nft", words(&format!("delete rule ip calico {chain} handle {handle}")));
         Ok(())
     }
 

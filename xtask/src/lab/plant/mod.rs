@@ -332,11 +332,15 @@ impl Planted {
             Way::To => "cali-tw",
             Way::From => "cali-fw",
         };
+        let node = &lab.node(&pod.node)?.namespace;
+        if netns::inside(node, || run("nft", &["list", "tables"], ""))?.lines().any(|line| line == "table ip calico") {
+            return self.policy_drop_nft(node, &format!("filter-{chain}-{}", pod.host_interface));
+        }
         // After established connections, invalid packets, and the reset of the mark; before the profiles.
         let mut rule = words(&format!("-I {chain}-{} 4 -m comment --comment", pod.host_interface));
         rule.push(END_OF_TIER.to_owned());
         rule.extend(words("-m mark --mark 0x0/0x20000 -j DROP"));
-        self.rule(&lab.node(&pod.node)?.namespace, "iptables-nft", rule)
+        self.rule(node, "iptables-nft", rule)
     }
 
     /// Insert an iptables rule (`-I CHAIN [NUMBER] ...`), and remember how to delete it.

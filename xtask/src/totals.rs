@@ -1,0 +1,81 @@
+//! What test programs say at their end, added up.
+
+/// Sums over cargo-test summary lines.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Totals {
+    pub(crate) passed: u64,
+    pub(crate) failed: u64,
+    pub(crate) ignored: u64,
+    pub(crate) filtered: u64,
+    /// Names of the ignored ones, with the reason where one is given.
+    pub(crate) ignored_tests: Vec<String>,
+}
+
+impl Totals {
+    /// Adds a line like `test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 2 filtered out; finished in 0.1s`.
+    pub(crate) fn add(&mut self, line: &str) {
+        let Some(rest) = line.strip_prefix("test result: ") else {
+            if let Some((name, reason)) = line.strip_prefix("test ").and_then(|test| test.split_once(" ... ignored")) {
+                self.ignored_tests.push(format!("{name}{reason}"));
+            }
+            return;
+        };
+        // What stands before the first count is the verdict: `ok. ` or `FAILED. `
+        let counts = rest.split_once(". ").map_or(rest, |(_, counts)| counts);
+        for part in counts.split(';') {
+            let Some((number, word)) = part.trim().split_once(' ') else { continue };
+            let Ok(number) = number.parse::<u64>() else { continue };
+            match word {
+                "passed" => self.passed += number,
+                "failed" => self.failed += number,
+                "ignored" => self.ignored += number,
+                "filtered out" => self.filtered += number,
+                _ => {}
+            }
+        }
+    }
+
+    /// Adds another's.
+    pub(crate) fn sum(&mut self, other: Totals) {
+        let Totals { passed, failed, ignored, filtered, ignored_tests } = other;
+        self.passed += passed;
+        self.failed += failed;
+        self.ignored += ignored;
+        self.filtered += filtered;
+        self.ignored_tests.extend(ignored_tests);
+    }
+
+    /// Whether no test ran to its end.
+    pub(crate) fn nothing_ran(&self) -> bool {
+        self.passed + self.failed == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn summary_lines_are_summed_and_nothing_else() {
+        let mut totals = Totals::default();
+        for line in [
+            "running 4 tests",
+            "test a ... ok",
+            "test slow::b ... ignored, takes an hour",
+            "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 2 filtered out; finished in 0.01s",
+            "test result: FAILED. 10 passed; 4 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.00s",
+            "  test result: ok. 99 passed; a test may print this",
+            "test result: nonsense; x passed",
+        ] {
+            totals.add(line);
+        }
+        let ignored_tests = vec!["slow::b, takes an hour".to_owned()];
+        assert_eq!(totals, Totals { passed: 13, failed: 4, ignored: 1, filtered: 2, ignored_tests });
+    }
+
+    #[test]
+    fn no_tests_is_no_success() {
+        assert!(Totals { ignored: 5, filtered: 3, ..Totals::default() }.nothing_ran());
+        assert!(!Totals { passed: 1, ..Totals::default() }.nothing_ran());
+    }
+}
