@@ -162,6 +162,11 @@ impl Backend for LiveNode {
         let mut probe = probe.map_err(kernel)?;
         node.scope().into_iter().try_for_each(|inode| probe.add_namespace(inode)).map_err(kernel)?;
         probe.attach_all().map_err(kernel)?;
+        // A kernel without kprobes, or a module that nothing uses, is `doctor`'s to tell.
+        for lack in probe.without().iter().filter(|lack| matches!(lack.why, probe::Why::Refused(_))) {
+            self.notes
+                .add(format!("kprobe {} could not be attached: {}; {}", lack.hook.name, lack.why, lack.hook.cost));
+        }
         self.probe = Some(probe);
         self.notes.of_node(node.notes());
         self.notes.of_node(rules.notes());
