@@ -1,10 +1,14 @@
 //! `cargo xtask bench`: podpath's own cost. Measured, never judged: the numbers are printed, no test depends on them.
 
-use std::{process::Command, time::Duration};
+use std::{
+    path::PathBuf,
+    process::{Command, ExitCode},
+    time::Duration,
+};
 
 use anyhow::{Result, bail};
 
-use crate::{build::kernel_object, cargo, packages, proc, workspace_root};
+use crate::{build::kernel_object, cargo, packages, proc, vm, workspace_root};
 
 /// A bench that takes longer hangs.
 const LIMIT: Duration = Duration::from_secs(20 * 60);
@@ -17,12 +21,43 @@ pub fn hooks() -> Result<()> {
     run("hooks")
 }
 
-/// Runs the bench of attaching and detaching, on this machine or in VMs of these kernels.
+/// Runs the bench of attaching and detaching: on this machine, or in VMs of these kernels.
 ///
 /// # Errors
-/// As [`hooks`].
-pub fn attach() -> Result<()> {
-    run("attach")
+/// As [`hooks`]; and no VM can be brought up.
+pub fn attach(kernels: &[vm::Wanted]) -> Result<ExitCode> {
+    if kernels.is_empty() {
+        return run("attach").map(|()| ExitCode::SUCCESS);
+    }
+    kernel_object()?;
+    let programs = proc::step("bench: compile", || built("attach"))?;
+    let [bench] = &programs.iter().filter(|path| !path.ends_with("podpath-agent")).collect::<Vec<_>>()[..] else {
+        bail!("cargo made several benches of one name: {programs:?}");
+    };
+    let options = vm::Options {
+        kernel: kernels.to_vec(),
+        nodes: 1,
+        scenario: Vec::new(),
+        matrix: false,
+        run: Some(format!("modprobe -a nf_nat ip_tables nf_tables && {}", bench.display())),
+        add: programs.clone(),
+        limit: LIMIT.as_secs(),
+    };
+    vm::run(&options)
+}
+
+/// Compiles a bench: its executable and the agent that it starts.
+fn built(bench: &str) -> Result<Vec<PathBuf>> {
+    let mut cargo = Command::new(cargo());
+    cargo.current_dir(workspace_root()).args(["bench", "--quiet", "--package", "tracer-user", "--bench", bench]);
+    let messages = proc::quiet(cargo.args(["--no-run", "--message-format=json-render-diagnostics"]))?;
+    let artifact = |line: &str| -> Option<PathBuf> {
+        let message: serde_json::Value = serde_json::from_str(line).ok()?;
+        let name = message["target"]["name"].as_str()?;
+        let path = PathBuf::from(message["executable"].as_str()?);
+        (name == bench || name == "podpath-agent").then_some(path)
+    };
+    Ok(messages.lines().filter_map(artifact).collect())
 }
 
 fn run(bench: &str) -> Result<()> {

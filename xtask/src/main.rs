@@ -87,6 +87,14 @@ enum Task {
 enum Bench {
     /// ns per run of every kernel program, beside an empty one in the same run, by the kernel's own statistics
     Hooks,
+    /// ms from a session's start until it is armed, until its first exchange, and from its end until nothing is left
+    ///
+    /// In VMs pwru runs beside it, in turns; on a machine where it is installed and the kernel has kprobes, too.
+    Attach {
+        /// In VMs of these kernels instead of on this machine: 5.10, 6.12.107, 7.x; several separated by commas
+        #[arg(long, value_name = "LIST", value_delimiter = ',')]
+        kernel: Vec<vm::Wanted>,
+    },
 }
 
 #[derive(Subcommand)]
@@ -143,6 +151,7 @@ fn run(task: Task) -> Result<ExitCode> {
         }
         Task::Traffic(traffic) => traffic::run(&traffic)?,
         Task::Bench(Bench::Hooks) => bench::hooks()?,
+        Task::Bench(Bench::Attach { kernel }) => return bench::attach(&kernel),
         Task::Lab(Lab::Up { profile, name }) => up(&profile, name.as_deref().unwrap_or(&profile))?,
         Task::Lab(Lab::Down { name, all }) => down(name, all)?,
         Task::Lab(Lab::Status) => status()?,

@@ -7,7 +7,7 @@ use super::{
     group::Role,
     model::{Action, Basis, Detail, Hop, Nat, Segmentation, Segments, Tunnel},
     nat, nat_rule, route,
-    touch::{Header, Touch, Way},
+    touch::{self, Header, Touch, Way},
     world::World,
 };
 use crate::{
@@ -216,8 +216,10 @@ impl<'a> Walk<'_, 'a> {
         if is_first && self.is_sender(node, touch) {
             self.sent(node, touch);
         } else {
-            if let Some(before) = before.filter(|b| b.way == Way::In) {
-                self.forwarded(node, before, touch);
+            match before {
+                Some(before) if before.way == Way::In => self.forwarded(node, before, touch),
+                Some(before) => self.bridged(node, before, touch),
+                None => {}
             }
             let sealed = self.world.namespaces(node).is_sealed(touch.at());
             let handed_over = touch.last.hook == Hook::Xmit || !is_last;
@@ -271,6 +273,17 @@ impl<'a> Walk<'_, 'a> {
         }
         if let Some((action, nat)) = rewrites.after_routing {
             self.rewritten(spot, action, nat, &touch.first.packet, &own);
+        }
+    }
+
+    /// Through a bridge without having been seen at the port it came in by, which no hook reports.
+    fn bridged(&mut self, node: usize, p: &Touch<'a>, q: &Touch<'a>) {
+        let namespaces = self.world.namespaces(node);
+        let Some(port) = touch::bridged_unseen(p, q, namespaces) else { return };
+        let Some(bridge) = namespaces.bridge_of(port) else { return };
+        for (at, action) in [(port, Action::Received), (bridge, Action::Bridged)] {
+            let spot = Spot { node, at, time_ns: q.start() };
+            self.push(spot, action, q.header(), Basis::Inferred, Detail::default());
         }
     }
 

@@ -145,8 +145,20 @@ pub(super) fn continues(p: &Touch<'_>, q: &Touch<'_>, namespaces: Namespaces<'_>
         }
         (Way::In, Way::Out) => same_namespace && p.wrapped() == q.wrapped() && forwards(p, q, fall, namespaces),
         (Way::In, Way::In) => same_namespace && p.at() != q.at() && fall == 0 && (p.wrapped() || !q.wrapped()),
+        (Way::Out, Way::Out) if bridged_unseen(p, q, namespaces).is_some() => true,
         (Way::Out, Way::Out) => same_namespace && p.at() != q.at() && fall == 0 && (q.wrapped() || !p.wrapped()),
     }
+}
+
+/// A packet that goes through a bridge is for another host as far as its port can tell, and not reported on its way in: it
+/// left by the peer of one port, and in the same buffer with the same TTL by another of the same bridge. The port it came
+/// in by.
+pub(super) fn bridged_unseen(p: &Touch<'_>, q: &Touch<'_>, namespaces: Namespaces<'_>) -> Option<LinkRef> {
+    let port = namespaces.link(p.at())?.peer?;
+    let bridge = namespaces.bridge_of(port)?;
+    let same = (p.last.skb, p.ttl(), p.wrapped()) == (q.first.skb, q.ttl(), q.wrapped());
+    let out = (p.way, q.way) == (Way::Out, Way::Out) && q.at() != port;
+    (same && out && namespaces.bridge_of(q.at()) == Some(bridge)).then_some(port)
 }
 
 /// A packet is forwarded by a bridge between its ports, or routed between interfaces that are no ports. A port on one

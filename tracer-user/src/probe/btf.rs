@@ -1,5 +1,7 @@
 //! Questions to the running kernel's BTF.
 
+use std::fs;
+
 use btf_rs::{Btf, BtfType, Struct, Type};
 
 use super::Error;
@@ -27,29 +29,19 @@ impl Field {
     }
 }
 
-fn mapped_copy() -> Result<Btf, btf_rs::Error> {
-    use std::os::fd::AsRawFd;
-    let memory =
-        nix::sys::memfd::memfd_create(c"btf", nix::sys::memfd::MFdFlags::MFD_CLOEXEC).map_err(std::io::Error::from)?;
-    let mut memory = std::fs::File::from(memory);
-    std::io::copy(&mut std::fs::File::open(VMLINUX)?, &mut memory)?;
-    Btf::from_file_with_backend(format!("/proc/self/fd/{}", memory.as_raw_fd()), btf_rs::Backend::Mmap)
-}
-
 impl KernelTypes {
     /// Reads the BTF of the running kernel, without parsing what is not asked for.
     pub fn open() -> Result<Self, Error> {
         let btf = Btf::from_file_with_backend(VMLINUX, btf_rs::Backend::Mmap)
-            .or_else(|_| {
-                if std::env::var("XB").is_ok() { mapped_copy() } else { Btf::from_bytes(&std::fs::read(VMLINUX)?) }
-            })
+            // Before 6.16 it cannot be mapped. Read at once, for each of the parser's seeks would read a block anew.
+            .or_else(|_| Btf::from_bytes(&fs::read(VMLINUX)?))
             .map_err(|source| Error::NoBtf { path: VMLINUX, source })?;
         Ok(Self { btf })
     }
 
     /// These types and those of a module. None: the module is not loaded, or built in, or its types are not told (before 5.11).
     pub fn with_module(&self, module: &str) -> Option<Self> {
-        let bytes = std::fs::read(format!("/sys/kernel/btf/{module}")).ok()?;
+        let bytes = fs::read(format!("/sys/kernel/btf/{module}")).ok()?;
         Btf::from_split_bytes(&bytes, &self.btf).ok().map(|btf| Self { btf })
     }
 

@@ -297,7 +297,7 @@ fn encrypted_and_in_segments() {
     let mut wire = hops[out].clone();
     (hops[out].action, hops[out].interface) = (Action::Encapsulated, Some("wireguard.cali".to_owned()));
     hops[out].detail.text = Some("encrypted by wireguard.cali; what leaves the node cannot be recognised".to_owned());
-    (wire.interface, wire.ifindex, wire.basis) = (None, None, Basis::Inferred);
+    (wire.interface, wire.ifindex, wire.at_ns, wire.basis) = (None, None, None, Basis::Inferred);
     wire.detail = Detail { text: Some("encrypted, to ip-172-20-50-50: not observed".to_owned()), ..Detail::default() };
     hops.insert(out + 1, wire);
     let back = &mut hops[out + 2];

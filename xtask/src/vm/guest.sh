@@ -14,6 +14,8 @@ mount -t securityfs securityfs /sys/kernel/security
 mount -t tracefs tracefs /sys/kernel/tracing
 mount -t debugfs debugfs /sys/kernel/debug
 mkdir -p /run/netns /run/lock
+# No tunl0 and the like in new namespaces: they would take the interface indexes that labs give to pods.
+echo 1 >/proc/sys/net/core/fb_tunnels_only_for_init_net
 ip link set lo up
 for channel in $(seq 0 $((CHANNELS - 1))); do
     "$XTASK" vm-serve "podpath.$channel" </dev/null >/dev/ttyS0 2>&1 &

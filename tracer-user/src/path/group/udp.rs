@@ -16,6 +16,9 @@ const DNS: u16 = 53;
 /// What stays equal in a datagram, whatever NAT does.
 type Key = (u64, u16, u16);
 
+/// Sightings of equal content, by node.
+type Found<'a> = BTreeMap<Key, Vec<Vec<&'a Sighting>>>;
+
 /// One datagram's sightings, by node.
 struct Datagram<'a> {
     nodes: Vec<Vec<&'a Sighting>>,
@@ -24,7 +27,7 @@ struct Datagram<'a> {
 
 pub(super) fn passive<'a>(world: &World<'a>, sorted: &[Sorted<'a>], flows: &Aliases) -> Vec<Group<'a>> {
     let source = world.ends.source.address;
-    let mut found: HashMap<Tuple, [BTreeMap<Key, Vec<Vec<&'a Sighting>>>; 2]> = HashMap::new();
+    let mut found: HashMap<Tuple, [Found<'a>; 2]> = HashMap::new();
     let mut order = Vec::new();
     for (node, records) in sorted.iter().enumerate() {
         for &s in &records.sightings {
@@ -60,7 +63,7 @@ pub(super) fn passive<'a>(world: &World<'a>, sorted: &[Sorted<'a>], flows: &Alia
     groups
 }
 
-fn datagrams(found: BTreeMap<Key, Vec<Vec<&Sighting>>>) -> Vec<Datagram<'_>> {
+fn datagrams(found: Found<'_>) -> Vec<Datagram<'_>> {
     let mut datagrams = Vec::new();
     for ((nonce, ..), nodes) in found {
         let bursts = nodes.iter().map(|sightings| transmissions::split(sightings)).collect();

@@ -74,6 +74,26 @@ fn bridged_on_one_node_is_no_router() {
     assert!(w.evidence.nodes[0].facts.routes.is_empty(), "a bridge asks no route");
 }
 
+/// The kernel calls it a packet for another host when it comes in by the port, and no hook reports that.
+#[test]
+fn bridged_without_a_sighting_at_the_port() {
+    let mut w = Walk::new(1, pod(0, 3), pod(0, 4));
+    let (a, b, bridge) = ((0, 0, veth(3)), (0, 0, veth(4)), (0, 0, CNI0));
+    w.request(1).sent((0, 3, ETH0)).ended(a, "received").bridged(bridge, b).delivered((0, 4, ETH0));
+    w.reply().sent((0, 4, ETH0)).ended(b, "received").bridged(bridge, a).delivered((0, 3, ETH0)).confirm();
+    let joined = w.check();
+    let e = &joined.exchanges[0];
+    assert_eq!((&e.notes[..], e.shares.len()), (&[][..], 1), "{:?}", e.shares);
+    let port = e.request.hops.iter().find(|h| h.action == Action::Received).expect("a port");
+    assert_eq!(port.basis, Basis::Inferred);
+    // Another buffer: nothing is concluded.
+    let leaves = |r: &Record| matches!(r, Record::Sighting(s) if s.ifindex == veth(4) && s.hook == Hook::Queue);
+    let skb = w.evidence.nodes[0].records.iter_mut().find(|r| leaves(r));
+    let Some(Record::Sighting(s)) = skb else { panic!("it leaves") };
+    s.skb += 0x80;
+    assert!(!w.join().exchanges[0].notes.is_empty());
+}
+
 #[test]
 fn bridge_then_route() {
     let mut w = Walk::new(2, pod(0, 3), pod(1, 3));

@@ -409,3 +409,26 @@ impl From<Failure> for session::Failure {
         Self { thing, cause, way_out }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ping_without_a_protocol_is_of_echoes_and_of_an_unknown_one_is_none() {
+        let kind = |protocol, id, dst_port| {
+            let (src, dst) = (vec![10, 0, 0, 1], vec![10, 0, 0, 2]);
+            let ping = Ping { src, dst, protocol, id, dst_port, ..Ping::default() };
+            session::Ping::try_from(ping).map(|ping| ping.kind)
+        };
+        // What a peer of version 1.0 sends.
+        assert_eq!(kind(0, 5, 0), Ok(ProbeKind::Echo { id: 5 }));
+        for icmp in [1, 58] {
+            assert_eq!(kind(icmp, 5, 9), Ok(ProbeKind::Echo { id: 5 }));
+        }
+        assert_eq!(kind(6, 5, 80), Ok(ProbeKind::Tcp { dst_port: 80 }));
+        assert_eq!(kind(17, 5, 53), Ok(ProbeKind::Udp { dst_port: 53 }));
+        insta::assert_snapshot!(kind(33, 0, 0).unwrap_err(), @"message request.ping: unknown protocol 33");
+        assert!(kind(6, 0, 65_536).is_err(), "no port");
+    }
+}
