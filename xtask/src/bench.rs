@@ -42,6 +42,7 @@ pub fn attach(kernels: &[vm::Wanted]) -> Result<ExitCode> {
         run: Some(format!("modprobe -a nf_nat ip_tables nf_tables && {}", bench.display())),
         add: programs.clone(),
         limit: LIMIT.as_secs(),
+        ..vm::Options::default()
     };
     vm::run(&options)
 }

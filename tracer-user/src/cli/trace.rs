@@ -22,8 +22,6 @@ use crate::{
     session::{self, Driven, DrivenNode, Flow, Ping, Plan, Request},
 };
 
-/// All nodes must record within this time.
-const ARMED_WITHIN: Duration = Duration::from_secs(30);
 /// After the last request that a passive trace waits for: its reply.
 const LAST_REPLY: Duration = Duration::from_secs(1);
 /// Traced, and not all that was asked for completed.
@@ -46,7 +44,7 @@ pub(super) async fn run(args: &TraceArgs) -> Result<u8, Error> {
     let record_for = args.passive.then_some(args.wait);
     let home = cluster.nodes.iter().position(|node| Some(&node.name) == resolved.ends.source.node.as_ref());
     let armed_last = home.filter(|_| args.passive);
-    let plan = Plan { armed_within: ARMED_WITHIN, record_for, armed_last };
+    let plan = Plan { armed_within: args.ready_within, record_for, armed_last };
     let enough = Notify::new();
     let home = home.map(|index| cluster.nodes[index].name.clone());
     let mut report = Report::new(args, &resolved, home);

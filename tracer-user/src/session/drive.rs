@@ -131,7 +131,7 @@ pub enum DriveError {
     },
     /// Some nodes took too long.
     #[error(
-        "nodes not ready within {} s: {}; check that they are reachable and not overloaded, or give them more time",
+        "nodes not ready within {} s: {}; check that they are reachable and not overloaded, or give them more time by --ready-within",
         .after.as_secs(), .nodes.join(", ")
     )]
     NotReady {

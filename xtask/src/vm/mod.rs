@@ -57,7 +57,7 @@ const PAIR_KERNELS: &[&str] = &["6.1", "6.12"];
 const TEST_LIMIT: Duration = Duration::from_secs(8 * 60);
 
 /// What `cargo xtask vm` is asked for.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub struct Options {
     /// Which kernels: 5.10, 6.12.107, 7.x (the newest 7); several separated by commas
     ///

@@ -16,7 +16,7 @@ use super::{
     clock::{Claim, Course, Sample},
     kernel::Kernel,
     machine::Card,
-    suite::{Outcome, Report, SLOWER},
+    suite::{Outcome, READY_WITHIN, Report, SLOWER},
 };
 use crate::{
     lab::{self, LabInfo},
@@ -38,7 +38,7 @@ const SECONDS_APART: u32 = 90;
 /// and runs fast, millionths.
 const DRIFT: i32 = 300;
 /// What one command in a VM, and one trace, may take.
-const LIMIT: Duration = Duration::from_secs(120);
+const LIMIT: Duration = Duration::from_secs(300);
 /// Channels: commands, sessions, clocks.
 const SESSION: usize = 1;
 const CLOCK: usize = 2;
@@ -222,6 +222,7 @@ impl<'a> Pair<'a> {
     fn trace(&self, scenario: &Scenario, inventory: &Path, format: &[&str]) -> Result<(Option<i32>, String)> {
         let mut command = Command::new(self.bench.payload.program("podpath")?);
         command.arg("trace").args(scenario.trace.split(' ')).args(format).arg("--inventory").arg(inventory);
+        command.arg("--ready-within").arg(READY_WITHIN.to_string());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
         let mut child = proc::spawn(&mut command)?;
         let mut stdout = child.stdout.take().context("podpath has no stdout")?;

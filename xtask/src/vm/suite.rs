@@ -17,6 +17,9 @@ use crate::totals::Totals;
 /// How much slower than a real machine a VM may be, where a test asserts an upper bound of a time.
 pub(super) const SLOWER: u32 = 20;
 
+/// What sessions in VMs may take to get ready, seconds: each loads its programs past an emulated verifier.
+pub(super) const READY_WITHIN: u32 = 180;
+
 /// Which tests.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Suite {
@@ -145,6 +148,7 @@ impl Suite {
             programs.push(one_by_one("kernel")?);
         }
         let mut scenarios = one_by_one("scenarios")?;
+        scenarios.environment.push(("PODPATH_READY_WITHIN".to_owned(), READY_WITHIN.to_string()));
         scenarios.environment.push(("PODPATH_SLOWER".to_owned(), SLOWER.to_string()));
         scenarios.environment.push(("PODPATH_SCENARIOS".to_owned(), self.scenarios.join(",")));
         programs.push(scenarios);

@@ -16,6 +16,7 @@ use xtask::{proc, workspace_root};
 use crate::ground;
 use crate::kernel::Objects;
 
+/// Of a trace on a real machine.
 const LIMIT: Duration = Duration::from_secs(60);
 const WAY_OUT: &str = "run the tests by `cargo xtask test`, which builds all they need";
 
@@ -52,8 +53,9 @@ impl Tool {
         let (before, settings, links) = (Objects::now()?, ground::settings(lab)?, ground::ground(lab)?);
         let traffic: Vec<Running> =
             scenario.traffic.iter().map(|traffic| self.start(traffic, lab)).collect::<Result<_>>()?;
-        let json = self.trace(scenario, lab, &["-o", "json"])?;
-        let text = self.trace(scenario, lab, &[])?;
+        let limit = LIMIT * slower.min(5);
+        let json = self.trace(scenario, lab, &["-o", "json"], limit)?;
+        let text = self.trace(scenario, lab, &[], limit)?;
         drop(traffic);
         let after = ground::settings(lab)?;
         for plant in planted.into_iter().rev() {
@@ -102,19 +104,19 @@ impl Tool {
         Ok(running)
     }
 
-    fn trace(&self, scenario: &Scenario, lab: &LabInfo, format: &[&str]) -> Result<Output> {
+    fn trace(&self, scenario: &Scenario, lab: &LabInfo, format: &[&str], limit: Duration) -> Result<Output> {
         let mut command = Command::new(&self.0);
         command.arg("trace").args(scenario.trace.split(' ')).args(format).arg("--inventory").arg(&lab.inventory);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = proc::spawn(&mut command)?;
         let (stdout, stderr) = (collect(child.stdout.take()), collect(child.stderr.take()));
-        let status = proc::wait_within(&mut child, LIMIT)?;
+        let status = proc::wait_within(&mut child, limit)?;
         let text =
             |pipe: thread::JoinHandle<Vec<u8>>| String::from_utf8_lossy(&pipe.join().unwrap_or_default()).into_owned();
         let (stdout, stderr) = (text(stdout), text(stderr));
         match status {
             Some(status) => Ok(Output { exit: status.code(), stdout, stderr }),
-            None => bail!("{} had not ended after {} s\n{stdout}{stderr}", proc::describe(&command), LIMIT.as_secs()),
+            None => bail!("{} had not ended after {} s\n{stdout}{stderr}", proc::describe(&command), limit.as_secs()),
         }
     }
 }

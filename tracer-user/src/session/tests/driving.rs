@@ -122,7 +122,7 @@ async fn a_node_that_never_arms_is_named() {
     let driving = tokio::spawn(driven(vec![(connection, request(60))]));
     peer.hello(PROTOCOL).await;
     peer.only_live(60).await;
-    insta::assert_snapshot!(driving.await.unwrap().unwrap_err(), @"nodes not ready within 30 s: a (not armed); check that they are reachable and not overloaded, or give them more time");
+    insta::assert_snapshot!(driving.await.unwrap().unwrap_err(), @"nodes not ready within 30 s: a (not armed); check that they are reachable and not overloaded, or give them more time by --ready-within");
 }
 
 #[tokio::test(start_paused = true)]
