@@ -286,6 +286,8 @@ pub struct Layout {
     pub skb_pkt_type_shift: u32,
     /// `net_device.ifindex`.
     pub dev_ifindex: u32,
+    /// `net_device.rx_handler`.
+    pub dev_rx_handler: u32,
     /// `net_device.nd_net.net`.
     pub dev_net: u32,
     /// `net.ns.inum`.

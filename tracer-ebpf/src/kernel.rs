@@ -27,6 +27,7 @@ pub static LAYOUT: Layout = Layout {
     skb_pkt_type: 0,
     skb_pkt_type_shift: 0,
     dev_ifindex: 0,
+    dev_rx_handler: 0,
     dev_net: 0,
     net_inum: 0,
     ct_status: 0,
@@ -92,7 +93,7 @@ unsafe fn load<T: Copy>(base: *const u8, offset: u32) -> T {
 pub struct Skb(*const u8);
 
 /// `PACKET_OTHERHOST` of uapi/linux/if_packet.h: for somebody else, seen in promiscuous mode or on a bridge port.
-pub const PACKET_OTHERHOST: u8 = 3;
+const PACKET_OTHERHOST: u8 = 3;
 /// An IPv4 header and what names a flow of the L4 header, bytes.
 const LEAST_HEADERS: u32 = 28;
 /// `ETH_P_IP` and `ETH_P_IPV6`, as stored in `sk_buff.protocol`.
@@ -141,6 +142,21 @@ impl Skb {
         }
     }
 
+    /// Is it for another machine's link-layer address, so that this one drops it? Not what comes in by the port of a bridge or
+    /// by the lower device of a macvlan: there it is for others nearly always, and handed on to them.
+    #[inline(always)]
+    pub fn is_for_others(self) -> bool {
+        if self.packet_type() != PACKET_OTHERHOST {
+            return false;
+        }
+        // SAFETY: fields of sk_buff and net_device, each reached through the BTF pointer before it.
+        unsafe {
+            let device: *const u8 = load(self.0, frozen(&LAYOUT.skb_dev));
+            let handler: u64 = if device.is_null() { 0 } else { load(device, frozen(&LAYOUT.dev_rx_handler)) };
+            handler == 0
+        }
+    }
+
     /// Is it IPv4 or IPv6?
     #[inline(always)]
     pub fn is_ip(self) -> bool {
@@ -151,7 +167,7 @@ impl Skb {
 
     /// `sk_buff.pkt_type`.
     #[inline(always)]
-    pub fn packet_type(self) -> u8 {
+    fn packet_type(self) -> u8 {
         // SAFETY: the byte of sk_buff that holds the bit field.
         let byte: u8 = unsafe { load(self.0, frozen(&LAYOUT.skb_pkt_type)) };
         (byte >> frozen(&LAYOUT.skb_pkt_type_shift)) & 7

@@ -12,7 +12,7 @@ use tracer_ebpf::{
 
 use crate::{
     conntrack,
-    kernel::{Device, Memory, PACKET_OTHERHOST, Skb},
+    kernel::{Device, Memory, Skb},
     maps::{EVENTS, LEARNED, LOST, WANTED, count, in_scope, maybe_learned, slot},
 };
 
@@ -30,7 +30,7 @@ pub fn seen(skb: Skb, hook: u8) {
         forget(identity);
         return;
     }
-    if !skb.is_ip() || (hook == hook::RECEIVE && skb.packet_type() == PACKET_OTHERHOST) {
+    if !skb.is_ip() || (hook == hook::RECEIVE && skb.is_for_others()) {
         return;
     }
     if hook == hook::RECEIVE && skb.headers_are_elsewhere() {

@@ -36,9 +36,6 @@ pub fn attach(kernels: &[vm::Wanted]) -> Result<ExitCode> {
     };
     let options = vm::Options {
         kernel: kernels.to_vec(),
-        nodes: 1,
-        scenario: Vec::new(),
-        matrix: false,
         run: Some(format!("modprobe -a nf_nat ip_tables nf_tables && {}", bench.display())),
         add: programs.clone(),
         limit: LIMIT.as_secs(),

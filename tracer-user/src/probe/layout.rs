@@ -50,6 +50,7 @@ pub fn resolve(types: &KernelTypes) -> Result<Layout, Error> {
         skb_pkt_type: pkt_type.offset(),
         skb_pkt_type_shift: if cfg!(target_endian = "little") { pkt_type_bit } else { 8 - 3 - pkt_type_bit },
         dev_ifindex: must("net_device", "ifindex")?.offset(),
+        dev_rx_handler: must("net_device", "rx_handler")?.offset(),
         dev_net: must("net_device", "nd_net.net")?.offset(),
         net_inum: must("net", "ns.inum")?.offset(),
         ct_status,

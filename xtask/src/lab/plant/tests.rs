@@ -19,7 +19,7 @@ fn plants_are_data() {
         ]
     "#;
     let file: File = toml::from_str(text).unwrap();
-    assert_eq!(file.fault.len(), 6);
+    assert_eq!(file.fault.len(), 5);
     assert_eq!(file.fault[0], Plant::NodeDelay { node: "node1".to_owned(), ms: 5, to: None });
     assert_eq!(file.fault[3], Plant::WireDrop { node: "node1".to_owned(), way: Way::To, icmp: Echo::EchoRequest });
 }
