@@ -20,7 +20,7 @@ pub struct Cli {
 pub enum Command {
     /// Show the path a ping, a TCP SYN or a datagram takes, hop by hop, there and back
     #[command(after_help = TRACE_EXAMPLES)]
-    Trace(TraceArgs),
+    Trace(Box<TraceArgs>),
     /// Show what this machine's kernel and user can do, what is missing, and what that costs
     #[command(after_help = DOCTOR_EXAMPLES)]
     Doctor,

@@ -159,7 +159,7 @@ mod tests {
 
     fn args(line: &str) -> TraceArgs {
         match Cli::try_parse_from(format!("podpath trace {line}").split(' ')).expect("parses").command {
-            Command::Trace(args) => args,
+            Command::Trace(args) => *args,
             Command::Doctor => unreachable!("asked for trace"),
         }
     }
