@@ -24,9 +24,14 @@ pub fn up_part(name: &str, profile: &str, number: usize, card: &str) -> Result<L
     let mut plan = Plan::new(name, &cluster).only(&namespaces);
     let mac = node.mac.as_ref().map(|mac| format!(" address {mac}")).unwrap_or_default();
     let nic = &cluster.nic;
-    plan.links.push(format!("link set dev {card} down"));
-    plan.links.push(format!("link set dev {card} name {nic} mtu {}{mac}", cluster.nic_mtu));
-    plan.links.push(format!("link set dev {nic} netns {}", namespace(name, host)));
+    let nic_lines = [
+        format!("link set dev {card} down"),
+        format!("link set dev {card} name {nic} mtu {}{mac}", cluster.nic_mtu),
+        format!("link set dev {nic} netns {}", namespace(name, host)),
+    ];
+    // Before the pods' links: a new link may have no name that one here has, wherever it is to go.
+    let made = plan.links.iter().filter(|line| line.starts_with("netns add ")).count();
+    plan.links.splice(made..made, nic_lines);
 
     let identity = identity::yaml(&cluster)?;
     let state = State::lock()?;

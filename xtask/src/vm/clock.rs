@@ -1,7 +1,9 @@
 //! Guests' clocks against this machine's: what a trace says of them must hold.
 
 use std::{
+    fs::File,
     io::{self, Read, Write},
+    os::fd::AsFd,
     path::Path,
 };
 
@@ -25,11 +27,13 @@ fn monotonic() -> Result<i64> {
 /// # Errors
 /// Input or output break.
 pub fn answer() -> Result<()> {
-    let (mut input, mut output) = (io::stdin().lock(), io::stdout().lock());
+    let mut input = io::stdin().lock();
+    // Not buffered by lines: an answer may contain a line's end, and is to arrive in one piece.
+    let mut output = File::from(io::stdout().as_fd().try_clone_to_owned().context("take the output")?);
     let mut question = [0; 1];
     while input.read(&mut question).context("read a question")? > 0 {
         let now = monotonic()?.to_le_bytes();
-        output.write_all(&now).and_then(|()| output.flush()).context("answer")?;
+        output.write_all(&now).context("answer")?;
     }
     Ok(())
 }

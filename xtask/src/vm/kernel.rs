@@ -102,7 +102,7 @@ impl Kernel {
             bail!("Debian's suites {} hold no cloud kernel {wanted}", SUITES.join(", "));
         };
         // What it depends on beyond more parts of the kernel is for installing it.
-        let mut packages = apt.fetch("trixie", &[package])?;
+        let mut packages = apt.fetch("trixie-backports", &[package])?;
         packages.retain(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("linux-")));
         let tree = Tree::unpack(&folder.join("tree"), &packages)?;
         let release = package.strip_prefix(PREFIX).unwrap_or(package);

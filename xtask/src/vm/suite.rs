@@ -238,12 +238,11 @@ mod tests {
     fn lines_come_in_pieces() {
         let (mut lines, mut got) = (Lines::default(), Vec::new());
         for piece in ["te", "st a ... ok\r\ntest", " b ... ok\n", "rest"] {
-            lines
-                .add(piece.as_bytes(), |line| {
-                    got.push(line.to_owned());
-                    Ok(())
-                })
-                .unwrap();
+            let take = |line: &str| {
+                got.push(line.to_owned());
+                Ok(())
+            };
+            lines.add(piece.as_bytes(), take).unwrap();
         }
         assert_eq!(got, ["test a ... ok", "test b ... ok"]);
     }
