@@ -24,6 +24,12 @@ pub(super) fn chains(listed: &str) -> Vec<String> {
     found
 }
 
+/// Does a table or chain, as `nft list` prints it, have rules?
+pub(super) fn has_rules(listed: &str) -> bool {
+    let frame = |line: &str| ["table ", "chain ", "type ", "}", "#"].iter().any(|start| line.starts_with(start));
+    listed.lines().map(str::trim).any(|line| !line.is_empty() && !frame(line))
+}
+
 impl Planted {
     pub(super) fn chain_policy(&mut self, namespace: &str, chain: &str) -> Result<()> {
         self.iptables(namespace, "iptables-nft", &["-P", chain, "DROP"])?;

@@ -255,6 +255,12 @@ enum Undo {
         path: String,
         value: String,
     },
+    /// A table (`ip mangle`) or chain (`ip mangle FORWARD`) that iptables made for a rule, unless another plant's rule is in it
+    /// by now.
+    Made {
+        namespace: String,
+        what: String,
+    },
     /// Bridged packets pass iptables no more, unless another delay on this wire still needs it.
     BridgeNetfilter {
         namespace: String,
@@ -359,8 +365,7 @@ impl Planted {
         })?;
         let before = fault::chains(&before);
         for chain in fault::chains(&after).into_iter().filter(|chain| !before.contains(chain)) {
-            let what = if chain.split(' ').count() == 3 { "chain" } else { "table" };
-            self.undo_by(namespace, "nft", words(&format!("delete {what} {chain}")));
+            self.undo.push(Undo::Made { namespace: namespace.to_owned(), what: chain });
         }
         Ok(())
     }
@@ -397,7 +402,10 @@ impl Drop for Planted {
 
 impl Undo {
     fn run(&self) -> Result<()> {
-        let (Undo::Run { namespace, .. } | Undo::Sysctl { namespace, .. } | Undo::BridgeNetfilter { namespace }) = self;
+        let (Undo::Run { namespace, .. }
+        | Undo::Sysctl { namespace, .. }
+        | Undo::Made { namespace, .. }
+        | Undo::BridgeNetfilter { namespace }) = self;
         if !netns::is_mounted(namespace) {
             // The lab went first, and took its rules along.
             return Ok(());
@@ -409,6 +417,14 @@ impl Undo {
             Undo::Sysctl { namespace, path, value } => {
                 netns::inside(namespace, || fs::write(path, value).with_context(|| format!("writing {path}")))
             }
+            Undo::Made { namespace, what } => netns::inside(namespace, || {
+                let kind = if what.split(' ').count() == 3 { "chain" } else { "table" };
+                let listed = run("nft", &borrow(&words(&format!("list {kind} {what}"))), "")?;
+                match fault::has_rules(&listed) {
+                    true => Ok(()),
+                    false => run("nft", &borrow(&words(&format!("delete {kind} {what}"))), "").map(drop),
+                }
+            }),
             Undo::BridgeNetfilter { namespace } => {
                 let rules = netns::inside(namespace, || run("iptables-nft", &["-t", "mangle", "-S", "FORWARD"], ""))?;
                 match rules.contains(MARK) {

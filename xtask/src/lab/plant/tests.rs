@@ -53,3 +53,10 @@ fn tables_come_before_their_chains() {
     let listed = "table ip filter {\n\tchain INPUT {\n\t\ttype filter hook input priority filter; policy drop;\n\t}\n}\ntable ip6 x {\n}\n";
     assert_eq!(fault::chains(listed), ["ip filter", "ip filter INPUT", "ip6 x"]);
 }
+
+#[test]
+fn a_table_that_is_left_is_empty() {
+    let empty = "table ip mangle {\n\tchain FORWARD {\n\t\ttype filter hook forward priority mangle; policy accept;\n\t}\n}\n";
+    assert!(!fault::has_rules(empty));
+    assert!(fault::has_rules(&empty.replace("\t\ttype", "\t\tcounter packets 0 bytes 0 drop\n\t\ttype")));
+}
