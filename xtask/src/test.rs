@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use crate::{build, packages, proc, totals::Totals, vm, workspace_root};
 
 /// All tests together; a hanging one is ended rather than waited for.
-const LIMIT: Duration = Duration::from_secs(25 * 60);
+const LIMIT: Duration = Duration::from_secs(40 * 60);
 
 /// What is to be tested.
 #[derive(Debug, Default)]

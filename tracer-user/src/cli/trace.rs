@@ -26,7 +26,7 @@ use crate::{
 const LAST_REPLY: Duration = Duration::from_secs(1);
 /// Traced, and not all that was asked for completed.
 const NOT_ALL: u8 = 3;
-/// What a session may take beside the probes: arming, reading back.
+/// What a session may take beside getting ready and the probes: waiting for the others, reading back.
 const MARGIN: Duration = Duration::from_secs(60);
 
 /// Traces and prints; the exit code says how it went.
@@ -217,7 +217,7 @@ fn requests(args: &TraceArgs, cluster: &Cluster, resolved: &Resolved) -> Vec<Req
             Some((home, masqueraded)) if cluster.nodes[index].name != *home => vec![flow.clone(), masqueraded.clone()],
             _ => vec![flow.clone()],
         },
-        time_limit: busy + MARGIN,
+        time_limit: args.ready_within + busy + MARGIN,
         ping: (*sender == Some(index)).then(|| ping.clone()),
         trace_rules: args.trace_rules,
     };

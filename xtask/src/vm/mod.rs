@@ -45,7 +45,7 @@ const TEST_SCENARIOS: &[&str] =
 const ALL_KERNELS: &[&str] = &["5.10", "6.1", "6.12", "7.x"];
 const PAIR_KERNELS: &[&str] = &["6.1", "6.12"];
 /// What one VM of `cargo xtask test` may take.
-const TEST_LIMIT: Duration = Duration::from_secs(8 * 60);
+const TEST_LIMIT: Duration = Duration::from_secs(15 * 60);
 
 /// What `cargo xtask vm` is asked for.
 #[derive(Debug, Clone, Default, Args)]
