@@ -56,7 +56,8 @@ fn tables_come_before_their_chains() {
 
 #[test]
 fn a_table_that_is_left_is_empty() {
-    let empty = "table ip mangle {\n\tchain FORWARD {\n\t\ttype filter hook forward priority mangle; policy accept;\n\t}\n}\n";
+    let empty =
+        "table ip mangle {\n\tchain FORWARD {\n\t\ttype filter hook forward priority mangle; policy accept;\n\t}\n}\n";
     assert!(!fault::has_rules(empty));
     assert!(fault::has_rules(&empty.replace("\t\ttype", "\t\tcounter packets 0 bytes 0 drop\n\t\ttype")));
 }
