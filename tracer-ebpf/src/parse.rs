@@ -161,7 +161,9 @@ pub fn packet(bytes: &impl Bytes, offset: u32, w: &Start, headers: &mut Headers)
             headers.src = [join(w[2], w[3]), join(w[4], w[5])];
             headers.dst = [join(w[6], w[7]), join(w[8], w[9])];
             let second = u32::from_be(w[1]);
-            headers.ip_len = ((second >> 16) as u16).saturating_add(40);
+            // 0: longer than the field can say (BIG TCP), as of IPv4.
+            let payload = (second >> 16) as u16;
+            headers.ip_len = if payload == 0 { 0 } else { payload.saturating_add(40) };
             headers.ip_id = 0;
             headers.fragment = false;
             headers.ttl = second as u8;

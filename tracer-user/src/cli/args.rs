@@ -103,6 +103,9 @@ pub struct TraceArgs {
     /// For people or for programs
     #[arg(short, long, value_name = "FORMAT", value_enum, default_value_t = Format::Text)]
     pub output: Format,
+    /// Also write the trace to this file, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub save: Option<PathBuf>,
     /// Send nothing; wait until N exchanges were seen, --for has passed, or Ctrl-C
     #[arg(long, conflicts_with_all = ["interval", "size", "timeout"])]
     pub passive: bool,

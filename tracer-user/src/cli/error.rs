@@ -1,5 +1,6 @@
 //! What a command can fail with, and how that is printed.
 
+use std::path::PathBuf;
 use std::io;
 
 use crate::{identity, session};
@@ -88,6 +89,15 @@ pub(super) enum Error {
     /// The result could not be written.
     #[error("standard output: {0}; nothing more was written")]
     Output(#[source] io::Error),
+    /// The result could not be saved.
+    #[error("save the trace to {}: {source}", .path.display())]
+    Save {
+        /// Where.
+        path: PathBuf,
+        /// Cause.
+        #[source]
+        source: io::Error,
+    },
 }
 
 impl From<session::DriveError> for Error {
@@ -193,6 +203,7 @@ mod tests {
             Error::SameEnds { name: "bb1".into() },
             Error::Interrupted,
             Error::Output(io::Error::other("No space left on device")),
+            Error::Save { path: "/full/trace.json".into(), source: io::Error::other("No space left on device") },
         ];
         let text: String = all.iter().map(lines).collect();
         insta::assert_snapshot!(text);

@@ -73,6 +73,10 @@ pub(super) async fn run(args: &TraceArgs) -> Result<u8, Error> {
     let trace = assemble(args, &cluster, resolved, started, (driven, joined));
     drop(progress);
 
+    if let Some(path) = &args.save {
+        let written = std::fs::write(path, render::json(&trace));
+        written.map_err(|source| Error::Save { path: path.clone(), source })?;
+    }
     let bytes = match args.output {
         Format::Json => render::json(&trace),
         Format::Text => {

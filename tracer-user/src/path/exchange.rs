@@ -129,11 +129,13 @@ impl<'a> Story<'a> {
         let mut notes = self.notes.clone();
         let of_chains = chains.iter().flat_map(|c| c.doubts.iter().chain(&c.notes).cloned());
         notes.extend(of_chains);
+        let incomplete = [!there.notes.is_empty(), !back.notes.is_empty()];
         notes.append(&mut there.notes);
         notes.append(&mut back.notes);
         // A verdict's own words come first: they may be all that the first screen shows.
         notes.splice(0..0, verdict.note);
-        let (request, reply, clocks) = self.date(world, there.hops, back.hops, others);
+        let (mut request, mut reply, clocks) = self.date(world, there.hops, back.hops, others);
+        [request.incomplete, reply.incomplete] = incomplete;
         let exchange = Exchange {
             seq: self.seq,
             what: self.what,
@@ -197,7 +199,11 @@ impl<'a> Story<'a> {
     fn refusal(&self, world: &World<'_>) -> Rejection {
         let from = world.ends.destination.address;
         let port = self.port().map_or_else(String::new, |p| format!(" {p}"));
-        let closed = format!("connection refused: nothing listens on port{port}");
+        let closed = match self.what {
+            // Somebody had listened, or there were no data.
+            Some(What::Data) => format!("connection reset on port{port}: its data were not taken"),
+            _ => format!("connection refused: nothing listens on port{port}"),
+        };
         let of = |place: Option<(usize, u32)>, meaning: String| Rejection {
             from,
             node: place.map(|(node, _)| world.node(node).name.clone()).or_else(|| world.names.node(from)),
@@ -251,7 +257,10 @@ impl<'a> Story<'a> {
         };
         let needed: Vec<usize> = there.iter().chain(&back).map(|h| h.node).collect();
         let offsets = self.offsets(start.0, &needed, others);
-        let path = |hops: Vec<Timed>| Path { hops: hops.into_iter().map(|h| dated(h, start.1, &offsets)).collect() };
+        let path = |hops: Vec<Timed>| Path {
+            hops: hops.into_iter().map(|h| dated(h, start.1, &offsets)).collect(),
+            incomplete: false,
+        };
         let on_the_path: BTreeSet<usize> = needed.into_iter().collect();
         let clocks = on_the_path.into_iter().filter_map(|node| {
             let offset = offsets[node]?;

@@ -178,6 +178,8 @@ pub enum Direction {
 pub struct Path {
     /// In order.
     pub hops: Vec<Hop>,
+    /// Hops are missing that must have been: `notes` of the exchange say which.
+    pub incomplete: bool,
 }
 
 /// What a person calls a step.

@@ -25,10 +25,10 @@ pub(super) fn find(
     let hits = &world.node(passage.node).facts.rules;
     let fitting: Vec<&RuleHit> = hits.iter().filter(|hit| scene.fits(hit, action)).collect();
     let by = |evidence: fn(&RuleHit) -> bool| fitting.iter().filter(|hit| evidence(hit)).copied().collect::<Vec<_>>();
-    let (traced, counted) = (by(|hit| hit.traced > 0), by(|hit| hit.packets > 0));
+    let (traced, counted) = (by(|hit| hit.traced > 0), by(|hit| hit.packets > 0 || !hit.counted));
     let (candidates, basis) = if !traced.is_empty() {
         (traced, Basis::Observed)
-    } else if !counted.is_empty() {
+    } else if counted.iter().any(|hit| hit.packets > 0) {
         (counted, Basis::Inferred)
     } else {
         (fitting, Basis::Configured)

@@ -78,7 +78,7 @@ impl Walk {
     }
 
     fn path(&mut self) -> Path {
-        Path { hops: std::mem::take(&mut self.hops) }
+        Path { hops: std::mem::take(&mut self.hops), incomplete: false }
     }
 }
 

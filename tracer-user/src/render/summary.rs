@@ -131,12 +131,22 @@ fn way(groups: &[Group<'_>]) -> String {
         (false, true) => "DNAT",
         (false, false) => "no NAT",
     };
-    let back = if same_way_back(exchange) { "reply took the same way back" } else { "reply took another way back" };
-    let ways = if groups.len() > 1 {
-        format!("; {} different ways, the usual one first", groups.len())
-    } else {
-        String::new()
+    let whole = |exchange: &Exchange| !exchange.request.incomplete && !exchange.reply.incomplete;
+    let back = match (whole(exchange), same_way_back(exchange)) {
+        (false, _) => "the path is INCOMPLETE",
+        (true, true) => "reply took the same way back",
+        (true, false) => "reply took another way back",
     };
+    // Of paths with gaps nobody can say whether they differ.
+    let (whole, gaps): (Vec<_>, Vec<_>) = groups.iter().partition(|group| whole(group.median));
+    let mut ways = String::new();
+    if whole.len() > 1 {
+        ways = format!("; {} different ways, the usual one first", whole.len());
+    }
+    if !whole.is_empty() && !gaps.is_empty() {
+        let count: usize = gaps.iter().map(|group| group.members.len()).sum();
+        ways.push_str(&format!("; the path of {count} is INCOMPLETE"));
+    }
     format!("{moved}, {tunnel}, {nat}; {back}{ways}")
 }
 

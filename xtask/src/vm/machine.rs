@@ -130,8 +130,9 @@ fn qemu(assets: &Assets, folder: &Path) -> Command {
 
 /// The line of a kernel's log by which it says that it is broken.
 pub(super) fn complaint(log: &str) -> Option<&str> {
+    // Every WARN, in whatever words the kernel's release has for it, is cut out like this.
     const SIGNS: &[&str] =
-        &["Kernel panic", "BUG:", "Oops", "general protection fault", "WARNING: CPU", "WARNING: possible", "UBSAN:"];
+        &["Kernel panic", "BUG:", "Oops", "general protection fault", "[ cut here ]", "WARNING: possible", "UBSAN:"];
     log.lines().find(|line| SIGNS.iter().any(|sign| line.contains(sign)))
 }
 

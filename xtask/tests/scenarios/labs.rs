@@ -45,6 +45,12 @@ impl Labs {
         result
     }
 
+    /// Takes the lab of that profile down; the next scenario gets a new one.
+    pub(crate) fn retire(&self, profile: &str) -> Result<()> {
+        let mut standing = self.0.lock().unwrap_or_else(|poison| poison.into_inner());
+        standing.by_profile.remove(profile).map_or(Ok(()), |lab| lab::down(&lab.name))
+    }
+
     pub(crate) fn down(&self) -> Result<()> {
         let mut standing = self.0.lock().unwrap_or_else(|poison| poison.into_inner());
         let mut result = Ok(());

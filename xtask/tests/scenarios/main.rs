@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, ensure};
 use libtest_mimic::{Arguments, Completion, Trial};
+use xtask::lab::plant::Plant;
 use xtask::scenario::{self, Scenario};
 use xtask::{interrupt, workspace_root};
 
@@ -67,12 +68,16 @@ fn slower() -> anyhow::Result<u32> {
 
 fn run(scenario: &Scenario, labs: &Labs) -> anyhow::Result<Completion> {
     let tool = tool::Tool::find()?;
-    labs.with(&scenario.lab, |lab| {
+    let completion = labs.with(&scenario.lab, |lab| {
         let missing = |need: &&String| lab.absent.iter().any(|absent| absent.contains(need.as_str()));
         if let Some(need) = scenario.needs.iter().find(missing) {
             return Ok(Completion::ignored_with(format!("this kernel cannot make {need}")));
         }
         tool.run(scenario, lab, slower()?)?;
         Ok(Completion::Completed)
-    })
+    })?;
+    if scenario.plants.iter().any(Plant::leaves_tables) {
+        labs.retire(&scenario.lab)?;
+    }
+    Ok(completion)
 }

@@ -109,8 +109,8 @@ impl Planted {
 
     pub(super) fn unresolved(&mut self, lab: &LabInfo, pod: &str) -> Result<()> {
         let pod = lab.pod(pod)?;
-        // 8: answer for no address (Documentation/networking/ip-sysctl.rst).
-        self.sysctl(&pod.namespace, "net.ipv4.conf.eth0.arp_ignore", "8")?;
+        // Neither answers nor asks: from a question of the pod's, the node would learn its address too.
+        self.ip(&pod.namespace, "link set eth0 arp off", Some("link set eth0 arp on"))?;
         let node = &lab.node(&pod.node)?.namespace;
         self.ip(node, &format!("neigh flush dev {}", pod.host_interface), None)
     }

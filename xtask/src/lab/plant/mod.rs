@@ -143,6 +143,13 @@ pub enum Plant {
     },
 }
 
+impl Plant {
+    /// The namespace keeps tables that nothing can take out: those of legacy iptables.
+    pub fn leaves_tables(&self) -> bool {
+        matches!(self, Plant::Rule { tool: Iptables::Legacy, .. })
+    }
+}
+
 /// Which iptables writes a rule.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
