@@ -1,7 +1,7 @@
 //! What a command can fail with, and how that is printed.
 
-use std::path::PathBuf;
 use std::io;
+use std::path::PathBuf;
 
 use crate::{identity, session};
 

@@ -110,7 +110,13 @@ impl Tool {
 
     fn trace(&self, scenario: &Scenario, lab: &LabInfo, saved: &Path, limit: Duration) -> Result<Output> {
         let mut command = Command::new(&self.0);
-        command.arg("trace").args(scenario.trace.split(' ')).arg("--inventory").arg(&lab.inventory).arg("--save").arg(saved);
+        command
+            .arg("trace")
+            .args(scenario.trace.split(' '))
+            .arg("--inventory")
+            .arg(&lab.inventory)
+            .arg("--save")
+            .arg(saved);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = proc::spawn(&mut command)?;
         let (stdout, stderr) = (collect(child.stdout.take()), collect(child.stderr.take()));

@@ -133,7 +133,9 @@ fn judge<'a>(suspicion: &Suspicion<'_>, suspects: &[&'a RuleHit], drops: u64) ->
     let observed = suspicion.located && suspicion.complete && exact;
     let basis = if observed { Basis::Observed } else { Basis::Inferred };
     // What leaves no trace of having been met may as well not have been: conntrack and queues drop too.
-    let sure = suspicion.complete && !rules.is_empty() && rules.iter().all(|hit| hit.counted);
+    // And a counter that others raised too proves something only of a rule of which every condition is understood.
+    let proven = |hit: &&RuleHit| hit.counted && (hit.packets == drops || hit.understood);
+    let sure = suspicion.complete && !rules.is_empty() && rules.iter().all(proven);
     Verdict { sure, rules, basis, proof }
 }
 

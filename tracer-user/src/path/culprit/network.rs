@@ -142,7 +142,11 @@ fn source(scene: &Scene<'_, '_>, cause: &mut Cause<'_>) {
         (Some(1 | 2), Some(back)) => back.is_none(),
         _ => false,
     };
-    if elsewhere {
+    let own = matches!(reverse(scene), Some(Some(back)) if back.kind == RouteKind::Local);
+    if own {
+        let why = format!("its source {} is an address of this node itself (martian)", scene.header().src);
+        cause.is(DropCause::Other, &why);
+    } else if elsewhere && cause.detail.reason.is_none() {
         rp_filter(scene, cause);
         let settings: Vec<String> = cause.detail.settings.iter().map(|s| format!("{} = {}", s.name, s.value)).collect();
         let back = cause.detail.reverse_route.clone().unwrap_or_else(none);

@@ -118,7 +118,9 @@ fn seen_there(hit: &RuleHit, seen: &Netfilter) -> bool {
         (Engine::Nftables { .. }, engine) => engine != RuleEngine::Iptables,
     };
     let table = seen.table.as_ref().is_none_or(|table| *table == hit.table);
-    let chain = seen.chain.as_ref().is_none_or(|chain| hit.way.first().is_none_or(|base| base == chain));
+    // Where there are several ways to the rule (no hook is told then), the packet may have come by another than `way`.
+    let one_base = hit.hook.is_some();
+    let chain = seen.chain.as_ref().is_none_or(|chain| !one_base || hit.way.first().is_none_or(|base| base == chain));
     engine && table && chain
 }
 
@@ -195,12 +197,20 @@ fn port(scene: &Scene<'_, '_>, (from, to): (u16, u16), pick: impl Fn((u16, u16))
 
 /// The workload endpoint's interface and direction, of a rule in Calico's chains of it: `cali-tw-IF` (to the workload),
 /// `cali-fw-IF` (from it), in nftables mode with `filter-` before.
+///
+/// The chains of a policy are shared by all workloads that it selects, and `way` is one of several then: only a condition
+/// that all of them have says which it was.
 pub(super) fn calico(hit: &RuleHit) -> Option<(&str, bool)> {
-    hit.way.iter().rev().chain([&hit.chain]).find_map(|chain| {
-        let chain = chain.strip_prefix("filter-").unwrap_or(chain);
-        let to = chain.strip_prefix("cali-tw-").map(|interface| (interface, true));
-        to.or_else(|| chain.strip_prefix("cali-fw-").map(|interface| (interface, false)))
-    })
+    let (chain, (interface, to)) = hit.way.iter().rev().chain([&hit.chain]).find_map(|chain| {
+        let name = chain.strip_prefix("filter-").unwrap_or(chain);
+        let to = name.strip_prefix("cali-tw-").map(|interface| (interface, true));
+        Some((chain, to.or_else(|| name.strip_prefix("cali-fw-").map(|interface| (interface, false)))?))
+    })?;
+    let asked = hit.conditions.iter().any(|condition| match &condition.field {
+        ConditionField::InInterface(name) | ConditionField::OutInterface(name) => !condition.not && name == interface,
+        _ => false,
+    });
+    (*chain == hit.chain || asked).then_some((interface, to))
 }
 
 /// What kind of cause a rule is, and in words; the pod of an interface by `pod`.

@@ -47,7 +47,11 @@ pub(super) fn of_reason(reason: &str) -> Option<Sign> {
         | "IP_INVALID_DEST" => Sign::Routes,
         "IP_INHDR" => Sign::Header,
         "PKT_TOO_BIG" => Sign::TooBig,
-        "NEIGH_FAILED" | "NEIGH_CREATEFAIL" | "NEIGH_DEAD" | "NEIGH_HH_FILLFAIL" => Sign::Neighbour,
+        "NEIGH_FAILED" => Sign::Neighbour,
+        "NEIGH_CREATEFAIL" => Sign::Other(
+            "the neighbour table is full (net.ipv4.neigh.default.gc_thresh3), or its entry could not be made",
+        ),
+        "NEIGH_DEAD" | "NEIGH_HH_FILLFAIL" => Sign::Other("the neighbour's entry could not be used"),
         "NEIGH_QUEUEFULL" => Sign::NeighbourQueue,
         "QDISC_DROP" | "QDISC_OVERLIMIT" | "QDISC_CONGESTED" | "FULL_RING" => Sign::Queue,
         "DEV_READY" => Sign::Device,
