@@ -133,8 +133,7 @@ pub(super) fn groups<'a>(world: &World<'a>, sorted: &[Sorted<'a>]) -> Vec<Group<
 
 /// In the order of their first packets; what refers to another group keeps to it.
 fn in_order(groups: Vec<Group<'_>>) -> Vec<Group<'_>> {
-    let mut order: Vec<usize> = (0..groups.len()).collect();
-    order.sort_by_key(|&i| first_time(&groups[i]));
+    let order = order(&groups.iter().map(first_times).collect::<Vec<_>>());
     let mut place = vec![0; order.len()];
     order.iter().enumerate().for_each(|(new, &old)| place[old] = new);
     let mut groups: Vec<_> = groups.into_iter().map(Some).collect();
@@ -149,7 +148,55 @@ fn in_order(groups: Vec<Group<'_>>) -> Vec<Group<'_>> {
     sorted
 }
 
-fn first_time(group: &Group<'_>) -> Option<u64> {
-    let of = |nodes: &[Vec<&Sighting>]| nodes.iter().filter_map(|n| Some(n.first()?.time_ns)).min();
-    of(&group.request).or_else(|| of(&group.reply))
+/// By node: when the exchange was first seen there, ns of that node's clock.
+fn first_times(group: &Group<'_>) -> Vec<Option<u64>> {
+    let first = |seen: &Vec<&Sighting>| seen.first().map(|s| s.time_ns);
+    group.request.iter().zip(&group.reply).map(|(there, back)| first(there).or(first(back))).collect()
+}
+
+/// The order of exchanges of which each has such times. No two nodes have a clock in common: the node that saw most of them gives the
+/// time, and what it did not see is placed by how its clock differs from others' in the exchanges that both saw.
+fn order(times: &[Vec<Option<u64>>]) -> Vec<usize> {
+    let nodes = times.first().map_or(0, Vec::len);
+    let saw = |node: usize| times.iter().filter(|t| t[node].is_some()).count();
+    // Of several the first, so that the order does not hang on the order of the nodes alone.
+    let Some(clock) = (0..nodes).rev().max_by_key(|&node| saw(node)) else { return (0..times.len()).collect() };
+    let ahead = |node: usize| {
+        let both = times.iter().filter_map(|t| Some(i128::from(t[clock]?) - i128::from(t[node]?)));
+        let mut both: Vec<_> = both.collect();
+        both.sort_unstable();
+        both.get(both.len() / 2).copied().unwrap_or(0)
+    };
+    let ahead: Vec<i128> = (0..nodes).map(ahead).collect();
+    let at = |i: usize| {
+        let on = |node: usize| times[i][node].map(|ns| i128::from(ns) + ahead[node]);
+        on(clock).or_else(|| (0..nodes).filter_map(on).min())
+    };
+    let mut order: Vec<usize> = (0..times.len()).collect();
+    order.sort_by_key(|&i| at(i));
+    order
+}
+
+#[cfg(test)]
+mod tests {
+    use super::order;
+
+    #[test]
+    fn exchanges_are_in_order_whatever_the_nodes_clocks_say() {
+        let (a, b) = (100_000_u64, 7_u64);
+        // The third was dropped before the second node, which started much later than the first.
+        let times = [
+            vec![Some(a + 10), Some(b + 11)],
+            vec![Some(a + 20), Some(b + 21)],
+            vec![Some(a + 30), None],
+            vec![Some(a + 40), Some(b + 41)],
+            vec![Some(a + 50), Some(b + 51)],
+        ];
+        assert_eq!(order(&times), [0, 1, 2, 3, 4]);
+        // And where it is the first node that missed one.
+        let mut times = times.to_vec();
+        times[1][0] = None;
+        assert_eq!(order(&times), [0, 1, 2, 3, 4]);
+        assert_eq!(order(&[]), [0_usize; 0]);
+    }
 }

@@ -1,6 +1,6 @@
 //! UDP that others send: a datagram of the source, and the next one back on the same ports.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::{
     super::{model::What, touch, world::World},
@@ -51,11 +51,11 @@ pub(super) fn passive<'a>(world: &World<'a>, sorted: &[Sorted<'a>], flows: &Alia
     for flow in order {
         let [there, back] = found.remove(&flow).unwrap_or_default();
         let (there, back) = (datagrams(there), datagrams(back));
-        let back = Back::new(&back, sorted.len());
-        for request in there {
+        let replies = Back::new(&back, sorted.len()).replies(&there, flow.dst_port);
+        for (request, reply) in there.into_iter().zip(replies) {
             let mut group = Group::new(0, None, sorted.len());
             group.what = Some(What::Datagram);
-            group.reply = back.reply(&request, flow.dst_port).map_or(group.reply, |d| d.nodes.clone());
+            group.reply = reply.map_or(group.reply, |d| d.nodes.clone());
             group.request = request.nodes;
             groups.push(group);
         }
@@ -85,15 +85,53 @@ impl<'d, 'a> Back<'d, 'a> {
         Self((0..nodes).map(on).collect())
     }
 
-    /// The first one back after it, on a node that saw both.
-    fn reply(&self, request: &Datagram<'a>, port: u16) -> Option<&'d Datagram<'a>> {
-        let same_id = |d: &Datagram<'_>| port != DNS || d.nonce >> 48 == request.nonce >> 48;
-        let after = |(node, list): (usize, &Vec<(u64, &'d Datagram<'a>)>)| {
-            let came = request.nodes[node].iter().find(|s| !touch::is_free(s))?.time_ns;
-            let from = list.partition_point(|(time, _)| *time < came);
-            list[from..].iter().find(|(_, d)| same_id(d)).map(|(time, d)| (time - came, *d))
-        };
-        // The less time passes between the two, the nearer the node is to who answered.
-        self.0.iter().enumerate().filter_map(after).min_by_key(|(ns, _)| *ns).map(|(_, d)| d)
+    /// The replies to all requests: to each the first one back after it that answers no earlier one, on a node that saw both.
+    fn replies(&self, requests: &[Datagram<'a>], port: u16) -> Vec<Option<&'d Datagram<'a>>> {
+        let mut replies = vec![None; requests.len()];
+        let mut taken = HashSet::new();
+        // The less time passes between the two, the nearer the node is to who answered: what came as far as there is asked first.
+        let mut nodes: Vec<usize> = (0..self.0.len()).collect();
+        nodes.sort_by_key(|&node| {
+            requests
+                .iter()
+                .filter_map(|r| Some(self.after(r, node, port, &HashSet::new())?.0))
+                .min()
+                .unwrap_or(u64::MAX)
+        });
+        for node in nodes {
+            let came = |i: usize| came(&requests[i], node);
+            let mut waiting: Vec<usize> =
+                (0..requests.len()).filter(|&i| replies[i].is_none() && came(i).is_some()).collect();
+            waiting.sort_by_key(|&i| came(i));
+            for i in waiting {
+                if let Some((_, reply)) = self.after(&requests[i], node, port, &taken) {
+                    taken.insert(std::ptr::from_ref(reply));
+                    replies[i] = Some(reply);
+                }
+            }
+        }
+        replies
     }
+
+    /// The first one back on that node after the request came there, and how much later, ns.
+    fn after(
+        &self,
+        request: &Datagram<'a>,
+        node: usize,
+        port: u16,
+        taken: &HashSet<*const Datagram<'a>>,
+    ) -> Option<(u64, &'d Datagram<'a>)> {
+        let came = came(request, node)?;
+        let list = &self.0[node];
+        let fits = |d: &'d Datagram<'a>| {
+            (port != DNS || d.nonce >> 48 == request.nonce >> 48) && !taken.contains(&std::ptr::from_ref(d))
+        };
+        let from = list.partition_point(|(time, _)| *time < came);
+        list[from..].iter().find(|(_, d)| fits(d)).map(|(time, d)| (time - came, *d))
+    }
+}
+
+/// When the request came to that node, if it was more than freed there.
+fn came(request: &Datagram<'_>, node: usize) -> Option<u64> {
+    request.nodes[node].iter().find(|s| !touch::is_free(s)).map(|s| s.time_ns)
 }

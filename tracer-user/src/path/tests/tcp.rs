@@ -149,6 +149,25 @@ fn a_closed_udp_port_answers_with_icmp() {
 }
 
 #[test]
+fn a_datagram_that_is_sent_again_has_the_only_reply() {
+    let mut w = Walk { kind: Kind::Udp, ..Walk::new(2, pod(0, 1), pod(1, 1)) };
+    for seq in 1..=2 {
+        w.request(seq);
+        let L4::Udp { src_port, .. } = &mut w.packet.l4 else { panic!("a datagram") };
+        *src_port = 40_000;
+        match seq {
+            // The first is lost on the wire.
+            1 => w.sent((0, 1, ETH0)).received((0, 0, veth(1))).routed((0, 0, ENS5)).wait(5_000_000),
+            _ => back(there(&mut w).reply()),
+        };
+    }
+    w.evidence.probes.clear();
+    let joined = w.join();
+    let outcomes: Vec<_> = joined.exchanges.iter().map(|e| (e.seq, e.outcome)).collect();
+    assert_eq!(outcomes, [(1, Outcome::Lost), (2, Outcome::Delivered)], "{:#?}", joined.exchanges);
+}
+
+#[test]
 fn of_a_bulk_transfer_the_first_exchanges_are_told() {
     let mut w = watched();
     for i in 0..1_010u16 {
