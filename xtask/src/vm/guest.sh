@@ -17,6 +17,8 @@ mkdir -p /run/netns /run/lock
 # No tunl0 and the like in new namespaces: they would take the interface indexes that labs give to pods.
 echo 1 >/proc/sys/net/core/fb_tunnels_only_for_init_net
 ip link set lo up
+# Makes /dev/net/tun, which is there from the first on other machines.
+modprobe -q tun
 for channel in $(seq 0 $((CHANNELS - 1))); do
     "$XTASK" vm-serve "podpath.$channel" </dev/null >/dev/ttyS0 2>&1 &
 done

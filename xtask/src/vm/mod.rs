@@ -122,7 +122,9 @@ pub(crate) fn test(is_skipped: &dyn Fn(&str) -> bool) -> Result<(Totals, bool)> 
     check_names(&scenarios)?;
     let bench = Bench::new(&wanted(TEST_KERNELS)?, &[])?;
     let (mut totals, well) = run_suite(&bench, &Suite { kernel: true, scenarios, limit: TEST_LIMIT })?;
-    let (more, also_well) = run_pair(&bench, &of_pair);
+    // Not the newest: its virtio driver hands over what is longer than 128 bytes in page fragments, which we cannot read yet.
+    let pair = Bench::new(&wanted(PAIR_KERNELS)?, &[])?;
+    let (more, also_well) = run_pair(&pair, &of_pair);
     totals.sum(more);
     Ok((totals, well && also_well))
 }
