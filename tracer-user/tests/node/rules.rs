@@ -8,7 +8,7 @@ use std::{
 
 use tracer_user::node::{
     RuleTraces, RulesMet,
-    facts::{Condition, RuleEngine, RuleHit, RuleVerdict, TunnelSettings},
+    facts::{Condition, ConditionField, RuleEngine, RuleHit, RuleVerdict, TunnelSettings},
 };
 
 use crate::lab::Lab;
@@ -300,6 +300,26 @@ fn nft_rules_are_worded_as_nft_does() {
     hits.sort_by_key(|hit| hit.rule.as_ref().map(|rule| rule.position));
     let said: Vec<String> = hits.iter().map(|hit| hit.rule.as_ref().expect("rule").text.clone()).collect();
     assert_eq!(said, expected);
+}
+
+/// Two comparisons of two things that pass through one register are no range of one, as which nft 1.0.6 lists them
+/// (`tcp dport 1024-1023`).
+#[test]
+fn comparisons_of_two_ports_are_no_range_of_one() {
+    let lab = lab();
+    let node = lab.survey("n");
+    let before = node.rule_counters(&[]);
+    let rule = "tcp sport >= 1024 tcp dport <= 1023 counter packets 7 bytes 70 drop";
+    lab.feed(
+        "n",
+        "nft -f -",
+        &format!("table ip t {{\n chain c {{ type filter hook input priority 0; {rule}; }}\n}}\n"),
+    );
+    let hits = node.rules_met(&before, RuleTraces::default(), &node.scope()).hits;
+    let said: Vec<_> = hits.iter().filter_map(|hit| Some(hit.rule.as_ref()?.text.as_str())).collect();
+    assert_eq!(said, ["tcp sport >= 1024 tcp dport <= 1023 drop"]);
+    let ranges = |hit: &RuleHit| hit.conditions.iter().any(|c| matches!(c.field, ConditionField::DestinationPort(..)));
+    assert!(!hits.iter().any(ranges), "{hits:#?}");
 }
 
 /// kube-proxy with 2,500 services: reading before the injection must not be felt, and the end must not drag.

@@ -90,10 +90,13 @@ impl<'a> Machine<'a> {
     fn step(&mut self, expression: Expression<'a>) {
         match expression {
             Expression::Load { to, source } => {
+                // What was compared before is not in the register any more.
+                self.low = None;
                 self.slots.insert(to, Loaded { source, masked: None });
             }
             Expression::Bitwise { from, to, mask, xor } => {
                 let loaded = self.loaded(from);
+                self.low = None;
                 // Masked twice: nobody writes that.
                 let source = if loaded.masked.is_some() { Source::Unknown } else { loaded.source };
                 self.slots.insert(to, Loaded { source, masked: Some((mask, xor)) });
