@@ -90,7 +90,9 @@ fn dropped(site: &Site<'_>, drop: &DropDetail, answer: Option<&Rejection>) -> Ve
             commands
         }
         DropCause::RpFilter => {
-            let settings = format!("sysctl net.ipv4.conf.all.rp_filter net.ipv4.conf.{dev}.rp_filter");
+            // sysctl wants the dot in the name of a VLAN device (`eth0.100`) as a slash.
+            let settings =
+                format!("sysctl net.ipv4.conf.all.rp_filter net.ipv4.conf.{}.rp_filter", dev.replace('.', "/"));
             vec![format!("{on}: {settings}; {ip} route get {src}   # is it by {dev}?")]
         }
         DropCause::NoRoute | DropCause::Blackhole | DropCause::Unreachable | DropCause::Prohibit => vec![
@@ -121,7 +123,10 @@ fn dropped(site: &Site<'_>, drop: &DropDetail, answer: Option<&Rejection>) -> Ve
         }
         DropCause::QueueFull => vec![format!("{on}: tc -s qdisc show dev {out}; ip -s -s link show dev {out}")],
         DropCause::PortClosed => vec![format!("{on}: ss -lntup   # does anything listen there?")],
-        DropCause::Program => vec![format!("{on}: tc filter show dev {dev} ingress; bpftool net show dev {dev}")],
+        DropCause::Program => {
+            let filters = format!("tc filter show dev {dev} ingress; tc filter show dev {out} egress");
+            vec![format!("{on}: {filters}; bpftool net show")]
+        }
         DropCause::Malformed | DropCause::Other | DropCause::Unknown => counters(site),
     }
 }
@@ -145,9 +150,8 @@ fn counters(site: &Site<'_>) -> Vec<String> {
 fn rule_commands(site: &Site<'_>, drop: &DropDetail) -> Vec<String> {
     let on = &site.on;
     if drop.rules.is_empty() {
-        return vec![format!(
-            "{on}: iptables-save -c | grep -iE 'drop|reject'; nft list ruleset | grep -iE 'drop|reject'"
-        )];
+        let save = if site.hop.dst.is_ipv6() { "ip6tables-save" } else { "iptables-save" };
+        return vec![format!("{on}: {save} -c | grep -iE 'drop|reject'; nft list ruleset | grep -iE 'drop|reject'")];
     }
     let mut commands: Vec<String> = Vec::new();
     for rule in &drop.rules {
