@@ -9,7 +9,7 @@ use std::{
     ffi::OsString,
     fs::File,
     io::{BufRead, BufReader},
-    net::{IpAddr, Ipv4Addr},
+    net::IpAddr,
     path::Path,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -18,49 +18,14 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use tracer_user::session::{Connection, Flow, Ping, Plan, ProbeKind, Progress, Request, drive};
 
-const A: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
-const B: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
+use wire::{A, B, Wire, sh};
+
+mod wire;
+
 const NAMESPACES: [&str; 2] = ["podpath-attach-a", "podpath-attach-b"];
 /// Enough for a median; pwru takes ten seconds and more each time.
 const ROUNDS: usize = 5;
 const LIMIT: Duration = Duration::from_secs(300);
-
-/// Two namespaces joined by a veth pair; removed on drop.
-struct Wire;
-
-impl Wire {
-    fn new() -> Result<Self> {
-        Self::remove();
-        let wire = Self;
-        let [a, b] = NAMESPACES;
-        sh(&format!(
-            "ip netns add {a}; ip netns add {b}
-             ip link add e0 netns {a} type veth peer name e1 netns {b}
-             ip -n {a} addr add {A}/24 dev e0; ip -n {b} addr add {B}/24 dev e1
-             ip -n {a} link set lo up; ip -n {a} link set e0 up; ip -n {b} link set lo up; ip -n {b} link set e1 up
-             ip netns exec {a} ping -n -q -c 1 -W 5 {B}"
-        ))?;
-        Ok(wire)
-    }
-
-    fn remove() {
-        for name in NAMESPACES {
-            let _absent = Command::new("ip").args(["netns", "del", name]).stderr(Stdio::null()).status();
-        }
-    }
-}
-
-impl Drop for Wire {
-    fn drop(&mut self) {
-        Self::remove();
-    }
-}
-
-fn sh(line: &str) -> Result<()> {
-    let output = Command::new("sh").arg("-ec").arg(line).stdin(Stdio::null()).output().context("run sh")?;
-    ensure!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(())
-}
 
 /// Since the start of the process; the last since it was asked to end.
 #[derive(Clone, Copy, Debug, Default)]
@@ -155,7 +120,7 @@ fn median(rounds: &[Times], of: impl Fn(&Times) -> Duration) -> Duration {
 }
 
 fn main() -> Result<()> {
-    let _wire = Wire::new().context("the bench needs root, iproute2 and ping")?;
+    let _wire = Wire::new(NAMESPACES, "").context("the bench needs root, iproute2 and ping")?;
     // What a machine lacks is said, not passed over.
     let peer = if !Path::new("/sys/bus/event_source/devices/kprobe/type").exists() {
         Err("this kernel has no kprobes, without which pwru does not run")

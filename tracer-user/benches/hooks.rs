@@ -12,7 +12,6 @@ use std::{
     fs::File,
     net::{IpAddr, Ipv4Addr, SocketAddrV4},
     os::{fd::AsRawFd, unix::fs::MetadataExt},
-    process::{Command, Stdio},
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
@@ -28,9 +27,11 @@ use tracer_user::{
     session::Flow,
 };
 
-const A: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
-const B: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
 /// On B's loopback: what A sends to it is translated to B.
+use wire::{A, B, Wire};
+
+mod wire;
+
 const SERVICE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 9);
 const NAMESPACES: [&str; 2] = ["podpath-bench-a", "podpath-bench-b"];
 const ROUNDS: usize = 3;
@@ -52,45 +53,6 @@ const CASES: [(Case, &str); 5] = [
     (Case::Hit, "hit"),
     (Case::Translated, "hit, NAT"),
 ];
-
-/// Two namespaces joined by a veth pair; removed on drop.
-struct Wire;
-
-impl Wire {
-    fn new() -> Result<Self> {
-        Self::remove();
-        let wire = Self;
-        let [a, b] = NAMESPACES;
-        sh(&format!(
-            "ip netns add {a}; ip netns add {b}
-             ip link add e0 netns {a} type veth peer name e1 netns {b}
-             ip -n {a} addr add {A}/24 dev e0; ip -n {b} addr add {B}/24 dev e1
-             ip -n {a} link set lo up; ip -n {a} link set e0 up; ip -n {b} link set lo up; ip -n {b} link set e1 up
-             ip -n {a} route add {SERVICE} via {B}
-             ip netns exec {b} iptables -t nat -A PREROUTING -d {SERVICE} -j DNAT --to-destination {B}
-             ip netns exec {a} ping -n -q -c 1 -W 5 {B}"
-        ))?;
-        Ok(wire)
-    }
-
-    fn remove() {
-        for name in NAMESPACES {
-            let _absent = Command::new("ip").args(["netns", "del", name]).stderr(Stdio::null()).status();
-        }
-    }
-}
-
-impl Drop for Wire {
-    fn drop(&mut self) {
-        Self::remove();
-    }
-}
-
-fn sh(line: &str) -> Result<()> {
-    let output = Command::new("sh").arg("-ec").arg(line).stdin(Stdio::null()).output().context("run sh")?;
-    ensure!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(())
-}
 
 fn inode(name: &str) -> Result<u32> {
     Ok(u32::try_from(std::fs::metadata(format!("/run/netns/{name}"))?.ino())?)
@@ -165,7 +127,12 @@ fn per_run(cost: &Cost) -> f64 {
 }
 
 fn main() -> Result<()> {
-    let _wire = Wire::new().context("the bench needs root, iproute2, iptables and ping")?;
+    let [a, b] = NAMESPACES;
+    let service = format!(
+        "ip -n {a} route add {SERVICE} via {B}
+         ip netns exec {b} iptables -t nat -A PREROUTING -d {SERVICE} -j DNAT --to-destination {B}"
+    );
+    let _wire = Wire::new(NAMESPACES, &service).context("the bench needs root, iproute2, iptables and ping")?;
     let _statistics = aya::sys::enable_stats(aya::sys::Stats::RunTime)
         .context("switch on the kernel's run statistics (needs root)")?;
     let mut table: BTreeMap<(usize, Case), Vec<(f64, f64)>> = BTreeMap::new();

@@ -76,8 +76,7 @@ pub(super) fn ensure(wanted: &[Wanted]) -> Result<Assets> {
     let mut builder = Builder { folder: &folder, apt: None };
 
     let qemu = builder.keep(&format!("qemu-{}", key(QEMU)), "qemu", |apt, scratch| {
-        let tree = Tree::unpack(&scratch.join("tree"), &apt.fetch(SUITE, QEMU)?)?;
-        tree.write("done", "")
+        Tree::unpack(&scratch.join("tree"), &apt.fetch(SUITE, QEMU)?).map(drop)
     })?;
     let packages = root_packages();
     let root = builder.keep(&format!("root-{}", key(&packages)), "root file system", |apt, scratch| {

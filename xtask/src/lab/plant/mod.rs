@@ -159,8 +159,6 @@ pub enum Iptables {
     Nft,
     /// For IPv4, in the tables of its own.
     Legacy,
-    /// For IPv6, in nftables.
-    Nft6,
 }
 
 impl Iptables {
@@ -168,7 +166,6 @@ impl Iptables {
         match self {
             Iptables::Nft => "iptables-nft",
             Iptables::Legacy => "iptables-legacy",
-            Iptables::Nft6 => "ip6tables-nft",
         }
     }
 }
