@@ -65,9 +65,10 @@ fn broken_frame(source: io::Error) -> Error {
     if source.kind() == io::ErrorKind::InvalidData {
         return Malformed::Framing { reason: format!("a frame is longer than {MAX_FRAME} bytes") }.into();
     }
-    // FramedRead's word for an end of input within a frame; a real error of the system carries its number.
+    // FramedRead's word for an end of input within a frame, which is how a peer that is killed while it writes ends; a real
+    // error of the system carries its number.
     if source.kind() == io::ErrorKind::Other && source.raw_os_error().is_none() {
-        return Malformed::Framing { reason: "the input ended inside a frame".into() }.into();
+        return Error::EndOfInput;
     }
     Error::Read { source }
 }

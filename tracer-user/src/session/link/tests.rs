@@ -37,7 +37,7 @@ fn whole_streams_are_good() {
 #[test]
 fn truncated_and_oversized_frames_are_named() {
     let whole = frames(&[Message::Armed(7)]);
-    insta::assert_snapshot!(decode_stream(&whole[..whole.len() - 1]).unwrap_err(), @"session: broken framing: the input ended inside a frame; use podpath and podpath-agent of the same release");
+    insta::assert_snapshot!(decode_stream(&whole[..whole.len() - 1]).unwrap_err(), @"session: the input ended before the session was over; the other side was stopped or its connection broke");
     let length = u32::try_from(MAX_FRAME).unwrap() + 1;
     insta::assert_snapshot!(decode_stream(&length.to_be_bytes()).unwrap_err(), @"session: broken framing: a frame is longer than 65536 bytes; use podpath and podpath-agent of the same release");
 }

@@ -286,6 +286,16 @@ async fn a_command_that_fails_is_shown_with_its_last_words() {
     ");
 }
 
+/// Whoever writes and is killed has often written half a frame.
+#[tokio::test]
+async fn a_command_killed_while_it_writes_is_shown_with_its_signal() {
+    let connection = Connection::spawn("node1", &words("printf '\\0\\0\\1\\0half'; kill -9 $$")).unwrap();
+    insta::assert_snapshot!(driven(vec![(connection, request(60))]).await.unwrap_err(), @r"
+    node node1: session ended before hello: its command ended (signal: 9 (SIGKILL)): it said nothing
+      something on that node killed it; its kernel log (dmesg) says whether memory was short
+    ");
+}
+
 #[tokio::test]
 async fn a_command_that_speaks_another_language_is_refused() {
     let connection = Connection::spawn("node1", &words("echo Welcome to node1; cat >/dev/null")).unwrap();

@@ -10,7 +10,7 @@ pub enum Malformed {
     /// Not protobuf, or not of these types.
     #[error("a frame does not decode: {0}")]
     Protobuf(#[from] prost::DecodeError),
-    /// The frame's length is over the limit, or the stream ended within it.
+    /// The frame's length is over the limit.
     #[error("broken framing: {reason}")]
     Framing {
         /// The codec's word.
