@@ -12,7 +12,7 @@ use aya::{
     maps::{Array, MapData, MapError, PerCpuArray, RingBuf},
     programs::ProgramError,
 };
-use tracer_common::{MAX_RULES, Wanted, hook, scope_slots};
+use tracer_common::{MAX_RULES, Pages, Wanted, hook, scope_slots};
 
 use crate::{
     event::{Record, decode},
@@ -23,6 +23,7 @@ pub mod btf;
 pub mod doctor;
 pub mod hooks;
 pub mod layout;
+pub mod pages;
 mod programs;
 pub mod symbols;
 mod wanted;
@@ -185,9 +186,14 @@ impl Probe {
             (types, btf.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
         });
         let ((layout, types), btf) = (types?, btf?);
+        let pages = pages::read(&types, &layout).unwrap_or_else(|why| {
+            tracing::debug!(%why, "page fragments are not read");
+            Pages::default()
+        });
         let mut programs = EbpfLoader::new()
             .btf(Some(&btf))
             .override_global("LAYOUT", &layout, true)
+            .override_global("PAGES", &pages, true)
             .map_max_entries("EVENTS", setup.ring_size)
             .load(OBJECT)
             .map_err(not_permitted("create maps", Error::Object))?;

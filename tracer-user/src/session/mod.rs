@@ -196,8 +196,8 @@ pub struct Counters {
     pub lost_drop: u64,
     /// Lost at `consume_skb`.
     pub lost_consume: u64,
-    /// Packets received whose headers lay outside the readable part of the sk_buff (page fragments); some may have been of a
-    /// wanted flow.
+    /// How often a packet was passed over because its headers lay in page fragments, on a machine where those cannot be read;
+    /// some may have been of a wanted flow.
     pub unread: u64,
     /// Frees that the kernel did not show because a program of ours was already running on that CPU
     /// (`kernel/trace/bpf_trace.c`, `prog->active`); most are of packets nobody asked about.

@@ -247,7 +247,7 @@ async fn packets_that_could_not_be_read_are_told_and_leave_doubt() {
     assert_eq!(driven.nodes[0].counters, Some(counters));
     assert_eq!(counters.lost(), 2);
     // Of frees that were skipped the driver says nothing: whether they matter depends on how the exchanges ended.
-    insta::assert_snapshot!(driven.warnings.join("\n"), @"node a: 3 received packets could not be read, their headers lay in page fragments; a packet shown as lost on the way to this node may have arrived");
+    insta::assert_snapshot!(driven.warnings.join("\n"), @"node a: at 3 sightings a packet could not be read, its headers lay in page fragments; a packet shown as lost on the way to this node may have arrived (`podpath doctor` there says what is missing)");
 }
 
 #[tokio::test(start_paused = true)]
