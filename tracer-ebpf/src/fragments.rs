@@ -12,7 +12,7 @@ use aya_ebpf::{helpers::generated::bpf_probe_read_kernel, macros::map, maps::Per
 use tracer_common::{ABSENT, Pages, hook};
 use tracer_ebpf::parse::{self, Bytes, FIRST_READ, Headers, join};
 
-use crate::kernel::{LAYOUT, Memory, endless, frozen};
+use crate::kernel::{LAYOUT, Memory, frozen};
 
 /// Set by userspace before the programs are loaded, and frozen then.
 #[unsafe(no_mangle)]
@@ -45,17 +45,6 @@ pub struct Packet {
 }
 
 impl Packet {
-    /// One without fragments.
-    #[inline(always)]
-    pub fn linear(at: u64) -> Self {
-        Self { bytes: Memory(at), reach: endless() }
-    }
-
-    /// One whose linear part ends at `tail`.
-    #[inline(always)]
-    pub fn split(at: u64, tail: u64) -> Self {
-        Self { bytes: Memory(at), reach: tail.wrapping_sub(at) as u32 }
-    }
     /// May its linear part end before the headers do?
     #[inline(always)]
     pub fn may_be_cut(&self) -> bool {

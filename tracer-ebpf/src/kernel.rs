@@ -217,7 +217,8 @@ impl Skb {
     #[inline(always)]
     pub fn at_data(self) -> Packet {
         // SAFETY: a field of sk_buff.
-        self.packet(unsafe { load(self.0, frozen(&LAYOUT.skb_data)) })
+        let at = Memory(unsafe { load(self.0, frozen(&LAYOUT.skb_data)) });
+        Packet { bytes: at, reach: self.reach(|| 0) }
     }
 
     /// The packet from its network header on.
@@ -227,22 +228,26 @@ impl Skb {
         unsafe {
             let head: u64 = load(self.0, frozen(&LAYOUT.skb_head));
             let offset: u16 = load(self.0, frozen(&LAYOUT.skb_network_header));
-            self.packet(head + u64::from(offset))
+            let behind_data = || {
+                let data: u64 = load(self.0, frozen(&LAYOUT.skb_data));
+                // Opaque: newer kernels take these for pointers, with which nothing but this may be computed.
+                u32::from(offset).wrapping_sub(core::hint::black_box(data.wrapping_sub(head)) as u32)
+            };
+            Packet { bytes: Memory(head + u64::from(offset)), reach: self.reach(behind_data) }
         }
     }
 
-    /// The packet from this address on.
+    /// So much of its linear part lies behind the byte that is so far behind `skb->data`; without fragments, all.
     #[inline(always)]
-    fn packet(self, at: u64) -> Packet {
+    fn reach(self, behind_data: impl Fn() -> u32) -> u32 {
         // SAFETY: fields of sk_buff.
         unsafe {
             let elsewhere: u32 = load(self.0, frozen(&LAYOUT.skb_data_len));
             if elsewhere == 0 {
-                return Packet::linear(at);
+                return endless();
             }
             let len: u32 = load(self.0, frozen(&LAYOUT.skb_len));
-            let data: u64 = load(self.0, frozen(&LAYOUT.skb_data));
-            Packet::split(at, data + u64::from(len.wrapping_sub(elsewhere)))
+            len.wrapping_sub(elsewhere).wrapping_sub(behind_data())
         }
     }
 
@@ -302,12 +307,13 @@ impl Memory {
         let head = self.word(frozen(&LAYOUT.skb_head));
         let at = head + u64::from(self.half(frozen(&LAYOUT.skb_network_header)) as u16);
         let elsewhere = self.half(frozen(&LAYOUT.skb_data_len));
-        if elsewhere == 0 {
-            return Packet::linear(at);
-        }
-        let linear = self.half(frozen(&LAYOUT.skb_len)).wrapping_sub(elsewhere);
-        let tail = self.word(frozen(&LAYOUT.skb_data)) + u64::from(linear);
-        Packet::split(at, tail)
+        let reach = if elsewhere == 0 {
+            u32::MAX
+        } else {
+            let tail = self.word(frozen(&LAYOUT.skb_data)) + u64::from(self.half(frozen(&LAYOUT.skb_len)).wrapping_sub(elsewhere));
+            tail.wrapping_sub(at) as u32
+        };
+        Packet { bytes: Self(at), reach }
     }
 
     /// Of an `sk_buff` at this address: its `skb_shared_info`.

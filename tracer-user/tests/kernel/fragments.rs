@@ -16,9 +16,9 @@ use tracer_user::{
 
 use crate::{Pair, sh, sightings, start};
 
-/// Ethernet to everybody, from an address of nobody; IPv4 or IPv6 follows.
-const ETHERNET: [u8; 14] = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 0, 9, 8, 0];
-const ETHERNET6: [u8; 14] = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 0, 9, 0x86, 0xdd];
+/// Ethernet to the device, from an address of nobody; IPv4 or IPv6 follows.
+const ETHERNET: [u8; 14] = [2, 0, 0, 0, 0, 8, 2, 0, 0, 0, 0, 9, 8, 0];
+const ETHERNET6: [u8; 14] = [2, 0, 0, 0, 0, 8, 2, 0, 0, 0, 0, 9, 0x86, 0xdd];
 
 /// A TAP device whose packets lie in page fragments, as those of many NIC drivers do (`IFF_NAPI_FRAGS`, drivers/net/tun.c): each
 /// buffer but the first of one write becomes a fragment.
@@ -54,7 +54,7 @@ impl Forwarding {
         let tap = tap.join().unwrap();
         sh(&format!(
             "ip -n {a} addr add 192.0.2.1/24 dev tap0; ip -n {a} -6 addr add fd00:1::1/64 dev tap0 nodad
-             ip -n {a} link set tap0 up
+             ip -n {a} link set tap0 address 02:00:00:00:00:08 up
              ip -n {a} -6 addr add fd00:2::1/64 dev e0 nodad; ip -n {b} -6 addr add fd00:2::2/64 dev e1 nodad
              ip netns exec {a} sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 net.ipv4.conf.all.rp_filter=0
              ip netns exec {a} sysctl -qw net.ipv4.conf.tap0.rp_filter=0
