@@ -103,7 +103,7 @@ pub struct TraceArgs {
     /// How long to wait for each reply, seconds
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
     pub timeout: Duration,
-    /// How long the nodes may take to get ready, seconds
+    /// How long the nodes may take to get ready, and half of it to end, seconds
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds, env = "PODPATH_READY_WITHIN")]
     pub ready_within: Duration,
     /// Show every step
