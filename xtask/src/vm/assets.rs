@@ -78,7 +78,7 @@ pub(super) fn lack(wanted: &[Wanted]) -> Result<Option<String>> {
     let root = folder.join(root_name(&root_packages()));
     let cached = folder.join(qemu_name()).is_dir() && root.is_dir();
     let cached = cached && wanted.iter().all(|wanted| Known::read(&folder, wanted).is_some());
-    Ok(if cached { None } else { apt::lack().map(|lack| format!("not all of the VMs is in the cache, and {lack}")) })
+    Ok(if cached { None } else { apt::lack().map(|lack| format!("the cache lacks a part of the VMs, and {lack}")) })
 }
 
 fn folder() -> Result<PathBuf> {
