@@ -5,7 +5,7 @@ use std::{ffi::OsString, future::pending, net::IpAddr, sync::Arc, time::Duration
 use futures::FutureExt;
 use tokio::time::{Instant, timeout};
 
-use super::stand_in::{FakeNode, Peer, facts, ping_request, record, request};
+use super::stand_in::{FakeNode, Peer, STOPPED_NS, facts, ping_request, record, request};
 use crate::path::Probe;
 use crate::session::{
     Connection, Counters, DriveError, Driven, PROTOCOL, Ping, Plan, ProbeKind, Progress, Request, Version, drive,
@@ -50,6 +50,7 @@ async fn two_nodes_from_hello_to_evidence() {
     let [a, b] = &driven.evidence.nodes[..] else { panic!("two nodes") };
     assert!(a.complete && b.complete && !a.records.is_empty() && b.records.is_empty());
     assert_eq!((&a.facts, a.lost, &*a.name), (&facts(), 2, "a"));
+    assert_eq!((a.stopped_ns, driven.evidence.interrupted), (Some(STOPPED_NS), false));
     assert_eq!(driven.nodes[1].hello.as_ref().unwrap().about.kernel, "6.18.0");
     // Whoever drives has the last word: both sessions are gone when it returns.
     for log in logs {
