@@ -2,8 +2,9 @@
 
 use super::{clock::Offset, world::World};
 
-/// What is on its way for longer than this, and not seen again, counts as lost, ns.
-const UNDER_WAY_NS: u64 = 1_000_000_000;
+/// What is on its way for longer than this, and not seen again, counts as lost, ns. A passive trace goes on for a second after
+/// the last request that it was asked for: a little less, for what is not known of the clocks.
+const UNDER_WAY_NS: u64 = 900_000_000;
 
 /// How long after `at` of `node`'s clock the first node stopped recording, ns, if that was too soon. `offsets`: the clocks
 /// relative to `node`'s.
