@@ -151,7 +151,7 @@ pub struct Free {
     pub netfilter: u8,
     /// `nf_hook_state.hook`: 0 PREROUTING, 1 INPUT, 2 FORWARD, 3 OUTPUT, 4 POSTROUTING.
     pub nf_hook: u8,
-    /// `nf_hook_state.pf`: 2 IPv4, 10 IPv6, 7 bridge, 1 inet, 5 netdev.
+    /// `nf_hook_state.pf`: 2 IPv4, 10 IPv6, 7 bridge, 1 inet, 5 netdev; 0: neither it nor the hook is known.
     pub nf_family: u8,
     /// Always 0.
     pub zero: u8,

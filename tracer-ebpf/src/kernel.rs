@@ -310,7 +310,8 @@ impl Memory {
         let reach = if elsewhere == 0 {
             u32::MAX
         } else {
-            let tail = self.word(frozen(&LAYOUT.skb_data)) + u64::from(self.half(frozen(&LAYOUT.skb_len)).wrapping_sub(elsewhere));
+            let tail = self.word(frozen(&LAYOUT.skb_data))
+                + u64::from(self.half(frozen(&LAYOUT.skb_len)).wrapping_sub(elsewhere));
             tail.wrapping_sub(at) as u32
         };
         Packet { bytes: Self(at), reach }

@@ -29,7 +29,8 @@ pub mod symbols;
 mod wanted;
 
 use btf::KernelTypes;
-use hooks::{HOOKS, HookPlace};
+use hooks::HookPlace;
+use programs::Skipped;
 pub use programs::{Lack, Why};
 
 /// The kernel object, built by `cargo xtask build`; empty if this binary was built without it.
@@ -123,7 +124,7 @@ pub struct Probe {
     /// Records taken out of the ring so far.
     recorded: u64,
     /// Known after [`Self::detach`].
-    skipped_frees: u64,
+    skipped: Skipped,
     attached: bool,
 }
 
@@ -166,9 +167,9 @@ impl Probe {
         Ok(probe)
     }
 
-    /// Attaches the programs of all places.
+    /// Attaches the programs of all places. The kprobes first: of the first packet that a tracepoint sees they then see all.
     pub fn attach_all(&mut self) -> Result<(), Error> {
-        HOOKS.iter().try_for_each(|hook| self.attach(hook))
+        hooks::kprobes().chain(hooks::tracepoints()).try_for_each(|hook| self.attach(hook))
     }
 
     /// Loads everything, attaches nothing.
@@ -213,7 +214,7 @@ impl Probe {
             symbols: symbols::Symbols::read(&types),
             frees: Vec::new(),
             recorded: 0,
-            skipped_frees: 0,
+            skipped: Skipped::default(),
             attached: true,
         })
     }
@@ -272,16 +273,17 @@ impl Probe {
             lost_xmit: lost[usize::from(hook::XMIT)],
             lost_drop: lost[usize::from(hook::DROP)],
             lost_consume: lost[usize::from(hook::CONSUME)],
+            lost_rewrite: lost[usize::from(hook::REWRITE)],
             unread: lost[usize::from(hook::UNREAD)],
-            skipped_frees: self.skipped_frees,
+            skipped_frees: self.skipped.frees,
+            skipped_kprobes: self.skipped.kprobes,
         })
     }
 
     /// Detaches all programs. Records already in the ring can still be drained.
     pub fn detach(&mut self) -> Result<(), Error> {
         self.attached = false;
-        // The device hooks run with softirqs off, so that only the free hooks can be interrupted by themselves.
-        self.skipped_frees += programs::unload_all(&mut self.programs)?;
+        self.skipped += programs::unload_all(&mut self.programs)?;
         Ok(())
     }
 

@@ -50,6 +50,9 @@ pub fn read(types: &KernelTypes, layout: &Layout) -> Result<Pages, Why> {
     of_kcore(&headers, u64::from(stride)).ok_or(Why::Untold)
 }
 
+/// The pages of a smaller range may be as long as something else by accident, bytes.
+const TELLING: u64 = 1 << 24;
+
 /// A range of kernel memory: a program header of type `PT_LOAD` (elf(5)).
 #[derive(Clone, Copy)]
 struct Range {
@@ -59,14 +62,14 @@ struct Range {
     len: u64,
 }
 
-/// Each range of memory is followed by that of its `struct page`s (`get_sparsemem_vmemmap_info` in fs/proc/kcore.c), rounded to
-/// whole pages. None unless all of them agree.
+/// Each range of memory is followed by that of its `struct page`s, rounded to whole pages, unless that would overlap another's
+/// (`get_sparsemem_vmemmap_info` in fs/proc/kcore.c). None unless all that there are agree.
 fn of_kcore(headers: &[u8], stride: u64) -> Option<Pages> {
     let ranges = ranges(headers)?;
     let (memory, other): (Vec<Range>, Vec<Range>) =
         ranges.into_iter().filter(|range| range.virt < TEXT).partition(|range| range.phys != u64::MAX);
     let mapped = same(memory.iter().map(|range| range.virt.wrapping_sub(range.phys)))?;
-    let first = same(memory.iter().flat_map(|range| {
+    let first = same(memory.iter().filter(|range| range.len >= TELLING).flat_map(|range| {
         let (from, to) = (range.phys / PAGE * stride, (range.phys + range.len) / PAGE * stride);
         let begin = from / PAGE * PAGE;
         let len = to.next_multiple_of(PAGE) - begin;
