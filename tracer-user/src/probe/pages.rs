@@ -143,9 +143,14 @@ mod tests {
 
     #[test]
     fn nothing_is_concluded_from_what_does_not_agree() {
-        let mut moved = RANGES;
-        moved[6][0] += 64 * ALIGNED;
-        assert_eq!(of_kcore(&kcore(&moved), 64), None);
+        // A second range of memory, whose pages are elsewhere than the first one's say.
+        let second = |pages: u64| {
+            let more = [[0xff24_c7ca_c000_0000, 0x1_0000_0000, 0x1000_0000], [pages, u64::MAX, 0x40_0000]];
+            of_kcore(&kcore(&[&RANGES[..], &more].concat()), 64).map(|found| found.first)
+        };
+        let first = 0xffe2_6d59_4000_0000;
+        assert_eq!(second(first + 0x400_0000), Some(first));
+        assert_eq!(second(first + 0x400_0000 + ALIGNED), None);
         let mut moved = RANGES;
         moved[3][0] += ALIGNED;
         assert_eq!(of_kcore(&kcore(&moved), 64), None);
