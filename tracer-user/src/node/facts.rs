@@ -174,10 +174,10 @@ pub enum RuleVerdict {
     Reject(String),
     /// Rewrites the source to an address of the outgoing interface.
     Masquerade,
-    /// Rewrites the source.
-    Snat,
-    /// Rewrites the destination.
-    Dnat,
+    /// Rewrites the source; to what, as nft writes it (`10.0.0.1`, `10.0.0.1-10.0.0.9:1024-65535`). Empty: not known.
+    Snat(String),
+    /// Rewrites the destination; to what, as nft writes it (`10.0.0.1:8080`). Empty: not known.
+    Dnat(String),
     /// Continues in that chain.
     Jump(String),
     /// Anything else, or nothing.

@@ -123,7 +123,14 @@ impl<'a> Story<'a> {
             _ => self.rejection.clone().map(|r| self.of_port(world, r)),
         };
         let mut there = hops::write(world, &self.request);
+        let by_rule = self.refused() && matches!(request_end, End::Dropped { .. });
         there.finish(request_end, answered, answer);
+        if let (true, Some(dropped), Some((node, first))) = (by_rule, there.hops.last_mut(), self.reply.first())
+            && dropped.node == node
+        {
+            // The rule had decided when its answer left; the buffer is freed after that.
+            dropped.time_ns = dropped.time_ns.map(|freed| freed.min(first.start()));
+        }
         let began_before = self.probe.is_none() && sender_was_watched(world) && !there.is_from_its_sender();
         let mut back = hops::write(world, &self.reply);
         if self.answered() {
@@ -271,7 +278,7 @@ impl<'a> Story<'a> {
         let Some((node, last)) = self.request.last() else { return rejection };
         let netns = last.at().netns;
         let meaning = if world.namespaces(node).owns(netns, from) {
-            format!("TCP reset by a firewall rule at {from} itself: whether the port is open is not known")
+            format!("TCP reset by a firewall rule at {from} itself (whether the port is open is not known)")
         } else {
             in_the_name_of(from)
         };

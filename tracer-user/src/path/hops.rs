@@ -294,10 +294,14 @@ impl<'a> Walk<'_, 'a> {
         if moment.is_some() {
             nat.moment = Basis::Observed;
         }
-        let rule = nat_rule::find(self.world, passage, action, &nat, packet);
+        let (rule, text) = match nat_rule::find(self.world, passage, action, &nat, packet) {
+            nat_rule::Found::Rule(rule) => (Some(*rule), None),
+            nat_rule::Found::Older(why) => (None, Some(format!("{why}, so its rule is not known"))),
+            nat_rule::Found::Open => (None, None),
+        };
         let header = nat::header(&nat, packet.ttl);
         let spot = Spot { time_ns: moment.unwrap_or(spot.time_ns), ..spot };
-        self.push(spot, action, header, Basis::Observed, Detail { rule, ..nat::detail(nat) });
+        self.push(spot, action, header, Basis::Observed, Detail { rule, text, ..nat::detail(nat) });
     }
 
     /// When netfilter wrote it (`nf_nat_manip_pkt`).

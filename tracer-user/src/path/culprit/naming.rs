@@ -19,6 +19,8 @@ pub(in crate::path) struct Suspicion<'a> {
     suspects: Vec<&'a RuleHit>,
     /// Of the namespace all rules were read that can have dropped a packet.
     complete: bool,
+    /// It may have been a rule of ebtables, which are not read.
+    unread: bool,
     /// The kernel was seen evaluating the table.
     located: bool,
 }
@@ -31,7 +33,8 @@ impl<'a> Suspicion<'a> {
             node: *node,
             direction,
             suspects: cause.suspects.clone()?,
-            complete: world.node(*node).facts.rules_complete.contains(&at.netns),
+            complete: !cause.unread && world.node(*node).facts.rules_complete.contains(&at.netns),
+            unread: cause.unread,
             located: netfilter.is_some_and(|seen| seen.table.is_some()),
         })
     }
@@ -112,9 +115,10 @@ fn judge<'a>(suspicion: &Suspicion<'_>, suspects: &[&'a RuleHit], drops: u64) ->
         [only] => one(only, &packets, drops),
         several => format!("one of {} rules that fit the packet and may have met it", several.len()),
     };
-    let proof = match suspicion.complete || rules.is_empty() {
-        true => proof,
-        false => format!("{proof}, but not all rules could be read: it may have been another"),
+    let proof = match (suspicion.unread, suspicion.complete || rules.is_empty()) {
+        (true, _) => format!("{proof}; the bridge's rules of ebtables are not read: it may have been one of those"),
+        (false, true) => proof,
+        (false, false) => format!("{proof}, but not all rules could be read: it may have been another"),
     };
     let exact = matches!(rules.as_slice(), [only] if only.counted && only.packets == drops);
     let observed = suspicion.located && suspicion.complete && exact;

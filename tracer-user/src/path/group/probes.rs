@@ -11,9 +11,9 @@ use super::{
 use crate::event::{L4, Sighting};
 
 /// TCP flags.
-pub(super) const SYN: u8 = 2;
+pub(in crate::path) const SYN: u8 = 2;
 pub(in crate::path) const RST: u8 = 4;
-pub(super) const ACK: u8 = 16;
+pub(in crate::path) const ACK: u8 = 16;
 
 pub(super) fn groups<'a>(world: &World<'a>, sorted: &[Sorted<'a>]) -> Vec<Group<'a>> {
     let probes = &world.evidence.probes;

@@ -134,7 +134,7 @@ fn a_reset_by_a_rule_at_the_destination_is_no_closed_port() {
     let rejection = e.rejection.as_ref().expect("an answer");
     assert_eq!(
         rejection.meaning,
-        format!("TCP reset by a firewall rule at {} itself: whether the port is open is not known", pod(1, 1))
+        format!("TCP reset by a firewall rule at {} itself (whether the port is open is not known)", pod(1, 1))
     );
     let drop = e.request.hops.last().and_then(|h| h.detail.drop.clone()).expect("a drop");
     assert!(drop.rule_known && drop.why == "netfilter reject rule", "{drop:?}");
