@@ -122,17 +122,20 @@ impl<'a> Story<'a> {
             End::Dropped { .. } => self.rejection.clone(),
             _ => self.rejection.clone().map(|r| self.of_port(world, r)),
         };
-        let mut there = hops::write(world, &self.request);
-        let by_rule = self.refused() && matches!(request_end, End::Dropped { .. });
+        let rejecting = match &request_end {
+            End::Dropped { node, .. } if self.refused() => Some(*node),
+            _ => None,
+        };
+        let mut there = hops::write(world, &self.request, None);
         there.finish(request_end, answered, answer);
-        if let (true, Some(dropped), Some((node, first))) = (by_rule, there.hops.last_mut(), self.reply.first())
-            && dropped.node == node
-        {
-            // The rule had decided when its answer left; the buffer is freed after that.
-            dropped.time_ns = dropped.time_ns.map(|freed| freed.min(first.start()));
+        if let Some((node, first)) = self.reply.first().filter(|(node, _)| rejecting == Some(*node)) {
+            // The rule had decided when its answer left; the buffer is freed, and dates what was not seen, after that.
+            for hop in there.hops.iter_mut().filter(|hop| hop.node == node) {
+                hop.time_ns = hop.time_ns.map(|ns| ns.min(first.start()));
+            }
         }
         let began_before = self.probe.is_none() && sender_was_watched(world) && !there.is_from_its_sender();
-        let mut back = hops::write(world, &self.reply);
+        let mut back = hops::write(world, &self.reply, rejecting);
         if self.answered() {
             back.finish(reply_end, self.confirmed(), None);
         }

@@ -69,16 +69,16 @@ fn may_be_older(world: &World<'_>, node: usize, packet: &Packet) -> Option<&'sta
                     && (s.packet.src == packet.src || s.packet.dst == packet.dst)),
             _ => false,
         };
-        return (!records.iter().any(begins)).then_some("its connection is older than the trace");
+        return (!records.iter().any(begins)).then_some("connection older than the trace");
     }
     let mut of_this = records.iter().filter_map(|record| match record {
         Record::Translation(t) if is_of(packet, t) => Some(t.status & SEEN_REPLY != 0),
         _ => None,
     });
     match (of_this.next(), of_this.any(|seen| seen)) {
-        (Some(true), _) => Some("its connection is older than the trace"),
+        (Some(true), _) => Some("connection older than the trace"),
         (Some(false), true) => None,
-        _ => Some("its connection may be older than the trace"),
+        _ => Some("connection may be older than the trace"),
     }
 }
 

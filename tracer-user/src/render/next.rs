@@ -36,7 +36,9 @@ fn without_hop(trace: &Trace, names: &Names, exchange: &Exchange) -> Vec<String>
         }
         Some(Rejection { node: Some(node), .. }) => {
             let (on, dst) = (names.short(node), trace.destination.address);
-            vec![format!("on {on}: ip route get {dst}; iptables-legacy-save -c | grep -E 'REJECT|DROP'; nft list ruleset")]
+            vec![format!(
+                "on {on}: ip route get {dst}; iptables-legacy-save -c | grep -E 'REJECT|DROP'; nft list ruleset"
+            )]
         }
         Some(Rejection { from, .. }) => vec![format!("look at {from}: its routes and its firewall; it is not traced")],
         None if trace.lost_events > 0 => {

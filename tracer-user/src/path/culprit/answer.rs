@@ -143,10 +143,34 @@ pub(in crate::path) fn is_of(rejection: &Rejection, with: &str) -> bool {
         "icmp6-addr-unreachable" => (1, 3),
         "icmp6-port-unreachable" => (1, 4),
         // By the packet's IP version: nft_reject_icmp_code, nft_reject_icmpv6_code.
-        "icmpx-no-route" => if v6 { (1, 0) } else { (3, 0) },
-        "icmpx-port-unreachable" => if v6 { (1, 4) } else { (3, 3) },
-        "icmpx-host-unreachable" => if v6 { (1, 3) } else { (3, 1) },
-        "icmpx-admin-prohibited" => if v6 { (1, 1) } else { (3, 13) },
+        "icmpx-no-route" => {
+            if v6 {
+                (1, 0)
+            } else {
+                (3, 0)
+            }
+        }
+        "icmpx-port-unreachable" => {
+            if v6 {
+                (1, 4)
+            } else {
+                (3, 3)
+            }
+        }
+        "icmpx-host-unreachable" => {
+            if v6 {
+                (1, 3)
+            } else {
+                (3, 1)
+            }
+        }
+        "icmpx-admin-prohibited" => {
+            if v6 {
+                (1, 1)
+            } else {
+                (3, 13)
+            }
+        }
         "icmp6-policy-fail" => (1, 5),
         "icmp6-reject-route" => (1, 6),
         _ => return true,

@@ -123,7 +123,8 @@ fn rp_settings(scene: &Scene<'_, '_>) -> Vec<crate::path::model::SettingDetail> 
     let own = scene.inbound().map(|link| format!("net.ipv4.conf.{}.rp_filter", link.name));
     std::iter::once("net.ipv4.conf.all.rp_filter".to_owned())
         .chain(own)
-        .filter_map(|name| Some(setting(name.clone(), scene.setting(&name)?))).collect()
+        .filter_map(|name| Some(setting(name.clone(), scene.setting(&name)?)))
+        .collect()
 }
 
 /// The route back to the packet's source; outer None: not asked, inner None: there is none.

@@ -3,6 +3,7 @@
 mod cases;
 mod drops;
 mod failures;
+mod places;
 mod properties;
 mod snapshot;
 mod tcp;

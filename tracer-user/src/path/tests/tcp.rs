@@ -109,6 +109,7 @@ fn a_reset_in_the_destinations_name_is_told_from_its_own() {
     assert!(rejection.meaning.contains("a firewall rule, not the destination"), "{}", rejection.meaning);
     assert_eq!(e.failed_direction, Some(Direction::Request));
     assert_eq!(e.request.hops.last().map(|h| h.action), Some(Action::Dropped));
+    assert!(e.notes.is_empty(), "the reset began where the rule is: {:?}", e.notes);
     assert_eq!((rejection.pod.as_deref(), rejection.node.as_deref()), (None, Some("node1")));
 }
 
@@ -124,9 +125,12 @@ fn a_reset_by_a_rule_at_the_destination_is_no_closed_port() {
     back(&mut w);
     answered(&mut w, Answer::Reset);
     let hit = |verdict| rule_in(&w, (1, 1), verdict);
-    let [rejects, drops, answers] =
-        [RuleVerdict::Reject("tcp-reset".into()), RuleVerdict::Drop, RuleVerdict::Reject("icmp-port-unreachable".into())]
-            .map(hit);
+    let [rejects, drops, answers] = [
+        RuleVerdict::Reject("tcp-reset".into()),
+        RuleVerdict::Drop,
+        RuleVerdict::Reject("icmp-port-unreachable".into()),
+    ]
+    .map(hit);
     w.evidence.nodes[1].facts.rules_complete = vec![rejects.netns];
     w.evidence.nodes[1].facts.rules = vec![drops, answers, rejects];
     let e = &w.check().exchanges[0];

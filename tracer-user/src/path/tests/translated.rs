@@ -117,9 +117,9 @@ fn no_rule_is_named_for_a_connection_older_than_the_trace() {
         (snat.rule.is_some(), snat.text)
     };
     assert_eq!(with([false, true]), (true, None), "it began in the trace");
-    let older = "its connection is older than the trace, so its rule is not known".to_owned();
+    let older = "connection older than the trace: rule not known".to_owned();
     assert_eq!(with([true, true]), (false, Some(older)));
-    let may_be = "its connection may be older than the trace, so its rule is not known".to_owned();
+    let may_be = "connection may be older than the trace: rule not known".to_owned();
     assert_eq!(with([false, false]), (false, Some(may_be)), "nothing but its own packets was seen");
 }
 
