@@ -277,6 +277,18 @@ fn down_leaves_nothing_and_may_be_repeated() {
     assert!(lab::status().unwrap().iter().all(|info| info.name != "t-down"));
 }
 
+/// Also where the machine's own links have the indexes that the lab's are to have. Kernels since 6.14 would not mind anyway.
+#[test]
+fn a_lab_needs_no_index_of_the_machines_own() {
+    // Stands for the machine. 4 and 22 are those of bb1's link.
+    run("ip", &["netns", "add", "busy"], "").unwrap();
+    exec("busy", "ip link add eth0 index 4 type veth peer name cali98fd8882b62 index 22");
+    let made = inside("busy", || lab::up("t-busy", "calico-bgp"));
+    run("ip", &["netns", "del", "busy"], "").unwrap();
+    let lab = Lab(made.unwrap());
+    assert_eq!(link(&lab.pod("bb1").unwrap().namespace, "eth0")["ifindex"], 4);
+}
+
 #[test]
 fn down_removes_a_half_built_lab_without_state_and_nothing_else() {
     for name in ["t-half-node1", "t-half-bb1", "t-half-other", "t-half-two-node1"] {

@@ -50,6 +50,9 @@ pub const LARGEST: u16 = u16::MAX - 28;
 /// How often to ask whether the run is to stop.
 const STOP_CHECK: Duration = Duration::from_millis(50);
 
+/// When to try again to send what does not fit into the send buffer.
+const SEND_AGAIN: Duration = Duration::from_millis(5);
+
 /// Keeps the kernel stamping what it receives, for as long as it lives. To be had some time before [`run`]: the kernel begins
 /// some milliseconds after the first socket asked for it (a work item patches the code: `net_enable_timestamp`), and a packet
 /// received before is stamped when it is read, tens of us too late.
@@ -113,6 +116,15 @@ fn check(ping: &Ping) -> Result<Header, Error> {
     Ok(Header { ends, kind: ping.kind })
 }
 
+/// What came of sending a probe.
+enum Attempt {
+    Sent,
+    /// It got no further than out of our hands.
+    Refused(Probe),
+    /// It did not get out of them.
+    NotNow,
+}
+
 /// One run, already in the namespace.
 struct Injector<'p> {
     ping: &'p Ping,
@@ -138,22 +150,30 @@ impl<'p> Injector<'p> {
     }
 
     fn run(&mut self, stopped: impl Fn() -> bool, mut on_probe: impl FnMut(Probe)) -> Result<(), Error> {
+        let result = self.send_and_wait(stopped, &mut on_probe);
+        // What was sent counts, however the run ends.
+        self.pending.drain().for_each(on_probe);
+        result
+    }
+
+    fn send_and_wait(&mut self, stopped: impl Fn() -> bool, mut on_probe: impl FnMut(Probe)) -> Result<(), Error> {
         let mut sent = 0;
         let mut next_send = Instant::now();
         while (sent < self.ping.count || !self.pending.is_empty()) && !stopped() {
             let now = Instant::now();
             let mut ready = Vec::new();
             if sent < self.ping.count && now >= next_send {
-                sent += 1;
-                match self.send(sent) {
-                    Ok(got_no_further) => got_no_further.into_iter().for_each(&mut on_probe),
-                    Err(error) => {
-                        self.pending.drain().for_each(on_probe);
-                        return Err(error);
-                    }
+                let attempt = self.send(sent + 1)?;
+                if let Attempt::NotNow = attempt {
+                    next_send = now + SEND_AGAIN;
+                } else {
+                    sent += 1;
+                    // Late by more than an interval (a stopped machine): go on from here instead of catching up in a burst.
+                    next_send = (next_send + self.ping.interval).max(now);
                 }
-                // Late by more than an interval (a stopped machine): go on from here instead of catching up in a burst.
-                next_send = (next_send + self.ping.interval).max(now);
+                if let Attempt::Refused(probe) = attempt {
+                    on_probe(probe);
+                }
             } else {
                 let wake = if sent < self.ping.count { Some(next_send) } else { None };
                 let wake = wake.into_iter().chain(self.pending.next_deadline()).min();
@@ -163,12 +183,11 @@ impl<'p> Injector<'p> {
             self.receive(&ready, &mut on_probe)?;
             self.pending.expire(Instant::now()).for_each(&mut on_probe);
         }
-        self.pending.drain().for_each(on_probe);
         Ok(())
     }
 
-    /// Sends a probe; returns it if it got no further than out of our hands.
-    fn send(&mut self, seq: u16) -> Result<Option<Probe>, Error> {
+    /// Sends a probe.
+    fn send(&mut self, seq: u16) -> Result<Attempt, Error> {
         let Self { ping, header, socket, errors: _, pending, hops, first_ip_id } = self;
         let port = Port::reserve(header)?;
         let id = match header.kind {
@@ -180,13 +199,17 @@ impl<'p> Injector<'p> {
         // Right before it is sent.
         let at = SendTime::now();
         match socket.send(&bytes, header.dst()) {
-            Ok(key) => pending.sent(probe, port, key, at),
+            Ok(key) => {
+                pending.sent(probe, port, key, at);
+                Ok(Attempt::Sent)
+            }
             // Built, and then refused on its way out, by a netfilter rule or a full queue: a probe that got no
             // further. Its path is what the trace is for.
-            Err(Errno::EPERM | Errno::ENOBUFS) => return Ok(Some(probe)),
-            Err(cause) => return Err(Error::Send { seq, dst: header.dst(), cause }),
+            Err(Errno::EPERM | Errno::ENOBUFS) => Ok(Attempt::Refused(probe)),
+            // Not even built: what was sent before fills the socket's send buffer, in a queue that is slow to empty.
+            Err(Errno::EAGAIN) => Ok(Attempt::NotNow),
+            Err(cause) => Err(Error::Send { seq, dst: header.dst(), cause }),
         }
-        Ok(None)
     }
 
     /// Waits until something can be received, at most for `pause`; returns the ports at which it can.

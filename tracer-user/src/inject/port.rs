@@ -9,6 +9,9 @@
 //! answers the SYN+ACK to our SYN: with a RST whose sequence number is what the SYN+ACK acknowledged (`tcp_v4_send_reset`
 //! in net/ipv4/tcp_ipv4.c). That is the very RST we would send, at once, and it passes netfilter and conntrack on its way
 //! like any packet: the server forgets the half-open connection, conntrack closes its entry. We need send nothing more.
+//! Also where the SYN+ACK comes too late for us, or only a later one of the server's. If none of them comes, the server gives
+//! up by itself (net.ipv4.tcp_synack_retries, after about a minute). A RST of ours behind each unanswered SYN would not wait
+//! for that, but where it was the SYN that was dropped, it would raise the counters of rules by which the drop is explained.
 //!
 //! **UDP.** Answers come to the bound socket and are read from it. Without it the kernel would answer an answer with port
 //! unreachable.

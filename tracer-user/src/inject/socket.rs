@@ -125,6 +125,8 @@ impl RawSocket {
         loop {
             match sendto(self.fd.as_raw_fd(), packet, &address(dst), MsgFlags::empty()) {
                 Err(Errno::EINTR) => {}
+                // No room for it in the send buffer (`sock_alloc_send_pskb` in net/core/sock.c): it took no number.
+                Err(Errno::EAGAIN) => return Err(Errno::EAGAIN),
                 sent => {
                     // A packet that was built and then refused has taken a number too (`raw_send_hdrinc` in
                     // net/ipv4/raw.c, `rawv6_send_hdrinc` in net/ipv6/raw.c); after any other error nothing more is sent.
@@ -188,6 +190,12 @@ impl RawSocket {
                 return Ok(Some((answered, at)));
             }
         }
+    }
+
+    /// Whatever is asked of it from now on fails.
+    #[cfg(test)]
+    pub(super) fn break_off(&mut self) {
+        self.fd = std::fs::File::open("/dev/null").expect("opens").into();
     }
 
     pub(super) fn failed(&self, operation: &'static str) -> impl Fn(Errno) -> Error + use<> {

@@ -9,7 +9,7 @@ use super::{
     touch::{self, Touch, Way},
     world::World,
 };
-use crate::event::{Hook, Sighting};
+use crate::event::{Free, Hook, Sighting};
 
 /// How the way of a packet ended.
 pub(super) enum End<'a> {
@@ -51,7 +51,7 @@ pub(super) fn end<'a>(world: &World<'a>, chain: &Chain<'a>, answered: bool) -> E
                 let cause = Box::new(culprit::cause(&Scene::new(world, chain, node, last, at)));
                 End::Dropped { node, at, cause }
             }
-            None => End::Delivered,
+            None => unclear(world, chain, node, last, free),
         };
     }
     if leaves {
@@ -65,6 +65,24 @@ pub(super) fn end<'a>(world: &World<'a>, chain: &Chain<'a>, answered: bool) -> E
         Some(free) => died(world, chain, (node, last), free),
         None => End::Unknown(format!("what became of it after {} was not seen", world.place(node, last.at()))),
     }
+}
+
+/// It reached its namespace. A request that was then freed as a drop for a reason that says nothing may not have been taken.
+fn unclear<'a>(
+    world: &World<'a>,
+    chain: &Chain<'a>,
+    node: usize,
+    last: &Touch<'a>,
+    free: Option<&'a Sighting>,
+) -> End<'a> {
+    let Some(free) = free.filter(|f| f.hook == Hook::Drop && chain.role == Role::Request) else {
+        return End::Delivered;
+    };
+    let Free { function, reason_name, .. } = free.free.clone().unwrap_or_default();
+    let function = function.map_or_else(String::new, |function| format!(" in {function}"));
+    let reason = reason_name.map_or_else(String::new, |reason| format!(", reason by the kernel {reason}"));
+    let place = world.place(node, last.at());
+    End::Unknown(format!("it was freed at {place}{function}{reason}: whether the destination took it is not known"))
 }
 
 /// The namespace is the one that the packet is for. A reply to a node's address may be for a pod that SNAT hides; then

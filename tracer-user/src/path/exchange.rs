@@ -8,8 +8,9 @@ use super::{
     clock::{Bounds, Offset},
     culprit::{answer, naming::Suspicion},
     drops::{self, End},
+    ending,
     errors::Seen,
-    group::{Group, RST, Role, Sorted},
+    group::{ACK, Group, RST, Role, Sorted},
     hops::{self, Timed},
     model::{ClockAtStart, Direction, DropCause, Exchange, Outcome, Path, Rejection, What},
     shares,
@@ -54,7 +55,8 @@ struct Verdict {
 
 impl<'a> Story<'a> {
     pub(super) fn new(world: &World<'a>, group: &Group<'a>, sorted: &[Sorted<'a>], errors: &[Seen<'a>]) -> Self {
-        let request = Chain::new(world, Role::Request, &group.request, sorted);
+        let mut request = Chain::new(world, Role::Request, &group.request, sorted);
+        request.doubts.extend(group.doubts.iter().cloned());
         let reply = Chain::new(world, Role::Reply, &group.reply, sorted);
         let mut bounds = Bounds::new(sorted.len());
         for chain in [&request, &reply] {
@@ -65,7 +67,7 @@ impl<'a> Story<'a> {
                 }
             }
         }
-        let Group { seq, what, probe, request: _, reply: _, again: _, notes } = group;
+        let Group { seq, what, probe, request: _, reply: _, again: _, notes, doubts: _ } = group;
         let rejection = answer::rejection(world, errors, *probe, sorted);
         let (seq, what, probe, notes) = (*seq, *what, *probe, notes.clone());
         let mut story = Self { seq, what, notes, probe, request, reply, bounds, rejection };
@@ -99,15 +101,37 @@ impl<'a> Story<'a> {
         self.probe.is_some_and(|p| p.answer == Some(Answer::Reset)) || self.reply.first().is_some_and(reset)
     }
 
+    /// The first segment back acknowledges something.
+    fn acknowledged(&self) -> bool {
+        let acknowledges = |(_, first): (usize, &Touch<'_>)| match first.first.packet.l4 {
+            L4::Tcp { flags, .. } => flags & ACK != 0,
+            _ => false,
+        };
+        self.reply.first().is_some_and(acknowledges)
+    }
+
     /// `others`: the bounds that the trace's other exchanges give, the best first.
-    pub(super) fn tell<'b>(&self, world: &World<'a>, others: impl Iterator<Item = &'b Bounds>) -> Told<'a> {
+    pub(super) fn tell<'b>(&self, world: &World<'a>, others: impl Iterator<Item = &'b Bounds> + Clone) -> Told<'a> {
         let answered = self.answered();
         let mut request_end = self.request_end(world, answered);
         if self.rejection.is_some() && matches!(request_end, End::Lost(_)) {
             request_end = End::Left;
         }
-        let reply_end = drops::end(world, &self.reply, self.confirmed());
-        let verdict = self.verdict(world, &request_end, &reply_end);
+        let mut reply_end = drops::end(world, &self.reply, self.confirmed());
+        for (chain, end) in [(&self.request, &mut request_end), (&self.reply, &mut reply_end)] {
+            if let (End::Lost(_), Some(ns), Some((node, last))) =
+                (&*end, self.cut_off(world, chain, others.clone()), chain.last())
+            {
+                let (place, ms) = (world.place(node, last.at()), milliseconds(ns));
+                *end =
+                    End::Unknown(format!("it left {place} {ms} before the recording ended: it may have come further"));
+            }
+        }
+        let unanswered = || match self.cut_off(world, &self.request, others.clone()) {
+            Some(ns) => too_soon(ns),
+            None => unanswered(world),
+        };
+        let verdict = self.verdict(unanswered, &request_end, &reply_end);
         let suspicion = match verdict.failed {
             Some(Direction::Request) => Suspicion::of(world, &request_end, Direction::Request),
             Some(Direction::Reply) => Suspicion::of(world, &reply_end, Direction::Reply),
@@ -179,7 +203,19 @@ impl<'a> Story<'a> {
         drops::end(world, &self.request, answered)
     }
 
-    fn verdict(&self, world: &World<'_>, request: &End<'_>, reply: &End<'_>) -> Verdict {
+    /// How long after the packet was last seen recording ended, ns, if that was too soon to say what became of it.
+    fn cut_off<'b>(
+        &self,
+        world: &World<'_>,
+        chain: &Chain<'_>,
+        others: impl Iterator<Item = &'b Bounds>,
+    ) -> Option<u64> {
+        let (node, last) = chain.last()?;
+        let all: Vec<usize> = (0..world.evidence.nodes.len()).collect();
+        ending::too_soon(world, node, last.end(), &self.offsets(node, &all, others))
+    }
+
+    fn verdict(&self, unanswered: impl FnOnce() -> Verdict, request: &End<'_>, reply: &End<'_>) -> Verdict {
         let is = |outcome, failed| Verdict { outcome, failed, note: None };
         if !self.request.doubts.is_empty() || !self.reply.doubts.is_empty() {
             return is(Outcome::Incomplete, None);
@@ -209,7 +245,7 @@ impl<'a> Story<'a> {
         match request {
             End::Dropped { .. } => is(Outcome::Dropped, Some(Direction::Request)),
             End::Lost(_) => is(Outcome::Lost, Some(Direction::Request)),
-            End::Delivered => unanswered(world),
+            End::Delivered => unanswered(),
             End::Left | End::Unknown(_) | End::Unseen => is(Outcome::Incomplete, None),
         }
     }
@@ -229,6 +265,9 @@ impl<'a> Story<'a> {
         let port = self.port().map_or_else(String::new, |p| format!(" {p}"));
         let closed = match self.what {
             // Somebody had listened, or there were no data.
+            Some(What::Data) if self.acknowledged() => format!(
+                "connection reset on port{port} after its data had arrived; whether they were read is not known"
+            ),
             Some(What::Data) => format!("connection reset on port{port}: its data were not taken"),
             _ => format!("connection refused: nothing listens on port{port}"),
         };
@@ -363,6 +402,18 @@ fn unanswered(world: &World<'_>) -> Verdict {
         (Outcome::Lost, Some(Direction::Reply), "reply: the request arrived, but no reply to it was seen leaving")
     };
     Verdict { outcome, failed, note: Some(note.to_owned()) }
+}
+
+/// The request arrived this long before the recording ended, ns.
+fn too_soon(ns: u64) -> Verdict {
+    let note =
+        format!("reply: none was seen until the recording ended, {} after the request arrived", milliseconds(ns));
+    Verdict { outcome: Outcome::Incomplete, failed: None, note: Some(note) }
+}
+
+/// `204.1 ms`.
+pub(super) fn milliseconds(ns: u64) -> String {
+    format!("{}.{} ms", ns / 1_000_000, ns / 100_000 % 10)
 }
 
 fn dated(timed: Timed, start: u64, offsets: &[Option<Offset>]) -> super::model::Hop {

@@ -7,7 +7,7 @@ use super::{
     clock::Bounds,
     culprit::naming,
     errors,
-    exchange::{Story, Told},
+    exchange::{Story, Told, milliseconds},
     group::{self, Group, Sorted},
     model::{Action, Direction, DropCause, Exchange, Hop, Outcome},
     world::World,
@@ -72,13 +72,13 @@ fn sent_again(groups: &[Group<'_>], told: &mut [Told<'_>]) {
             (Outcome::Rejected, _) => "which was rejected",
             _ => "of which not enough was seen to say what became of it",
         };
-        let ms = format!("{}.{} ms", ns / 1_000_000, ns / 100_000 % 10);
+        let ms = milliseconds(ns);
         told[i].exchange.notes.push(format!("a retransmission, {ms} after exchange {seq}, {became}"));
     }
 }
 
 /// The bounds of the exchanges around the `i`-th, the nearest first.
-fn neighbours<'b>(stories: &'b [Story<'_>], i: usize) -> impl Iterator<Item = &'b Bounds> {
+fn neighbours<'b>(stories: &'b [Story<'_>], i: usize) -> impl Iterator<Item = &'b Bounds> + Clone {
     let around = (1..=NEIGHBOURS).flat_map(move |d| [i.checked_sub(d), i.checked_add(d)]);
     around.flatten().filter_map(|j| stories.get(j)).map(|s| &s.bounds)
 }

@@ -8,6 +8,7 @@ mod chain;
 mod clock;
 mod culprit;
 mod drops;
+mod ending;
 mod errors;
 mod exchange;
 mod group;
@@ -35,6 +36,8 @@ pub struct Evidence {
     pub nodes: Vec<NodeEvidence>,
     /// What the injector sent, in order; empty in passive mode.
     pub probes: Vec<Probe>,
+    /// The trace was ended before the injector was done.
+    pub interrupted: bool,
 }
 
 /// What one session saw.
@@ -52,6 +55,8 @@ pub struct NodeEvidence {
     pub unread: u64,
     /// The session ended in order and delivered everything it saw.
     pub complete: bool,
+    /// When it stopped recording, by its `CLOCK_MONOTONIC`, ns; None: not told.
+    pub stopped_ns: Option<u64>,
 }
 
 /// One injected probe, by the injector's own account.

@@ -135,7 +135,7 @@ impl Walk {
         };
         let l4 = L4::Icmp { kind: 8, code: 0, id: 77, seq: 0, nonce: 0 };
         Self {
-            evidence: Evidence { nodes: (0..nodes).map(node).collect(), probes: Vec::new() },
+            evidence: Evidence { nodes: (0..nodes).map(node).collect(), probes: Vec::new(), interrupted: false },
             now: 1_000_000,
             step: 1_000,
             clocks: vec![0; nodes],

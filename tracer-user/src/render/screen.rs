@@ -118,8 +118,10 @@ fn reply(page: &mut Page, trace: &Trace, names: &Names, exchange: &Exchange) {
         let ttl = ttl.map_or(String::new(), |ttl| format!("   ttl {ttl}"));
         page.wrapped(Paint::Plain, "   reply: ", &format!("{}{ttl}", one_line(&exchange.reply)), 10);
     } else if !exchange.reply.hops.is_empty() {
-        let whole =
-            exchange.outcome == Outcome::Delivered && !exchange.request.incomplete && !exchange.reply.incomplete;
+        let whole = !summary::records_missing(trace)
+            && exchange.outcome == Outcome::Delivered
+            && !exchange.request.incomplete
+            && !exchange.reply.incomplete;
         let other = if whole { "reply, by another way" } else { "reply" };
         page.line(&[(Paint::Bold, other)]);
         table::table(page, trace, names, exchange, Direction::Reply);

@@ -38,7 +38,7 @@ pub(super) fn verdict(page: &mut Page, trace: &Trace, names: &Names, groups: &[G
     }
     let length: usize = pieces.iter().map(|(_, text)| text.chars().count()).sum();
     let rest = match failures.as_slice() {
-        [] => format!("  {}  {}", rtt(&delivered), way(groups)),
+        [] => format!("  {}  {}", rtt(&delivered), way(trace, groups)),
         [only] if delivered.is_empty() => cause(names, only.median),
         _ if !delivered.is_empty() => format!("  {}", rtt(&delivered)),
         _ => String::new(),
@@ -110,7 +110,7 @@ fn rtt(delivered: &[&Exchange]) -> String {
 }
 
 /// `routed, no tunnel, no NAT; reply took the same way back`.
-fn way(groups: &[Group<'_>]) -> String {
+fn way(trace: &Trace, groups: &[Group<'_>]) -> String {
     let Some(group) = groups.first() else { return String::new() };
     let exchange = group.median;
     let hops = || exchange.request.hops.iter();
@@ -133,6 +133,9 @@ fn way(groups: &[Group<'_>]) -> String {
     };
     let whole = |exchange: &Exchange| !exchange.request.incomplete && !exchange.reply.incomplete;
     let back = match (whole(exchange), same_way_back(exchange)) {
+        (true, false) if records_missing(trace) => {
+            "records are missing: the reply may have taken the same way back or not"
+        }
         (false, _) => "the path is INCOMPLETE",
         (true, true) => "reply took the same way back",
         (true, false) => "reply took another way back",
@@ -148,6 +151,11 @@ fn way(groups: &[Group<'_>]) -> String {
         ways.push_str(&format!("; the path of {count} is INCOMPLETE"));
     }
     format!("{moved}, {tunnel}, {nat}; {back}{ways}")
+}
+
+/// Some node's records may not be all: a path without a gap may still lack hops.
+pub(super) fn records_missing(trace: &Trace) -> bool {
+    trace.lost_events > 0 || trace.nodes.iter().any(|node| !node.complete)
 }
 
 /// `IPIP tunnel`, `VXLAN tunnel vni 4096`.

@@ -54,11 +54,12 @@ pub trait Backend: Send + 'static {
     /// E.g. no namespace of this node has the source address.
     fn fire(&mut self, ping: &Ping) -> Result<InjectorJob, Failure>;
 
-    /// Stops recording: afterwards `drain` gets the rest.
+    /// Stops recording: afterwards `drain` gets the rest. Returns until when every matching packet was recorded, ns of the node's
+    /// `CLOCK_MONOTONIC`; 0 if that is not known.
     ///
     /// # Errors
     /// A program could not be detached.
-    fn detach(&mut self) -> Result<(), Failure>;
+    fn detach(&mut self) -> Result<u64, Failure>;
 
     /// Facts for what was drained, and the kernel side's counters.
     ///
@@ -164,11 +165,11 @@ async fn session<B: Backend>(
 
     record(node, commands, outbox, ping).await?;
 
-    node.call(B::detach).await?;
+    let until_ns = node.call(B::detach).await?;
     outbox.record(node.call(B::drain).await?);
     let (facts, counters) = node.call(B::finish).await?;
     let mut last = wire::batches(wire::facts(&facts));
-    last.extend([Message::Counters(counters, outbox.discarded()), Message::Drained, Message::End]);
+    last.extend([Message::Counters(counters, outbox.discarded()), Message::Drained(until_ns), Message::End]);
     outbox.conclude(last);
     Ok(())
 }

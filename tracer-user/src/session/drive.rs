@@ -432,7 +432,7 @@ impl<P: FnMut(Progress<'_>)> Driver<P> {
 
     fn into_driven(self, interrupted: bool) -> Driven {
         let mut driven = Driven { interrupted, ..Driven::default() };
-        driven.evidence.probes = self.probes;
+        (driven.evidence.probes, driven.evidence.interrupted) = (self.probes, interrupted);
         for node in self.nodes {
             node.conclude(&mut driven);
         }

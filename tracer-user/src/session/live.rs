@@ -222,8 +222,11 @@ impl Backend for LiveNode {
         }))
     }
 
-    fn detach(&mut self) -> Result<(), Failure> {
-        self.probe()?.detach().map_err(kernel)
+    fn detach(&mut self) -> Result<u64, Failure> {
+        // Before: detaching takes its time, and what passes meanwhile may be recorded or not.
+        let until_ns = clock_ns(ClockId::CLOCK_MONOTONIC).and_then(|ns| u64::try_from(ns).ok()).unwrap_or(0);
+        self.probe()?.detach().map_err(kernel)?;
+        Ok(until_ns)
     }
 
     fn finish(&mut self) -> Result<(facts::NodeFacts, Counters), Failure> {
@@ -252,11 +255,15 @@ fn ring_size() -> u32 {
 
 /// CLOCK_REALTIME - CLOCK_MONOTONIC, ns; 0 if a clock cannot be read.
 fn realtime_offset_ns() -> i64 {
-    let ns = |clock| clock_gettime(clock).map(|t| t.tv_sec() * 1_000_000_000 + t.tv_nsec());
-    match (ns(ClockId::CLOCK_REALTIME), ns(ClockId::CLOCK_MONOTONIC)) {
-        (Ok(real), Ok(monotonic)) => real - monotonic,
+    match (clock_ns(ClockId::CLOCK_REALTIME), clock_ns(ClockId::CLOCK_MONOTONIC)) {
+        (Some(real), Some(monotonic)) => real - monotonic,
         _ => 0,
     }
+}
+
+/// None if the clock cannot be read.
+fn clock_ns(clock: ClockId) -> Option<i64> {
+    clock_gettime(clock).ok().map(|t| t.tv_sec() * 1_000_000_000 + t.tv_nsec())
 }
 
 /// The links that packets were seen at: namespace and interface index.

@@ -74,6 +74,8 @@ pub(super) struct Node {
     collected: Collected,
     counters: Option<(Counters, u64)>,
     drained: bool,
+    /// Until when everything was recorded, by its clock, ns.
+    stopped_ns: Option<u64>,
 }
 
 impl Node {
@@ -93,6 +95,7 @@ impl Node {
             collected: Collected::default(),
             counters: None,
             drained: false,
+            stopped_ns: None,
         }
     }
 
@@ -148,7 +151,9 @@ impl Node {
                 }
             }
             Message::Counters(counters, discarded) if self.armed => self.counters = Some((counters, discarded)),
-            Message::Drained if self.armed => self.drained = true,
+            Message::Drained(until_ns) if self.armed => {
+                (self.drained, self.stopped_ns) = (true, Some(until_ns).filter(|ns| *ns != 0));
+            }
             other => return Err(Error::Unexpected { message: other.name(), when: self.state() }),
         }
         Ok(())
@@ -173,7 +178,8 @@ impl Node {
 
     /// Adds what it said to the whole.
     pub(super) fn conclude(self, driven: &mut Driven) {
-        let Self { name, hello, records, unknown, collected, counters, drained, ended, requested, .. } = self;
+        let Self { name, hello, records, unknown, collected, counters, drained, stopped_ns, ended, requested, .. } =
+            self;
         let (counters, discarded) = counters.map_or((None, 0), |(counters, discarded)| (Some(counters), discarded));
         match ended {
             Some(Err(death)) => {
@@ -208,6 +214,7 @@ impl Node {
             lost: counters.map_or(0, |counters| counters.lost()) + discarded + unknown + unread,
             unread,
             complete: drained && discarded == 0 && unknown == 0,
+            stopped_ns,
         });
         driven.nodes.push(DrivenNode { name, hello, counters, discarded, unknown });
     }

@@ -17,7 +17,8 @@ const LINK_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Make everything in the plan; what this kernel cannot make is returned, each with the reason.
 pub(crate) fn build(plan: &Plan) -> Result<Vec<String>> {
-    run("ip", &["-batch", "-"], &lines(&plan.links)).context("making namespaces and links")?;
+    run("ip", &["-batch", "-"], &lines(&plan.outside)).context("making namespaces")?;
+    netns::in_an_empty_one(|| run("ip", &["-batch", "-"], &lines(&plan.links))).context("making links")?;
     let mut absent = Vec::new();
     let keys = Keys::default();
     for namespace in &plan.namespaces {

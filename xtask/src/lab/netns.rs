@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
-use nix::sched::{CloneFlags, setns};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::statfs::{FsType, statfs};
 use nix::unistd::Pid;
@@ -52,16 +52,23 @@ pub(crate) fn names() -> Result<Vec<String>> {
 /// # Errors
 /// When the namespace cannot be entered, when `work` fails, and when it panics.
 pub fn inside<T: Send>(name: &str, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-    std::thread::scope(|scope| {
-        scope
-            .spawn(|| {
-                enter(name)?;
-                work()
-            })
-            .join()
-            .unwrap_or_else(|_| Err(anyhow!("panicked")))
-            .with_context(|| format!("in network namespace {name}"))
+    on_a_thread(|| {
+        enter(name)?;
+        work()
     })
+    .with_context(|| format!("in network namespace {name}"))
+}
+
+/// Do `work` inside a network namespace without name, links and settings, which goes away with it; as [`inside`].
+pub(crate) fn in_an_empty_one<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    on_a_thread(|| {
+        unshare(CloneFlags::CLONE_NEWNET).context("making a network namespace (needs root)")?;
+        work()
+    })
+}
+
+fn on_a_thread<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    std::thread::scope(|scope| scope.spawn(work).join().unwrap_or_else(|_| Err(anyhow!("panicked"))))
 }
 
 /// Move the calling thread into the network namespace `name`, for good.

@@ -29,9 +29,7 @@ pub fn up_part(name: &str, profile: &str, number: usize, card: &str) -> Result<L
         format!("link set dev {card} name {nic} mtu {}{mac}", cluster.nic_mtu),
         format!("link set dev {nic} netns {}", namespace(name, host)),
     ];
-    // Before the pods' links: a new link may have no name that one here has, wherever it is to go.
-    let made = plan.links.iter().filter(|line| line.starts_with("netns add ")).count();
-    plan.links.splice(made..made, nic_lines);
+    plan.outside.extend(nic_lines);
 
     let identity = identity::yaml(&cluster)?;
     let state = State::lock()?;
@@ -51,12 +49,10 @@ impl Plan {
     /// What concerns these network namespaces alone: links to others are left out.
     fn only(mut self, namespaces: &[String]) -> Plan {
         let ours = |name: &str| namespaces.iter().any(|namespace| namespace == name);
+        self.outside.retain(|line| line.strip_prefix("netns add ").is_some_and(ours));
         self.links.retain(|line| {
             let words: Vec<&str> = line.split(' ').collect();
-            match words.as_slice() {
-                ["netns", "add", name] => ours(name),
-                words => words.windows(2).filter(|pair| pair[0] == "netns").all(|pair| ours(pair[1])),
-            }
+            words.windows(2).filter(|pair| pair[0] == "netns").all(|pair| ours(pair[1]))
         });
         self.namespaces.retain(|namespace| ours(&namespace.name));
         self
@@ -71,10 +67,9 @@ mod tests {
     fn a_part_is_a_node_its_pods_and_the_links_between_them() {
         let whole = Plan::new("lab", &Profile::named("calico-bgp").unwrap());
         let part = whole.only(&["lab-node2".to_owned(), "lab-bb2".to_owned()]);
-        let made: Vec<&str> = part.links.iter().map(String::as_str).collect();
-        assert_eq!(made[..2], ["netns add lab-node2", "netns add lab-bb2"]);
-        assert_eq!(made.len(), 3, "{made:?}");
-        assert!(made[2].contains("netns lab-bb2") && made[2].ends_with("netns lab-node2"), "{made:?}");
+        assert_eq!(part.outside, ["netns add lab-node2", "netns add lab-bb2"]);
+        let [link] = part.links.as_slice() else { panic!("{:?}", part.links) };
+        assert!(link.contains("netns lab-bb2") && link.ends_with("netns lab-node2"), "{link}");
         let set_up: Vec<&str> = part.namespaces.iter().map(|namespace| namespace.name.as_str()).collect();
         assert_eq!(set_up, ["lab-node2", "lab-bb2"]);
     }

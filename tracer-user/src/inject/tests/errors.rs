@@ -85,3 +85,35 @@ fn refusals_name_the_cause_and_the_way_out() {
     insta::assert_snapshot!(message(&Ping { size: 1473, ..udp.clone() }, &own), @"send probe 1 to 10.77.0.2: EMSGSIZE: Message too long; the probe is larger than the interface's MTU: choose a smaller size");
     insta::assert_snapshot!(message(&Ping { size: 7, ..udp }, &own), @"probe size 7: the payload must be between 8 bytes (for the nonce) and 65507");
 }
+
+#[test]
+fn a_run_that_fails_later_still_tells_what_it_sent() {
+    let pair = Pair::new();
+    let asked = Ping { kind: KINDS[2], ..from_to((A.into(), NOBODY.into()), ping(3)) };
+    let mut probes = Vec::new();
+    let error = Pair::within(&pair.a, || {
+        let mut injector = Injector::open(&asked, check(&asked).expect("sound")).expect("opens");
+        injector.errors.as_mut().expect("datagrams have it").break_off();
+        injector.run(|| false, |probe| probes.push(probe)).expect_err("fails").to_string()
+    });
+    assert!(error.starts_with("recvmsg for probes from 10.77.0.1: ENOTSOCK"), "{error}");
+    assert_eq!(probes.iter().map(|p| (p.seq, p.rtt_ns)).collect::<Vec<_>>(), [(1, None)]);
+}
+
+/// What waits for an unknown neighbour fills the send buffer (net.core.wmem_default), if it may be more than that.
+#[test]
+fn a_full_send_buffer_is_waited_for() {
+    let pair = Pair::new();
+    set_sysctl(&pair.a, "ipv4/neigh/eth0/unres_qlen_bytes", "10000000");
+    let asked = Ping {
+        size: 1400,
+        interval: Duration::from_millis(1),
+        timeout: Duration::from_secs(10),
+        ..from_to((A.into(), NOBODY.into()), ping(400))
+    };
+    let probes = pair.run(&asked).expect("runs");
+    assert_eq!(probes.iter().map(|p| p.seq).collect::<Vec<_>>(), (1..=400).collect::<Vec<_>>());
+    // Once the kernel has given up on the neighbour, it says so of each that waited.
+    let told = probes.iter().filter(|p| matches!(p.answer, Some(Answer::IcmpError { kind: 3, code: 1, .. }))).count();
+    assert!(told > 0, "{:?}", probes[0]);
+}

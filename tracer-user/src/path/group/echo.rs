@@ -12,6 +12,9 @@ use crate::event::{L4, Sighting};
 /// repeats itself when its sequence number wraps, which takes a flood ping several seconds. ns.
 const SAME_PACKET_NS: u64 = 2_000_000_000;
 
+/// A reply can come much later than its request. One with a nonce is that request's, unless it was sent again. ns.
+const LATEST_REPLY_NS: u64 = 60_000_000_000;
+
 /// The fields of an ICMP or ICMPv6 echo.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::path) struct Echo {
@@ -68,6 +71,14 @@ fn own_id(s: &Sighting, echo: Echo, ids: &HashMap<(IpAddr, u16), u16>) -> u16 {
 type Key = (u16, u64, u16);
 type Burst<'a> = Vec<&'a Sighting>;
 
+/// The sighting is of the same exchange as those before it on its node.
+fn is_same(burst: &[&Sighting], s: &Sighting, now: Echo) -> bool {
+    let since = s.time_ns - burst[burst.len() - 1].time_ns;
+    let first_reply =
+        now.role == Role::Reply && burst.iter().all(|b| echo(b).is_some_and(|then| then.role == Role::Request));
+    since <= SAME_PACKET_NS || (first_reply && now.nonce != 0 && since <= LATEST_REPLY_NS)
+}
+
 pub(super) fn passive<'a>(sorted: &[Sorted<'a>]) -> Vec<Group<'a>> {
     let ids = identifiers(sorted);
     let mut found: BTreeMap<Key, Vec<Vec<Burst<'a>>>> = BTreeMap::new();
@@ -77,17 +88,16 @@ pub(super) fn passive<'a>(sorted: &[Sorted<'a>]) -> Vec<Group<'a>> {
             let key = (own_id(s, echo, &ids), echo.nonce, echo.seq);
             let bursts = &mut found.entry(key).or_insert_with(|| vec![Vec::new(); sorted.len()])[node];
             match bursts.last_mut() {
-                Some(b) if touch::is_free(s) || s.time_ns - b[b.len() - 1].time_ns <= SAME_PACKET_NS => {
-                    b.push(s);
-                }
+                Some(b) if touch::is_free(s) || is_same(b, s, echo) => b.push(s),
                 _ => bursts.push(vec![s]),
             }
         }
     }
     let mut groups = Vec::new();
     for ((_, _, seq), nodes) in found {
-        for nodes in transmissions::align(nodes) {
+        for (nodes, doubt) in transmissions::align(nodes) {
             let mut group = Group::new(u32::from(seq), None, nodes.len());
+            group.doubts.extend(doubt.map(str::to_owned));
             for (node, sightings) in nodes.into_iter().enumerate() {
                 for s in sightings {
                     let Some(Echo { role, .. }) = echo(s) else { continue };

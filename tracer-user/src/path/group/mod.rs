@@ -103,12 +103,14 @@ pub(super) struct Group<'a> {
     pub(super) again: Option<(usize, u64)>,
     /// What the reader should know about how they were put together.
     pub(super) notes: Vec<String>,
+    /// Why it is not certain that they belong together.
+    pub(super) doubts: Vec<String>,
 }
 
 impl<'a> Group<'a> {
     fn new(seq: u32, probe: Option<&'a Probe>, nodes: usize) -> Self {
         let [request, reply] = [(); 2].map(|()| vec![Vec::new(); nodes]);
-        Self { seq, what: None, probe, request, reply, again: None, notes: Vec::new() }
+        Self { seq, what: None, probe, request, reply, again: None, notes: Vec::new(), doubts: Vec::new() }
     }
 
     fn add(&mut self, node: usize, role: Role, s: &'a Sighting) {

@@ -19,13 +19,18 @@ pub(super) fn groups<'a>(world: &World<'a>, sorted: &[Sorted<'a>]) -> Vec<Group<
     let probes = &world.evidence.probes;
     let mut groups: Vec<_> = probes.iter().map(|p| Group::new(u32::from(p.seq), Some(p), sorted.len())).collect();
     let index = Index::new(world, sorted);
+    let mut shared = Vec::new();
     for (node, records) in sorted.iter().enumerate() {
         for &s in &records.sightings {
-            if let Some((i, role)) = index.find(s) {
-                groups[i].add(node, role, s);
+            match index.find(s) {
+                Some(Found::Of(i, role)) => groups[i].add(node, role, s),
+                Some(Found::ToPort(probes)) => shared.push((node, s, probes)),
+                None => {}
             }
         }
     }
+    by_time(&mut groups, &shared);
+    index.datagrams.values().filter(|probes| probes.len() > 1).for_each(|probes| doubt_late(&mut groups, probes));
     for group in groups.iter_mut().filter(|g| g.probe.is_some_and(|p| p.protocol == 6)) {
         // A server that gets no answer to its SYN+ACK sends it again.
         if let Some(note) = transmissions::keep_one(&mut group.reply) {
@@ -35,14 +40,57 @@ pub(super) fn groups<'a>(world: &World<'a>, sorted: &[Sorted<'a>]) -> Vec<Group<
     groups
 }
 
+/// Replies to ports that several probes had one after another: each is of the probe that passed its node last before it.
+fn by_time<'a>(groups: &mut [Group<'a>], replies: &[(usize, &'a Sighting, &[usize])]) {
+    for &(node, s, probes) in replies {
+        let asked = |i: &usize| groups[*i].request[node].first().map(|first| (first.time_ns, *i));
+        let last = probes.iter().filter_map(asked).filter(|(time, _)| *time <= s.time_ns).max();
+        match last {
+            Some((_, i)) => groups[i].add(node, Role::Reply, s),
+            None => probes
+                .iter()
+                .for_each(|i| doubt(&mut groups[*i], "a reply to its port may be to another probe from the same port")),
+        }
+    }
+}
+
+/// An answer may be the late one of an earlier probe from the same port, which the kernel chose again.
+fn doubt_late(groups: &mut [Group<'_>], probes: &[usize]) {
+    for pair in probes.windows(2) {
+        let &[earlier, later] = pair else { continue };
+        let answered = |i: usize| groups[i].reply.iter().any(|seen| !seen.is_empty());
+        if !answered(earlier) && answered(later) {
+            let (a, b) = (groups[earlier].seq, groups[later].seq);
+            let text =
+                format!("probes {a} and {b} had the same port: which of them the reply to {b} answers is not known");
+            doubt(&mut groups[earlier], &text);
+            doubt(&mut groups[later], &text);
+        }
+    }
+}
+
+fn doubt(group: &mut Group<'_>, text: &str) {
+    if !group.doubts.iter().any(|known| known == text) {
+        group.doubts.push(text.to_owned());
+    }
+}
+
+/// What a packet is.
+enum Found<'i> {
+    /// A probe's, by its index.
+    Of(usize, Role),
+    /// A reply to the port of these probes.
+    ToPort(&'i [usize]),
+}
+
 /// Finds the probe that a packet belongs to.
 struct Index<'a> {
     probes: &'a [Probe],
     echoes: HashMap<(u64, u16), usize>,
     /// By sequence number of the SYN.
     syns: HashMap<u32, usize>,
-    /// By what the source sent.
-    datagrams: HashMap<Tuple, usize>,
+    /// By what the source sent. The kernel may choose a port again, once a probe's fate is known: in their order.
+    datagrams: HashMap<Tuple, Vec<usize>>,
     /// By the first bytes of the payload.
     payloads: HashMap<u64, usize>,
     aliases: Aliases,
@@ -67,7 +115,7 @@ impl<'a> Index<'a> {
                 }
                 17 => {
                     let tuple = Tuple { protocol: 17, src, src_port: p.id, dst, dst_port: p.dst_port };
-                    index.datagrams.insert(tuple, i);
+                    index.datagrams.entry(tuple).or_default().push(i);
                     if p.nonce != 0 {
                         index.payloads.insert(p.nonce, i);
                     }
@@ -80,13 +128,14 @@ impl<'a> Index<'a> {
         index
     }
 
-    fn find(&self, s: &Sighting) -> Option<(usize, Role)> {
-        match s.packet.l4 {
-            L4::Icmp { .. } => self.echo(s),
-            L4::Tcp { seq, ack, flags, .. } => self.handshake(s, seq, ack, flags),
-            L4::Udp { nonce, .. } => self.datagram(s, nonce),
-            L4::Other { .. } => None,
-        }
+    fn find(&self, s: &Sighting) -> Option<Found<'_>> {
+        let (i, role) = match s.packet.l4 {
+            L4::Icmp { .. } => self.echo(s)?,
+            L4::Tcp { seq, ack, flags, .. } => self.handshake(s, seq, ack, flags)?,
+            L4::Udp { nonce, .. } => return self.datagram(s, nonce),
+            L4::Other { .. } => return None,
+        };
+        Some(Found::Of(i, role))
     }
 
     fn echo(&self, s: &Sighting) -> Option<(usize, Role)> {
@@ -109,21 +158,24 @@ impl<'a> Index<'a> {
         Some((i, Role::Reply))
     }
 
-    fn datagram(&self, s: &Sighting, nonce: u64) -> Option<(usize, Role)> {
+    fn datagram(&self, s: &Sighting, nonce: u64) -> Option<Found<'_>> {
         let tuple = Tuple::of(&s.packet)?;
         let own = self.aliases.own(tuple);
-        if let Some(&i) = self.datagrams.get(&own) {
-            return (self.probes[i].nonce == nonce).then_some((i, Role::Request));
+        if let Some(probes) = self.datagrams.get(&own) {
+            let i = probes.iter().find(|i| self.probes[**i].nonce == nonce)?;
+            return Some(Found::Of(*i, Role::Request));
         }
-        if let Some(&i) = self.datagrams.get(&own.turned()) {
-            return Some((i, Role::Reply));
+        match self.datagrams.get(&own.turned()).map(Vec::as_slice) {
+            Some(&[i]) => return Some(Found::Of(i, Role::Reply)),
+            Some(several) => return Some(Found::ToPort(several)),
+            None => {}
         }
         // The translation is not known: the payload tells whose it is, a port that was not rewritten in which direction.
         let i = *self.payloads.get(&nonce)?;
         let port = self.probes[i].dst_port;
         match (tuple.src_port == port, tuple.dst_port == port) {
-            (false, true) => Some((i, Role::Request)),
-            (true, false) => Some((i, Role::Reply)),
+            (false, true) => Some(Found::Of(i, Role::Request)),
+            (true, false) => Some(Found::Of(i, Role::Reply)),
             _ => None,
         }
     }

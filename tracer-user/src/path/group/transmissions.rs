@@ -43,21 +43,30 @@ pub(super) fn keep_one(nodes: &mut [Vec<&Sighting>]) -> Option<String> {
     })
 }
 
-/// Transmissions of equal content on several nodes belong together in their order, if every node saw all of them; a node
-/// that missed some cannot be aligned, and what it saw stands alone.
-pub(super) fn align<'a>(nodes: Vec<Vec<Vec<&'a Sighting>>>) -> Vec<Vec<Vec<&'a Sighting>>> {
+/// One transmission, by node; a sentence, if it is not certain that all of it is of one.
+pub(super) type Aligned<'a> = (Vec<Vec<&'a Sighting>>, Option<&'static str>);
+
+/// Why transmissions were not aligned.
+const ALIKE: &str = "several packets that look the same passed, at some nodes more than at others: which of them became of this is not known";
+
+/// Transmissions of equal content on several nodes belong together in their order, if every node saw all of them or none.
+/// If some were lost on the way, nobody knows which: then what each node saw stands alone, and in doubt.
+pub(super) fn align<'a>(nodes: Vec<Vec<Vec<&'a Sighting>>>) -> Vec<Aligned<'a>> {
     let count = nodes.len();
     let most = nodes.iter().map(Vec::len).max().unwrap_or(0);
-    let mut aligned: Vec<Vec<Vec<&'a Sighting>>> = vec![vec![Vec::new(); count]; most];
+    let certain = nodes.iter().all(|bursts| bursts.is_empty() || bursts.len() == most);
+    let mut aligned: Vec<Aligned<'a>> = Vec::new();
+    if certain {
+        aligned.resize_with(most, || (vec![Vec::new(); count], None));
+    }
     for (node, bursts) in nodes.into_iter().enumerate() {
-        let whole = bursts.len() == most;
         for (i, burst) in bursts.into_iter().enumerate() {
-            if whole {
-                aligned[i][node] = burst;
+            if certain {
+                aligned[i].0[node] = burst;
             } else {
                 let mut alone = vec![Vec::new(); count];
                 alone[node] = burst;
-                aligned.push(alone);
+                aligned.push((alone, Some(ALIKE)));
             }
         }
     }

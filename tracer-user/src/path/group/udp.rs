@@ -23,6 +23,7 @@ type Found<'a> = BTreeMap<Key, Vec<Vec<&'a Sighting>>>;
 struct Datagram<'a> {
     nodes: Vec<Vec<&'a Sighting>>,
     nonce: u64,
+    doubt: Option<&'static str>,
 }
 
 pub(super) fn passive<'a>(world: &World<'a>, sorted: &[Sorted<'a>], flows: &Aliases) -> Vec<Group<'a>> {
@@ -55,6 +56,9 @@ pub(super) fn passive<'a>(world: &World<'a>, sorted: &[Sorted<'a>], flows: &Alia
         for (request, reply) in there.into_iter().zip(replies) {
             let mut group = Group::new(0, None, sorted.len());
             group.what = Some(What::Datagram);
+            let doubts = [request.doubt, reply.and_then(|d| d.doubt)];
+            group.doubts = doubts.into_iter().flatten().map(str::to_owned).collect();
+            group.doubts.dedup();
             group.reply = reply.map_or(group.reply, |d| d.nodes.clone());
             group.request = request.nodes;
             groups.push(group);
@@ -67,7 +71,8 @@ fn datagrams(found: Found<'_>) -> Vec<Datagram<'_>> {
     let mut datagrams = Vec::new();
     for ((nonce, ..), nodes) in found {
         let bursts = nodes.iter().map(|sightings| transmissions::split(sightings)).collect();
-        datagrams.extend(transmissions::align(bursts).into_iter().map(|nodes| Datagram { nodes, nonce }));
+        let aligned = transmissions::align(bursts).into_iter();
+        datagrams.extend(aligned.map(|(nodes, doubt)| Datagram { nodes, nonce, doubt }));
     }
     datagrams
 }

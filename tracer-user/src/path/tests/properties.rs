@@ -5,9 +5,10 @@ use std::net::IpAddr;
 use proptest::prelude::*;
 
 use crate::{
-    event::{Encapsulation, Hook},
+    event::{Encapsulation, Hook, L4, Record},
     node::facts::RouteKind,
     path::{
+        NodeEvidence,
         model::{Exchange, Outcome},
         testing::{CNI0, ENS5, ENS6, ETH0, Kind, TUNL0, Walk, host, ip, pod, shape, six, veth},
     },
@@ -215,6 +216,51 @@ fn lose(w: &mut Walk, keep: &[u8], chance: u8) {
     }
 }
 
+/// When something was seen, in true time.
+fn times(w: &Walk) -> Vec<u64> {
+    let nodes = w.evidence.nodes.iter().zip(&w.clocks);
+    let of_node = |(n, clock): (&NodeEvidence, &u64)| {
+        let sightings =
+            n.records.iter().filter_map(|r| if let Record::Sighting(s) = r { Some(s.time_ns) } else { None });
+        sightings.map(|time| time - clock).collect::<Vec<_>>()
+    };
+    nodes.flat_map(of_node).collect()
+}
+
+/// Ends the recording: each node at this true time, and some ns later. What came later was not recorded.
+fn stop(w: &mut Walk, at: u64, later: &[u64]) {
+    for (node, clock) in w.clocks.clone().into_iter().enumerate() {
+        let stopped = at + later[node] + clock;
+        let of_node = &mut w.evidence.nodes[node];
+        of_node.records.retain(|r| match r {
+            Record::Sighting(s) => s.time_ns <= stopped,
+            Record::Translation(t) => t.time_ns <= stopped,
+            Record::Rewrite(r) => r.time_ns <= stopped,
+        });
+        of_node.stopped_ns = Some(stopped);
+    }
+}
+
+/// Datagrams or echoes that look the same: those of `arrive` do.
+fn alike(kind: Kind, arrive: &[bool]) -> Walk {
+    let mut w = Walk { kind, ..Walk::new(2, pod(0, 1), pod(1, 1)) };
+    for arrives in arrive {
+        w.request(1).packet.ip_id = 0;
+        if let L4::Icmp { nonce, .. } = &mut w.packet.l4 {
+            *nonce = 0;
+        }
+        w.sent((0, 1, ETH0)).received((0, 0, veth(1))).routed((0, 0, ENS5));
+        if *arrives {
+            w.received((1, 0, ENS5)).routed((1, 0, veth(1))).delivered((1, 1, ETH0));
+            w.reply().sent((1, 1, ETH0)).received((1, 0, veth(1))).routed((1, 0, ENS5));
+            w.received((0, 0, ENS5)).routed((0, 0, veth(1))).delivered((0, 1, ETH0));
+        }
+        w.wait(10_000_000_000);
+    }
+    w.evidence.probes.clear();
+    w
+}
+
 /// A request that dies on the last node (by a rule), or on the first wire.
 fn failing(plan: &Plan, dropped: bool) -> Walk {
     let mut w = start(plan);
@@ -298,5 +344,49 @@ proptest! {
         prop_assert!(e.outcome == truth || (!complete && e.outcome == Outcome::Incomplete), "{:?}", e.outcome);
         prop_assert!(e.outcome != Outcome::Incomplete || !e.notes.is_empty());
         prop_assert!(is_part(&shape(&e.request), &w.expected[0]), "{:#?} {:#?}", shape(&e.request), e.notes);
+    }
+
+    #[test]
+    fn what_the_end_of_the_recording_cut_off_is_neither_lost_nor_dropped(
+        plan in plan(),
+        part in any::<prop::sample::Index>(),
+        later in proptest::collection::vec(0..20_000u64, 4),
+        passive in any::<bool>(),
+    ) {
+        let mut w = walk(&plan);
+        let times = times(&w);
+        stop(&mut w, times[part.index(times.len())], &later);
+        if passive {
+            w.evidence.probes.clear();
+        } else {
+            w.evidence.probes.iter_mut().for_each(|p| p.rtt_ns = None);
+            w.evidence.interrupted = true;
+        }
+        for e in &w.join().exchanges {
+            let fair = [Outcome::Delivered, Outcome::Incomplete];
+            prop_assert!(fair.contains(&e.outcome), "{:?} {:?}", e.outcome, e.notes);
+            prop_assert!(e.outcome == Outcome::Delivered || !e.notes.is_empty());
+        }
+    }
+
+    #[test]
+    fn of_packets_that_look_the_same_none_is_called_lost_but_all(
+        datagrams in any::<bool>(),
+        arrive in proptest::collection::vec(any::<bool>(), 1..6),
+        seed in any::<u64>(),
+    ) {
+        let mut w = alike(if datagrams { Kind::Udp } else { Kind::Echo }, &arrive);
+        shake(&mut w, seed);
+        let fair = match arrive.iter().filter(|a| **a).count() {
+            0 => Outcome::Lost,
+            some if some == arrive.len() => Outcome::Delivered,
+            _ => Outcome::Incomplete,
+        };
+        let joined = w.join();
+        prop_assert_eq!(joined.exchanges.len(), arrive.len());
+        for e in &joined.exchanges {
+            prop_assert_eq!(e.outcome, fair, "{:?}", e.notes);
+            prop_assert!(e.outcome != Outcome::Incomplete || !e.notes.is_empty());
+        }
     }
 }

@@ -31,21 +31,21 @@ fn rule_in(w: &Walk, (node, netns): (usize, usize), verdict: RuleVerdict) -> Rul
     }
 }
 
-fn probes(kind: Kind) -> Walk {
+pub(super) fn probes(kind: Kind) -> Walk {
     Walk { kind, ..two_nodes() }
 }
 
-fn there(w: &mut Walk) -> &mut Walk {
+pub(super) fn there(w: &mut Walk) -> &mut Walk {
     w.sent((0, 1, ETH0)).received((0, 0, veth(1))).routed((0, 0, ENS5));
     w.received((1, 0, ENS5)).routed((1, 0, veth(1))).delivered((1, 1, ETH0))
 }
 
-fn back(w: &mut Walk) -> &mut Walk {
+pub(super) fn back(w: &mut Walk) -> &mut Walk {
     w.sent((1, 1, ETH0)).received((1, 0, veth(1))).routed((1, 0, ENS5));
     w.received((0, 0, ENS5)).routed((0, 0, veth(1))).delivered((0, 1, ETH0))
 }
 
-fn answered(w: &mut Walk, answer: Answer) {
+pub(super) fn answered(w: &mut Walk, answer: Answer) {
     w.confirm();
     w.evidence.probes.last_mut().expect("a probe").answer = Some(answer);
 }
@@ -248,7 +248,7 @@ fn of_a_bulk_transfer_the_first_exchanges_are_told() {
 }
 
 /// A connection that others make: SYN, SYN+ACK, a request in `sizes`, its acknowledgement.
-fn watched() -> Walk {
+pub(super) fn watched() -> Walk {
     let mut w = probes(Kind::Tcp);
     there(w.request(1));
     back(w.reply());
@@ -257,7 +257,7 @@ fn watched() -> Walk {
 }
 
 /// A data segment of the source's, or an acknowledgement of it.
-fn segment(w: &mut Walk, from_source: bool, (seq, ack): (u32, u32), payload: u16, ip_id: u16) {
+pub(super) fn segment(w: &mut Walk, from_source: bool, (seq, ack): (u32, u32), payload: u16, ip_id: u16) {
     let (a, b) = (pod(0, 1), pod(1, 1));
     let (src, dst, ports) = if from_source { (a, b, (40_001, PORT)) } else { (b, a, (PORT, 40_001)) };
     w.packet.l4 = tcp(ports, (seq, ack), 0x10, payload);
@@ -266,8 +266,8 @@ fn segment(w: &mut Walk, from_source: bool, (seq, ack): (u32, u32), payload: u16
     (w.back, w.skb) = (!from_source, w.skb + 0x100);
 }
 
-const DATA: u32 = 0xabcd_0002;
-const SERVER: u32 = 0x7000_0001;
+pub(super) const DATA: u32 = 0xabcd_0002;
+pub(super) const SERVER: u32 = 0x7000_0001;
 
 #[test]
 fn a_watched_handshake_and_data_with_its_acknowledgement() {

@@ -5,7 +5,7 @@ use std::{ffi::OsString, future::pending, net::IpAddr, sync::Arc, time::Duration
 use futures::FutureExt;
 use tokio::time::{Instant, timeout};
 
-use super::stand_in::{FakeNode, Peer, facts, ping_request, record, request};
+use super::stand_in::{FakeNode, Peer, STOPPED_NS, facts, ping_request, record, request};
 use crate::path::Probe;
 use crate::session::{
     Connection, Counters, DriveError, Driven, PROTOCOL, Ping, Plan, ProbeKind, Progress, Request, Version, drive,
@@ -50,6 +50,7 @@ async fn two_nodes_from_hello_to_evidence() {
     let [a, b] = &driven.evidence.nodes[..] else { panic!("two nodes") };
     assert!(a.complete && b.complete && !a.records.is_empty() && b.records.is_empty());
     assert_eq!((&a.facts, a.lost, &*a.name), (&facts(), 2, "a"));
+    assert_eq!((a.stopped_ns, driven.evidence.interrupted), (Some(STOPPED_NS), false));
     assert_eq!(driven.nodes[1].hello.as_ref().unwrap().about.kernel, "6.18.0");
     // Whoever drives has the last word: both sessions are gone when it returns.
     for log in logs {
@@ -184,7 +185,7 @@ async fn a_node_that_dies_after_firing_leaves_what_it_saw() {
     source.say(Message::Probe(Probe { seq: 1, ..Probe::default() })).await;
     source.say(Message::Fired).await;
     assert_eq!(source.hear().await, Message::Stop);
-    source.say(Message::Drained).await;
+    source.say(Message::Drained(7)).await;
     source.say(Message::End).await;
     let driven = driving.await.unwrap().unwrap();
     let [a, b] = &driven.evidence.nodes[..] else { panic!("two nodes") };
@@ -223,7 +224,7 @@ async fn what_is_not_understood_or_was_discarded_is_told() {
     assert_eq!(peer.hear().await, Message::Stop);
     peer.say(Message::Unknown).await;
     peer.say(Message::Counters(Default::default(), 17)).await;
-    peer.say(Message::Drained).await;
+    peer.say(Message::Drained(7)).await;
     peer.say(Message::End).await;
     let driven = driving.await.unwrap().unwrap();
     assert_eq!((driven.evidence.nodes[0].lost, driven.evidence.nodes[0].complete), (17, false));
@@ -238,7 +239,7 @@ async fn packets_that_could_not_be_read_are_told_and_leave_doubt() {
     assert_eq!(peer.hear().await, Message::Stop);
     let counters = Counters { recorded: 9, lost_drop: 2, unread: 3, skipped_frees: 4, ..Counters::default() };
     peer.say(Message::Counters(counters, 0)).await;
-    peer.say(Message::Drained).await;
+    peer.say(Message::Drained(7)).await;
     peer.say(Message::End).await;
     let driven = driving.await.unwrap().unwrap();
     let [a] = &driven.evidence.nodes[..] else { panic!("one node") };

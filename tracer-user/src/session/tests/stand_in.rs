@@ -57,6 +57,9 @@ impl Drop for Calls {
     }
 }
 
+/// When it stops recording, by its clock.
+pub(super) const STOPPED_NS: u64 = 1_234;
+
 impl Backend for FakeNode {
     fn hello(&mut self) -> Result<About, Failure> {
         Ok(about())
@@ -98,10 +101,10 @@ impl Backend for FakeNode {
         }))
     }
 
-    fn detach(&mut self) -> Result<(), Failure> {
+    fn detach(&mut self) -> Result<u64, Failure> {
         self.note("detach");
         self.per_drain = 0;
-        Ok(())
+        Ok(STOPPED_NS)
     }
 
     fn finish(&mut self) -> Result<(NodeFacts, Counters), Failure> {

@@ -42,7 +42,8 @@ pub(super) enum Message {
     /// The kernel side's counters, and how many records the session discarded because the peer was too slow.
     Counters(Counters, u64),
     Stop,
-    Drained,
+    /// Everything was sent; until when everything was recorded, by the node's `CLOCK_MONOTONIC`, ns (0: not told).
+    Drained(u64),
     End,
     Error(Failure),
     Keepalive,
@@ -64,7 +65,7 @@ impl Message {
             Self::Facts(_) => "facts",
             Self::Counters(..) => "counters",
             Self::Stop => "stop",
-            Self::Drained => "drained",
+            Self::Drained(_) => "drained",
             Self::End => "end",
             Self::Error(_) => "error",
             Self::Keepalive => "keepalive",
@@ -102,7 +103,7 @@ enum Body {
     #[prost(message, tag = "10")]
     Stop(Empty),
     #[prost(message, tag = "11")]
-    Drained(Empty),
+    Drained(Drained),
     #[prost(message, tag = "12")]
     End(Empty),
     #[prost(message, tag = "13")]
@@ -113,6 +114,12 @@ enum Body {
 
 #[derive(Clone, Copy, PartialEq, prost::Message)]
 struct Empty {}
+
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+struct Drained {
+    #[prost(uint64, tag = "1")]
+    until_ns: u64,
+}
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct Records {
@@ -145,7 +152,7 @@ pub(super) fn encode(message: Message) -> Result<Bytes, Error> {
         Message::Facts(facts) => Some(Body::Facts(Facts { facts })),
         Message::Counters(counters, discarded) => Some(Body::Counters((counters, discarded).into())),
         Message::Stop => Some(Body::Stop(Empty {})),
-        Message::Drained => Some(Body::Drained(Empty {})),
+        Message::Drained(until_ns) => Some(Body::Drained(Drained { until_ns })),
         Message::End => Some(Body::End(Empty {})),
         Message::Error(failure) => Some(Body::Error(failure.into())),
         Message::Keepalive => Some(Body::Keepalive(Empty {})),
@@ -185,7 +192,7 @@ pub(super) fn decode(frame: BytesMut) -> Result<Message, Malformed> {
             Message::Counters(counters, discarded)
         }
         Some(Body::Stop(Empty {})) => Message::Stop,
-        Some(Body::Drained(Empty {})) => Message::Drained,
+        Some(Body::Drained(Drained { until_ns })) => Message::Drained(until_ns),
         Some(Body::End(Empty {})) => Message::End,
         Some(Body::Error(failure)) => Message::Error(failure.into()),
         Some(Body::Keepalive(Empty {})) => Message::Keepalive,

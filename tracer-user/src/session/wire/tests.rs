@@ -369,7 +369,7 @@ fn message() -> impl Strategy<Value = Message> {
         Just(Message::Fire),
         Just(Message::Fired),
         Just(Message::Stop),
-        Just(Message::Drained),
+        any::<u64>().prop_map(Message::Drained),
         Just(Message::End),
         Just(Message::Keepalive),
     ]

@@ -24,7 +24,10 @@ const CALICO_MAC: &str = "ee:ee:ee:ee:ee:ee";
 /// Everything that `up` does, as data, so that a lab of another definition is told by comparing.
 #[derive(Debug, Serialize)]
 pub(crate) struct Plan {
-    /// `ip -batch` lines, run outside: they make the namespaces and the links between them.
+    /// `ip -batch` lines, run outside: they make the namespaces.
+    pub(crate) outside: Vec<String>,
+    /// `ip -batch` lines, run in an empty namespace: they make the links. Before 6.14 the kernel refuses a new link the
+    /// index of one where the request comes from, wherever the new one is to go (`__rtnl_newlink` in net/core/rtnetlink.c).
     pub(crate) links: Vec<String>,
     /// What is set up in each namespace.
     pub(crate) namespaces: Vec<Namespace>,
@@ -59,8 +62,8 @@ pub(crate) fn namespace(lab: &str, host: &str) -> String {
 
 impl Plan {
     pub(crate) fn new(lab: &str, profile: &Profile) -> Plan {
-        let mut links: Vec<String> =
-            profile.hosts().map(|host| format!("netns add {}", namespace(lab, host))).collect();
+        let outside = profile.hosts().map(|host| format!("netns add {}", namespace(lab, host))).collect();
+        let mut links = Vec::new();
         let end = |host: &str, name: &str, mtu: u32| Link {
             namespace: namespace(lab, host),
             name: name.to_owned(),
@@ -89,7 +92,7 @@ impl Plan {
             namespaces.push(node::set_up(lab, profile, node));
             namespaces.extend(node.pods.iter().map(|pod| pod::set_up(lab, profile, node, pod)));
         }
-        Plan { links, namespaces }
+        Plan { outside, links, namespaces }
     }
 }
 
@@ -243,7 +246,7 @@ mod tests {
     fn every_namespace_made_is_set_up_and_the_reverse() {
         for profile in super::super::profile::names() {
             let plan = plan(profile);
-            let mut made: Vec<&str> = plan.links.iter().filter_map(|line| line.strip_prefix("netns add ")).collect();
+            let mut made: Vec<&str> = plan.outside.iter().filter_map(|line| line.strip_prefix("netns add ")).collect();
             let mut set_up: Vec<&str> = plan.namespaces.iter().map(|namespace| namespace.name.as_str()).collect();
             made.sort_unstable();
             set_up.sort_unstable();

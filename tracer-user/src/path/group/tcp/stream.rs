@@ -55,9 +55,17 @@ impl Unit<'_> {
         self.segment.sighting.time_ns
     }
 
+    /// Its sequence number.
+    pub(super) fn number(&self) -> Option<u32> {
+        match self.segment.sighting.packet.l4 {
+            L4::Tcp { seq, .. } => Some(seq),
+            _ => None,
+        }
+    }
+
     /// The byte is one of those it carries.
     pub(super) fn covers(&self, byte: i64) -> bool {
-        self.segment.start <= byte && byte < self.segment.start + self.segment.len.max(1)
+        self.segment.start <= byte && byte < self.segment.end().max(self.segment.start + 1)
     }
 }
 
@@ -146,16 +154,14 @@ impl<'a> Stream<'a> {
         self.nodes[node].range(byte - LONGEST..=byte).flat_map(|(_, segments)| segments)
     }
 
-    /// The sightings of the `i`-th unit, by node; a sentence if it could not be told for certain which of several that look
-    /// the same a sighting is of.
-    pub(super) fn of(&self, i: usize, units: &Units<'a>) -> (Vec<Vec<&'a Sighting>>, Option<String>) {
+    /// The sightings of the `i`-th unit.
+    pub(super) fn of(&self, i: usize, units: &Units<'a>) -> Found<'a> {
         let unit = &units.list[i];
         let key = unit.segment.key();
         let alike = &units.by_key[&key];
         let (rank, count) = (alike.iter().filter(|j| **j < i).count(), alike.len());
         let alone = unit.segment.len > 0 && units.covering(unit.segment.start).count() == 1;
-        let mut note = None;
-        let mut nodes = Vec::with_capacity(self.nodes.len());
+        let mut found = Found { nodes: Vec::with_capacity(self.nodes.len()), note: None, doubt: None };
         for node in 0..self.nodes.len() {
             let mut sightings: Vec<&'a Sighting> = self
                 .around(node, unit.segment.start)
@@ -163,21 +169,37 @@ impl<'a> Stream<'a> {
                 .map(|s| s.sighting)
                 .collect();
             sightings.sort_by_key(|s| touch::order(s));
+            let of_several = |s: &&Segment<'a>| joined(s, unit) && !units.surely_carries(s, unit.segment.start);
+            if sightings.is_empty() && !alone && self.around(node, unit.segment.start).any(|s| of_several(&s)) {
+                found.doubt = Some(
+                    "its bytes were sent more than once, and passed joined with others: which of them is not known",
+                );
+            }
             if count > 1 && !sightings.is_empty() {
                 let mut bursts = transmissions::split(&sightings);
                 // Whoever sends again does so until one arrives.
                 let missing = count.saturating_sub(bursts.len());
                 if missing > 0 {
                     let came = bursts.len();
-                    note = Some(format!("sent {count} times, and {came} came through: taken for the last"));
+                    found.note = Some(format!("sent {count} times, and {came} came through: taken for the last"));
                 }
                 let own = rank.checked_sub(missing).and_then(|i| bursts.get_mut(i));
                 sightings = own.map(std::mem::take).unwrap_or_default();
             }
-            nodes.push(sightings);
+            found.nodes.push(sightings);
         }
-        (nodes, note)
+        found
     }
+}
+
+/// What was seen of a unit.
+pub(super) struct Found<'a> {
+    /// By node.
+    pub(super) nodes: Vec<Vec<&'a Sighting>>,
+    /// If it had to be chosen which of several that look the same a sighting is of: how.
+    pub(super) note: Option<String>,
+    /// Why that cannot even be chosen, if so.
+    pub(super) doubt: Option<&'static str>,
 }
 
 /// What was sent in one direction, in the order of time.
@@ -210,10 +232,18 @@ impl<'a> Units<'a> {
         self.covering(unit.segment.start).filter(same).min()
     }
 
-    /// The next unit after the `i`-th that begins with the same byte.
+    /// The next unit after the `i`-th that carries its first byte: Linux may send several segments again as one
+    /// (`tcp_retrans_try_collapse` in net/ipv4/tcp_output.c).
     pub(super) fn next_of(&self, i: usize) -> Option<&Unit<'a>> {
-        let after = self.by_first[&self.list[i].segment.start].iter().filter(|j| **j > i).min()?;
-        Some(&self.list[*after])
+        let unit = &self.list[i];
+        let same = |j: &usize| *j > i && self.list[*j].segment.flags & SYN == unit.segment.flags & SYN;
+        self.covering(unit.segment.start).filter(same).min().map(|j| &self.list[j])
+    }
+
+    /// What looks like this segment was sent with this byte in it, and never without.
+    fn surely_carries(&self, segment: &Segment<'a>, byte: i64) -> bool {
+        let alike = self.by_key.get(&segment.key());
+        alike.is_some_and(|alike| alike.iter().all(|j| self.list[*j].covers(byte)))
     }
 }
 
@@ -241,7 +271,7 @@ impl<'u, 'a: 'u> FromIterator<&'u Unit<'a>> for Covered {
         for unit in units {
             covered.keys.insert(unit.segment.key());
             let end = covered.ranges.entry(unit.segment.start).or_default();
-            *end = (*end).max(unit.segment.start + unit.segment.len);
+            *end = (*end).max(unit.segment.end());
         }
         covered
     }
