@@ -170,7 +170,8 @@ pub enum RuleVerdict {
     Accept,
     /// Drops.
     Drop,
-    /// Answers with an error and drops; with what, as `iptables` names it (`icmp-port-unreachable`, `tcp-reset`).
+    /// Answers with an error and drops; with what, as `iptables` names it (`icmp-port-unreachable`, `tcp-reset`), or
+    /// `icmpx-` and nft's name for what goes by the packet's IP version.
     Reject(String),
     /// Rewrites the source to an address of the outgoing interface.
     Masquerade,
