@@ -1,10 +1,12 @@
 //! What this machine's kernel and user can do, what is missing, and what that costs.
 
+use serde::Serialize;
+
 #[cfg(target_os = "linux")]
 mod system;
 
 /// One thing that tracing needs or profits from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Check {
     /// Short name: `kernel BTF`.
     pub name: String,
@@ -17,7 +19,8 @@ pub struct Check {
 }
 
 /// What a check found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum State {
     /// It is there.
     Ok,
@@ -45,6 +48,14 @@ pub fn checks() -> Vec<Check> {
 /// Whether nothing that is missing prevents a trace.
 pub fn can_trace(checks: &[Check]) -> bool {
     checks.iter().all(|check| check.state != State::Fatal)
+}
+
+/// As programs read it: one object, `podpath.doctor/v1`, which only grows.
+pub fn json(checks: &[Check]) -> String {
+    format!(
+        "{:#}\n",
+        serde_json::json!({ "schema": "podpath.doctor/v1", "can_trace": can_trace(checks), "checks": checks })
+    )
 }
 
 /// As people read it.
@@ -123,6 +134,24 @@ mod tests {
     #[test]
     fn a_person_reads_what_is_missing_and_what_that_costs() {
         insta::assert_snapshot!(text(&some(), false, 72));
+    }
+
+    #[test]
+    fn a_program_reads_all_of_it() {
+        insta::assert_snapshot!(json(&some()[1..2]), @r#"
+        {
+          "can_trace": true,
+          "checks": [
+            {
+              "cost": "a drop is shown without the kernel function that freed the packet; run as root",
+              "detail": "addresses are hidden",
+              "name": "kernel symbols",
+              "state": "missing"
+            }
+          ],
+          "schema": "podpath.doctor/v1"
+        }
+        "#);
     }
 
     #[test]

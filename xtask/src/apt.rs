@@ -19,18 +19,26 @@ const LIMIT: Duration = Duration::from_secs(300);
 /// apt with a source list, package lists and a download cache of its own. To it no package is installed.
 pub(crate) struct Apt {
     folder: PathBuf,
+    /// Why the lists of a suite could not be had, if so.
+    failed: Vec<String>,
+}
+
+/// What of apt this machine lacks.
+pub(crate) fn lack() -> Option<String> {
+    let programs = ["apt-get", "apt-cache", "dpkg-deb"];
+    let missing = programs.into_iter().find(|program| !proc::on_path(program))?;
+    Some(format!("`{missing}` is not installed: not a Debian system"))
 }
 
 impl Apt {
-    /// Everything lies in `folder`; packages come from `main` of the `suites`, whose lists are fetched now.
+    /// Everything lies in `folder`; packages come from `main` of the `suites`, whose lists are fetched now. A suite that the
+    /// mirror does not have is said so, and left out.
     ///
     /// # Errors
-    /// This is no Debian system, its apt knows no Debian mirror, or the lists cannot be fetched.
+    /// This is no Debian system, its apt knows no Debian mirror, or the lists of no suite can be fetched.
     pub(crate) fn new(folder: &Path, suites: &[&str]) -> Result<Self> {
-        for program in ["apt-get", "apt-cache", "dpkg-deb"] {
-            if !proc::on_path(program) {
-                bail!("`{program}` is not installed: not a Debian system");
-            }
+        if let Some(lack) = lack() {
+            bail!(lack);
         }
         let targets = proc::quiet(Command::new("apt-get").args([
             "indextargets",
@@ -44,14 +52,34 @@ impl Apt {
             let path = folder.join(sub);
             fs::create_dir_all(&path).with_context(|| format!("create {}", path.display()))?;
         }
-        let lines: String = suites.iter().map(|suite| format!("deb {signed}{mirror} {suite} main\n")).collect();
-        for (name, text) in [("sources.list", lines.as_str()), ("status", "")] {
+        let write = |name: &str, text: &str| {
             let path = folder.join(name);
-            fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
+            fs::write(&path, text).with_context(|| format!("write {}", path.display()))
+        };
+        write("status", "")?;
+        let mut apt = Self { folder: folder.to_owned(), failed: Vec::new() };
+        let mut lines = String::new();
+        for suite in suites {
+            let line = format!("deb {signed}{mirror} {suite} main\n");
+            write("sources.list", &line)?;
+            // By itself a list that cannot be fetched is a warning, and the old one is kept, or none.
+            let options = ["-o", "APT::Update::Error-Mode=any", "-o", "APT::Get::List-Cleanup=false"];
+            match apt.run("apt-get", &[&["update", "-q"], &options[..]].concat()) {
+                Ok(_) => lines.push_str(&line),
+                Err(error) => apt.failed.push(format!("{suite}: {error:#}")),
+            }
         }
-        let apt = Self { folder: folder.to_owned() };
-        apt.run("apt-get", &["update", "-q"]).context("read the package lists")?;
+        if lines.is_empty() {
+            bail!("read the package lists: {}", apt.failed.join("\n"));
+        }
+        apt.failed.iter().for_each(|failed| proc::say(&format!("apt: without suite {failed}")));
+        write("sources.list", &lines)?;
         Ok(apt)
+    }
+
+    /// What could not be looked at, to be added to an error message.
+    pub(crate) fn without(&self) -> String {
+        self.failed.iter().map(|failed| format!("\nnot looked at: suite {failed}")).collect()
     }
 
     /// Runs `apt-get` or `apt-cache`; files that it is told to `download` arrive in the folder.
@@ -89,7 +117,7 @@ impl Apt {
         self.run("apt-get", &["clean"])?;
         let mut arguments = vec!["install", "-q", "-y", "--download-only", "--no-install-recommends", "-t", suite];
         arguments.extend(packages);
-        self.run("apt-get", &arguments).with_context(|| format!("fetch {}", packages.join(" ")))?;
+        self.run("apt-get", &arguments).with_context(|| format!("fetch {}{}", packages.join(" "), self.without()))?;
         let mut files = fs::read_dir(&archives)
             .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>())
             .with_context(|| format!("list {}", archives.display()))?;

@@ -8,7 +8,10 @@ use std::{
 
 use anyhow::{Result, bail};
 
-use crate::{build::kernel_object, cargo, packages, proc, vm, workspace_root};
+use crate::{
+    build::{kernel_object, programs},
+    cargo, packages, proc, vm, workspace_root,
+};
 
 /// A bench that takes longer hangs.
 const LIMIT: Duration = Duration::from_secs(20 * 60);
@@ -30,14 +33,14 @@ pub fn attach(kernels: &[vm::Wanted]) -> Result<ExitCode> {
         return run("attach").map(|()| ExitCode::SUCCESS);
     }
     kernel_object()?;
-    let programs = proc::step("bench: compile", || built("attach"))?;
-    let [bench] = &programs.iter().filter(|path| !path.ends_with("podpath-agent")).collect::<Vec<_>>()[..] else {
-        bail!("cargo made several benches of one name: {programs:?}");
+    let built = proc::step("bench: compile", || built("attach"))?;
+    let [bench] = &built.iter().filter(|path| !path.ends_with("podpath-agent")).collect::<Vec<_>>()[..] else {
+        bail!("cargo made several benches of one name: {built:?}");
     };
     let options = vm::Options {
         kernel: kernels.to_vec(),
         run: Some(format!("modprobe -a nf_nat ip_tables nf_tables && {}", bench.display())),
-        add: programs.clone(),
+        add: built.clone(),
         limit: LIMIT.as_secs(),
         ..vm::Options::default()
     };
@@ -49,13 +52,8 @@ fn built(bench: &str) -> Result<Vec<PathBuf>> {
     let mut cargo = Command::new(cargo());
     cargo.current_dir(workspace_root()).args(["bench", "--quiet", "--package", "tracer-user", "--bench", bench]);
     let messages = proc::quiet(cargo.args(["--no-run", "--message-format=json-render-diagnostics"]))?;
-    let artifact = |line: &str| -> Option<PathBuf> {
-        let message: serde_json::Value = serde_json::from_str(line).ok()?;
-        let name = message["target"]["name"].as_str()?;
-        let path = PathBuf::from(message["executable"].as_str()?);
-        (name == bench || name == "podpath-agent").then_some(path)
-    };
-    Ok(messages.lines().filter_map(artifact).collect())
+    let wanted = programs(&messages).into_iter().filter(|(name, _)| name == bench || name == "podpath-agent");
+    Ok(wanted.map(|(_, path)| path).collect())
 }
 
 fn run(bench: &str) -> Result<()> {

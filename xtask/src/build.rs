@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use serde::Deserialize;
 
 use crate::{
     proc,
@@ -44,6 +45,27 @@ pub fn kernel_clippy() -> Result<()> {
     let mut command = kernel_cargo("clippy", &toolchain::ensure()?);
     command.args(["--", "-D", "warnings"]);
     proc::quiet(&mut command).map(drop)
+}
+
+/// Name and path of every program (also tests and benches) that cargo built, from what it said by `--message-format=json`.
+pub(crate) fn programs(messages: &str) -> Vec<(String, PathBuf)> {
+    messages.lines().filter_map(program).collect()
+}
+
+fn program(line: &str) -> Option<(String, PathBuf)> {
+    #[derive(Deserialize)]
+    struct Message {
+        target: Target,
+        executable: PathBuf,
+    }
+    #[derive(Deserialize)]
+    struct Target {
+        name: String,
+        kind: Vec<String>,
+    }
+    // Other lines are about other things, or about what is no program.
+    let Message { target: Target { name, kind }, executable } = serde_json::from_str(line).ok()?;
+    kind.iter().any(|kind| ["bin", "test", "bench"].contains(&kind.as_str())).then_some((name, executable))
 }
 
 /// A cargo command on the kernel programs for the BPF target.
@@ -98,6 +120,15 @@ fn copy_if_changed(from: &Path, to: &Path) -> Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn programs_are_found_in_what_cargo_says() {
+        let bin = r#"{"reason":"compiler-artifact","target":{"kind":["bin"],"name":"podpath","edition":"2024"},"executable":"/t/podpath","fresh":true}"#;
+        assert_eq!(programs(bin), [("podpath".to_owned(), PathBuf::from("/t/podpath"))]);
+        let library = r#"{"reason":"compiler-artifact","target":{"kind":["lib"],"name":"xtask"},"executable":null}"#;
+        let others = format!("{library}\n{{\"reason\":\"build-finished\",\"success\":true}}\nno json");
+        assert_eq!(programs(&others), []);
+    }
 
     #[test]
     fn copies_only_a_change() {

@@ -36,18 +36,41 @@ pub fn quiet(command: &mut Command) -> Result<String> {
 /// # Errors
 /// As [`quiet`]; and the limit was reached.
 pub fn quiet_within(command: &mut Command, limit: Duration) -> Result<String> {
+    let output = collected(command, limit)?;
+    if output.status.success() { Ok(output.stdout) } else { Err(failure(command, &output)) }
+}
+
+/// How a program ended, and what it wrote.
+#[derive(Debug)]
+pub struct Output {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// What it wrote to stdout,
+    pub stdout: String,
+    /// and to stderr.
+    pub stderr: String,
+}
+
+/// Runs `command` with no input and its output held back.
+///
+/// # Errors
+/// The program could not be started, or did not end within `limit` (then the error carries the end of all it wrote), or we
+/// were interrupted. That it failed is no error.
+pub fn collected(command: &mut Command, limit: Duration) -> Result<Output> {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = spawn(command)?;
-    let stdout = collect(child.stdout.take());
-    let stderr = collect(child.stderr.take());
-    let Some(status) = wait_within(&mut child, limit)? else {
-        bail!("{} had not ended after {} s", describe(command), limit.as_secs());
-    };
-    let (stdout, stderr) = (stdout.join().unwrap_or_default(), stderr.join().unwrap_or_default());
-    if status.success() {
-        return Ok(String::from_utf8_lossy(&stdout).into_owned());
+    let (stdout, stderr) = (collect(child.stdout.take()), collect(child.stderr.take()));
+    let status = wait_within(&mut child, limit)?;
+    let text =
+        |pipe: thread::JoinHandle<Vec<u8>>| String::from_utf8_lossy(&pipe.join().unwrap_or_default()).into_owned();
+    let (stdout, stderr) = (text(stdout), text(stderr));
+    match status {
+        Some(status) => Ok(Output { status, stdout, stderr }),
+        None => {
+            let end = tail(&(stdout + &stderr));
+            bail!("{} had not ended after {} s\n{end}", describe(command), limit.as_secs())
+        }
     }
-    Err(failure(command, status, &stdout, &stderr))
 }
 
 /// Runs `command` with no input and its output shown.
@@ -119,14 +142,12 @@ fn collect(pipe: Option<impl Read + Send + 'static>) -> thread::JoinHandle<Vec<u
     })
 }
 
-fn failure(command: &Command, status: ExitStatus, stdout: &[u8], stderr: &[u8]) -> anyhow::Error {
-    let mut text = String::from_utf8_lossy(stdout).into_owned();
-    text.push_str(&String::from_utf8_lossy(stderr));
-    let end = tail(&text);
-    if end.is_empty() {
-        return anyhow::anyhow!("{} {}", describe(command), ended(status));
+fn failure(command: &Command, output: &Output) -> anyhow::Error {
+    let Output { status, stdout, stderr } = output;
+    match tail(&format!("{stdout}{stderr}")).as_str() {
+        "" => anyhow::anyhow!("{} {}", describe(command), ended(*status)),
+        end => anyhow::anyhow!("{} {}:\n{end}", describe(command), ended(*status)),
     }
-    anyhow::anyhow!("{} {}:\n{end}", describe(command), ended(status))
 }
 
 /// The last lines of `text`, indented.

@@ -67,14 +67,18 @@ pub fn run(options: &Options) -> Result<ExitCode> {
 
 /// Runs the tests in virtual machines; the total is to be told even when they could not be run.
 fn in_vms(options: &Options) -> (Totals, bool) {
-    let skipped = |name: &str| options.skip.iter().any(|skip| name.contains(skip.as_str()));
-    vm::test(&skipped).unwrap_or_else(|error| {
+    vm::test(&names_of_tests(&options.skip)).unwrap_or_else(|error| {
         eprintln!("{error:#}");
         (Totals::default(), false)
     })
 }
 
 const PHASES: &[&str] = &["packages", "fmt", "clippy", "vm"];
+
+/// What of `--skip` is meant for tests.
+fn names_of_tests(skip: &[String]) -> Vec<String> {
+    skip.iter().filter(|name| !PHASES.contains(&name.as_str())).cloned().collect()
+}
 
 struct Phases<'a> {
     start: Instant,
@@ -118,8 +122,8 @@ fn clippy() -> Result<bool> {
 fn cargo_test(options: &Options) -> Result<(Totals, bool)> {
     let mut command = Command::new(crate::cargo());
     command.args(["test", "--workspace", "--no-fail-fast", "--"]).args(&options.arguments);
-    for name in options.skip.iter().filter(|name| !PHASES.contains(&name.as_str())) {
-        command.args(["--skip", name]);
+    for name in names_of_tests(&options.skip) {
+        command.args(["--skip", &name]);
     }
     command.current_dir(workspace_root()).stdin(Stdio::null()).stdout(Stdio::piped());
     let mut child = proc::spawn(&mut command)?;

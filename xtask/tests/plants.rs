@@ -217,6 +217,56 @@ fn a_fault_of_a_node_or_pod_is_undone_by_what_was_before() {
     assert!(answered(&lab, "bb2", &bb1));
 }
 
+#[test]
+fn a_link_that_was_down_has_its_ipv6_addresses_and_routes_again() {
+    let lab = Lab::up("t-down6", "calico-dual");
+    let (worker, bb1) = (lab.node("dual-worker").unwrap(), lab.pod("bb1").unwrap());
+    let to = bb1.address6.unwrap().to_string();
+    let answered = || answered(&lab, "bb2", &to);
+    for (at, namespace, interface) in
+        [("dual-worker", &worker.namespace, worker.nic.as_str()), ("bb1", &bb1.namespace, "eth0")]
+    {
+        let ipv6 = || exec(namespace, "ip -6 route") + &exec(namespace, "ip -6 -brief address");
+        assert!(answered(), "before {at}");
+        let before = ipv6();
+        let plant = Plant::LinkDown { at: at.to_owned(), interface: interface.to_owned() };
+        let planted = plant.plant(&lab).unwrap();
+        assert!(!answered(), "{at}");
+        planted.remove().unwrap();
+        // The carrier, and with it the link-local address, comes a moment later.
+        let start = Instant::now();
+        while sorted(&ipv6()) != sorted(&before) && start.elapsed() < Duration::from_secs(5) {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        assert_eq!(sorted(&ipv6()), sorted(&before), "{at}");
+        while !answered() && start.elapsed() < Duration::from_secs(10) {}
+        assert!(answered(), "after {at}");
+    }
+}
+
+/// The kernel lists equal routes in the order in which they came.
+fn sorted(lines: &str) -> Vec<String> {
+    let mut lines: Vec<String> = state(lines).lines().map(|line| line.trim().to_owned()).collect();
+    lines.sort();
+    lines
+}
+
+#[test]
+fn a_chain_policy_that_was_there_before_is_there_again() {
+    let lab = Lab::up("t-chain-policy", "calico-bgp");
+    let bb1 = &lab.pod("bb1").unwrap().namespace;
+    let policy = || exec(bb1, "iptables-nft -S INPUT");
+    let plant = Plant::ChainPolicy { at: "bb1".to_owned(), chain: "INPUT".to_owned() };
+    exec(bb1, "iptables-nft -P INPUT DROP");
+    plant.plant(&lab).unwrap().remove().unwrap();
+    assert_eq!(policy(), "-P INPUT DROP\n");
+    exec(bb1, "iptables-nft -P INPUT ACCEPT");
+    let planted = plant.plant(&lab).unwrap();
+    assert_eq!(policy(), "-P INPUT DROP\n");
+    planted.remove().unwrap();
+    assert_eq!(policy(), "-P INPUT ACCEPT\n");
+}
+
 /// Without the marks that a carrier leaves for a moment after it came back.
 fn state(settings: &str) -> String {
     settings.replace(" linkdown", "").replace("state LOWERLAYERDOWN", "state UP").replace("NO-CARRIER,", "")

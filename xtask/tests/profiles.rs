@@ -136,6 +136,10 @@ fn wireguard_hides_every_packet_between_pods_of_two_nodes() {
         &exec(&worker1.namespace, "ip route show table 1"),
         "10.48.0.128/26 dev wireguard.cali proto bird scope link",
     );
+    let worker2 = &lab.node("worker2").unwrap().namespace;
+    let table = exec(worker2, "ip route show table 1");
+    assert_has_line(&table, "throw 10.48.0.128/26 proto bird");
+    assert_has_line(&table, "throw 10.48.0.80 proto bird");
     assert_eq!(link(&worker1.namespace, "wireguard.cali")["mtu"], 1440);
     let plain = requests_seen(&lab.wire, || assert_eq!(ttl(&lab, "customer", "10.48.0.129"), Some(62)));
     assert_eq!(plain, BTreeSet::new());

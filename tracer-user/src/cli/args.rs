@@ -23,7 +23,7 @@ pub enum Command {
     Trace(Box<TraceArgs>),
     /// Show what this machine's kernel and user can do, what is missing, and what that costs
     #[command(after_help = DOCTOR_EXAMPLES)]
-    Doctor,
+    Doctor(DoctorArgs),
 }
 
 const EXAMPLES: &str = "\
@@ -60,8 +60,17 @@ const DOCTOR_EXAMPLES: &str = "\
 Examples:
   sudo podpath doctor
   ip netns exec node1 podpath doctor
+  podpath doctor -o json    # for programs
 
 Exit codes: 0 tracing works here; 1 it does not";
+
+/// Arguments of `podpath doctor`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Args)]
+pub struct DoctorArgs {
+    /// For people or for programs
+    #[arg(short, long, value_name = "FORMAT", value_enum, default_value_t = Format::Text)]
+    pub output: Format,
+}
 
 /// Arguments of `podpath trace`.
 #[derive(Clone, Debug, PartialEq, Args)]
@@ -94,7 +103,7 @@ pub struct TraceArgs {
     /// How long to wait for each reply, seconds
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
     pub timeout: Duration,
-    /// How long the nodes may take to get ready, seconds
+    /// How long the nodes may take to get ready, and half of it to end, seconds
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds, env = "PODPATH_READY_WITHIN")]
     pub ready_within: Duration,
     /// Show every step

@@ -1,6 +1,7 @@
 //! `podpath doctor`.
 
 use super::{
+    args::{DoctorArgs, Format},
     error::Error,
     terminal::{Surroundings, write_stdout},
 };
@@ -10,12 +11,18 @@ use crate::doctor;
 ///
 /// # Errors
 /// The result could not be written.
-pub(super) fn run() -> Result<u8, Error> {
+pub(super) fn run(args: &DoctorArgs) -> Result<u8, Error> {
     #[cfg_attr(not(target_os = "linux"), expect(unused_mut, reason = "only Linux has more to check"))]
     let mut checks = doctor::checks();
     #[cfg(target_os = "linux")]
     checks.extend(crate::probe::doctor::checks());
-    let look = Surroundings::of_stdout().look();
-    write_stdout(doctor::text(&checks, look.color, look.width).as_bytes()).map_err(Error::Output)?;
+    let text = match args.output {
+        Format::Json => doctor::json(&checks),
+        Format::Text => {
+            let look = Surroundings::of_stdout().look();
+            doctor::text(&checks, look.color, look.width)
+        }
+    };
+    write_stdout(text.as_bytes()).map_err(Error::Output)?;
     Ok(u8::from(!doctor::can_trace(&checks)))
 }

@@ -28,7 +28,7 @@ pub fn main() -> ExitCode {
             Ok(runtime) => runtime.block_on(trace::run(args)),
             Err(cause) => Err(error::Error::Runtime(cause)),
         },
-        Command::Doctor => doctor::run(),
+        Command::Doctor(args) => doctor::run(args),
     };
     match result {
         Ok(code) => ExitCode::from(code),

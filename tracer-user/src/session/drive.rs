@@ -25,7 +25,8 @@ use crate::{
     path::{Evidence, Probe},
 };
 
-/// All nodes have this long to drain and end, once told to stop.
+/// All nodes have this long to drain and end, once told to stop; where they were given long to get ready, half of that: what is
+/// slow to attach is slow to detach.
 const DRAINED_WITHIN: Duration = Duration::from_secs(15);
 
 /// Then all connections have this long to close. Longer than one waits for its command.
@@ -37,7 +38,7 @@ const LEAST_LINGER: Duration = Duration::from_millis(20);
 /// How a trace runs. The requests say what is recorded and injected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// All nodes must be armed within this time.
+    /// All nodes must be armed within this time, and have ended within half of it, or 15 s.
     pub armed_within: Duration,
     /// Without a ping in any request: record for this long; None: until stopped.
     pub record_for: Option<Duration>,
@@ -251,7 +252,7 @@ pub async fn drive(
     let mut stop = pin!(stop.fuse());
     let mut driver = Driver::start(nodes, progress);
     let result = driver.run(plan, stop.as_mut()).await;
-    driver.stop().await;
+    driver.stop(DRAINED_WITHIN.max(plan.armed_within / 2)).await;
     let interrupted = result?;
     Ok(driver.into_driven(interrupted))
 }
@@ -365,7 +366,7 @@ impl<P: FnMut(Progress<'_>)> Driver<P> {
     }
 
     /// Tells all sessions to stop, and waits until all connections are closed.
-    async fn stop(&mut self) {
+    async fn stop(&mut self, within: Duration) {
         (self.progress)(Progress::Draining);
         for node in &self.nodes {
             if node.requested {
@@ -376,9 +377,9 @@ impl<P: FnMut(Progress<'_>)> Driver<P> {
             }
         }
         let never = pin!(futures::future::Fuse::<std::future::Pending<()>>::terminated());
-        self.pump(all_ended, Some(Instant::now() + DRAINED_WITHIN), never).await;
+        self.pump(all_ended, Some(Instant::now() + within), never).await;
         for node in &mut self.nodes {
-            node.give_up(DRAINED_WITHIN);
+            node.give_up(within);
         }
         let closed = async { while self.tasks.join_next().await.is_some() {} };
         let _some_hang = timeout(CLOSED_WITHIN, closed).await;

@@ -85,6 +85,11 @@ pub struct LabNode {
     pub nic: String,
 }
 
+/// The short names of a profile's nodes.
+pub(crate) fn hosts(profile: &str) -> Result<Vec<String>> {
+    Ok(Profile::named(profile)?.nodes.into_iter().map(|node| node.host).collect())
+}
+
 /// A pod of a lab.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -8,7 +8,7 @@ use similar::TextDiff;
 
 use super::report::{Exchange, Hop, Trace};
 use super::{Expect, Scenario};
-use crate::lab::LabInfo;
+use crate::lab::{LabInfo, LabNode};
 
 /// How much `rtt_ns` may differ from the sender's own clock: the larger of this, ns,
 const CLOCKS_DIFFER_NS: u64 = 20_000;
@@ -27,11 +27,23 @@ pub struct Ground {
     pub pods: BTreeMap<String, (String, Links)>,
 }
 
+impl Ground {
+    /// Takes in a node and its pods; `ask` runs `ip -json link` in a network namespace.
+    ///
+    /// # Errors
+    /// `ask` fails, or what `ip` printed is no such JSON.
+    pub fn add(&mut self, lab: &LabInfo, node: &LabNode, ask: impl Fn(&str) -> Result<String>) -> Result<()> {
+        self.nodes.insert(node.name.clone(), links(&ask(&node.namespace)?)?);
+        for pod in lab.pods.iter().filter(|pod| pod.node == node.host) {
+            let place = (node.name.clone(), links(&ask(&pod.namespace)?)?);
+            self.pods.insert(format!("{}/{}", pod.kubernetes_namespace, pod.name), place);
+        }
+        Ok(())
+    }
+}
+
 /// The interfaces in what `ip -json link` printed.
-///
-/// # Errors
-/// It is no such JSON.
-pub fn links(json: &str) -> Result<Links> {
+fn links(json: &str) -> Result<Links> {
     let links: Vec<Value> = serde_json::from_str(json).context("reading what `ip -json link` printed")?;
     let link =
         |link: &Value| Some((link["ifname"].as_str()?.to_owned(), u32::try_from(link["ifindex"].as_u64()?).ok()?));

@@ -2,7 +2,8 @@
 
 use std::{
     cell::RefCell,
-    path::PathBuf,
+    fs::{self, File},
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -10,7 +11,7 @@ use anyhow::{Context, Error, Result, bail};
 
 use super::{
     assets::{self, Assets},
-    client::{Client, Event},
+    client::{Client, Event, within},
     frame::Request,
     kernel::{Kernel, Wanted},
     machine::{self, Card, Machine},
@@ -33,6 +34,30 @@ pub(super) struct Bench {
     pub(super) payload: Payload,
     /// Short: sockets lie in it.
     folder: tempfile::TempDir,
+    /// Locked for as long as we live.
+    _owner: File,
+}
+
+const FOLDER: &str = "podpath-vm-";
+/// A folder that is younger than this may not be locked yet.
+const NEW: Duration = Duration::from_secs(60);
+
+/// A folder of our own in `parent`. Those whose owners were killed go.
+fn folder(parent: &Path) -> Result<(tempfile::TempDir, File)> {
+    for entry in fs::read_dir(parent).with_context(|| format!("list {}", parent.display()))?.flatten() {
+        let is_old = || entry.metadata().ok()?.modified().ok()?.elapsed().ok().map(|age| age > NEW);
+        if entry.file_name().to_string_lossy().starts_with(FOLDER) && is_old() == Some(true) {
+            let path = entry.path();
+            // Another's, which we may not open or remove, is another's to remove.
+            if File::open(&path).is_ok_and(|folder| folder.try_lock().is_ok()) && fs::remove_dir_all(&path).is_ok() {
+                proc::say(&format!("vm: removed {}, left by a run that was killed", path.display()));
+            }
+        }
+    }
+    let folder = tempfile::Builder::new().prefix(FOLDER).tempdir_in(parent).context("create a folder for VMs")?;
+    let owner = File::open(folder.path()).context("open the folder for VMs")?;
+    owner.try_lock().context("lock the folder for VMs")?;
+    Ok((folder, owner))
 }
 
 impl Bench {
@@ -43,8 +68,8 @@ impl Bench {
     pub(super) fn new(kernels: &[Wanted], extra: &[PathBuf]) -> Result<Bench> {
         let assets = assets::ensure(kernels)?;
         let payload = Payload::build(extra)?;
-        let folder = tempfile::Builder::new().prefix("ppvm-").tempdir().context("create a folder for VMs")?;
-        let bench = Bench { assets, payload, folder };
+        let (folder, owner) = folder(&std::env::temp_dir())?;
+        let bench = Bench { assets, payload, folder, _owner: owner };
         proc::step("vm: image of this clone's programs", || {
             bench.payload.image(&bench.folder.path().join("work"), &bench.work(), &bench.assets.root)
         })?;
@@ -123,19 +148,9 @@ impl Vm {
         limit: Duration,
         sink: impl FnMut(Event<'_>) -> Result<()>,
     ) -> Result<i32> {
-        let start = Instant::now();
         let mut client = Client::start(&self.channel(channel), request.clone()).map_err(|error| self.explain(error))?;
         client.end_input()?;
-        let watch = || {
-            if interrupt::received().is_some() {
-                bail!("interrupted");
-            }
-            if start.elapsed() > limit {
-                bail!("not done after {} s", limit.as_secs());
-            }
-            Ok(())
-        };
-        client.finish(sink, watch).map_err(|error| self.explain(error))
+        client.finish(sink, within(limit)).map_err(|error| self.explain(error))
     }
 
     /// Where a client of that channel connects.
@@ -174,4 +189,29 @@ impl Vm {
 fn tail(log: &str) -> String {
     let lines: Vec<&str> = log.lines().collect();
     lines[lines.len().saturating_sub(LOG_TAIL)..].iter().map(|line| format!("    {line}\n")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_folders_that_nobody_owns_any_more_are_removed() {
+        let parent = tempfile::tempdir().unwrap();
+        let (owned, _owner) = folder(parent.path()).unwrap();
+        let killed = parent.path().join(format!("{FOLDER}killed"));
+        let new = parent.path().join(format!("{FOLDER}new"));
+        let other = parent.path().join("other");
+        for path in [&killed, &new, &other] {
+            fs::create_dir(path).unwrap();
+            fs::write(path.join("file"), "").unwrap();
+        }
+        let long_ago = std::time::SystemTime::now() - 2 * NEW;
+        for path in [owned.path(), &killed, &other] {
+            File::open(path).unwrap().set_modified(long_ago).unwrap();
+        }
+        let _mine = folder(parent.path()).unwrap();
+        assert!(!killed.exists());
+        assert!(owned.path().exists() && new.exists() && other.exists());
+    }
 }

@@ -11,11 +11,15 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use super::frame::{Frame, Request};
+use crate::interrupt;
 
 /// How often a silent channel's watcher is asked whether to go on.
 const TICK: Duration = Duration::from_millis(100);
 /// qemu makes its sockets within this.
 const CONNECT: Duration = Duration::from_secs(10);
+
+/// What a command that answers at once gets for that.
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What comes from a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,14 +70,8 @@ impl Client {
     /// # Errors
     /// The VM has gone, or the command ended or complained instead.
     pub(super) fn ask(&mut self, question: &[u8]) -> Result<Vec<u8>> {
-        const PATIENCE: Duration = Duration::from_secs(30);
         Frame::Input(question.to_vec()).write(&mut self.stream).context("ask a command in a VM")?;
-        let start = Instant::now();
-        let watch = || match start.elapsed() > PATIENCE {
-            true => bail!("a command in a VM had not answered after {} s", PATIENCE.as_secs()),
-            false => Ok(()),
-        };
-        let mut reader = Watched { stream: &mut self.stream, watch, refused: None };
+        let mut reader = Watched { stream: &mut self.stream, watch: within(PATIENCE), refused: None };
         loop {
             match Frame::read(&mut reader) {
                 Ok(Frame::Started) => {}
@@ -105,7 +103,7 @@ impl Client {
     }
 
     /// Hands everything that comes to `sink`, until the command has ended: its exit code, as a shell gives it. `watch` is
-    /// asked ten times a second whether to go on.
+    /// asked with every piece, and ten times a second while none comes, whether to go on.
     ///
     /// # Errors
     /// The VM has gone; or `watch` or `sink` refuses.
@@ -128,7 +126,21 @@ impl Client {
     }
 }
 
-/// A reader that asks its watcher while nothing comes.
+/// For [`Client::finish`]: refuses to go on after `limit`, and when we are interrupted.
+pub(super) fn within(limit: Duration) -> impl FnMut() -> Result<()> {
+    let start = Instant::now();
+    move || {
+        if interrupt::received().is_some() {
+            bail!("interrupted");
+        }
+        match start.elapsed() > limit {
+            true => bail!("not done after {} s", limit.as_secs()),
+            false => Ok(()),
+        }
+    }
+}
+
+/// A reader that asks its watcher before each piece, and while nothing comes.
 struct Watched<'a, W> {
     stream: &'a mut UnixStream,
     watch: W,
@@ -138,13 +150,13 @@ struct Watched<'a, W> {
 impl<W: FnMut() -> Result<()>> Read for Watched<'_, W> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
-            match self.stream.read(buffer) {
-                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
-                other => return other,
-            }
             if let Err(error) = (self.watch)() {
                 self.refused = Some(error);
                 return Err(io::Error::other("refused"));
+            }
+            match self.stream.read(buffer) {
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+                other => return other,
             }
         }
     }
@@ -167,4 +179,34 @@ pub fn pipe(socket: &Path, words: &[String]) -> Result<i32> {
 
 pub(super) fn print(to: &mut impl Write, bytes: &[u8]) -> Result<()> {
     to.write_all(bytes).and_then(|()| to.flush()).context("write what a command in a VM printed")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn client() -> (Client, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_read_timeout(Some(TICK)).unwrap();
+        (Client { stream: ours }, theirs)
+    }
+
+    #[test]
+    fn a_limit_ends_a_command_that_never_stops_writing() {
+        let (client, mut vm) = client();
+        // Ends when the client has gone.
+        let writer = thread::spawn(move || while Frame::Output(vec![0; 100]).write(&mut vm).is_ok() {});
+        let start = Instant::now();
+        let error = client.finish(|_| Ok(()), within(Duration::from_millis(200))).unwrap_err().to_string();
+        assert!(error.contains("not done after"), "{error}");
+        assert!(start.elapsed() < Duration::from_secs(10));
+        writer.join().unwrap();
+    }
+
+    #[test]
+    fn a_limit_ends_a_command_that_says_nothing() {
+        let (client, _vm) = client();
+        let error = client.finish(|_| Ok(()), within(Duration::from_millis(200))).unwrap_err().to_string();
+        assert!(error.contains("not done after"), "{error}");
+    }
 }

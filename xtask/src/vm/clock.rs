@@ -10,7 +10,10 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use nix::time::{ClockId, clock_gettime};
 
-use super::{client::Client, frame::Request};
+use super::{
+    client::{Client, PATIENCE, within},
+    frame::Request,
+};
 use crate::scenario::report::ClockAtStart;
 
 /// How often a guest is asked; the quickest answer counts.
@@ -83,7 +86,7 @@ impl Sample {
             }
         }
         client.end_input()?;
-        client.finish(|_| Ok(()), || Ok(()))?;
+        client.finish(|_| Ok(()), within(PATIENCE))?;
         best.context("no sample")
     }
 }

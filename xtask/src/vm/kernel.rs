@@ -58,7 +58,8 @@ impl Wanted {
     }
 }
 
-fn numbers(name: &str) -> Vec<u64> {
+/// What kernels' releases are ordered by.
+pub(super) fn numbers(name: &str) -> Vec<u64> {
     name.split(|c: char| !c.is_ascii_digit()).filter_map(|number| number.parse().ok()).collect()
 }
 
@@ -92,20 +93,29 @@ impl Kernel {
         Some(Kernel { wanted: wanted.clone(), release, folder: folder.to_owned() })
     }
 
+    /// The release of the newest one that fits.
+    ///
+    /// # Errors
+    /// Debian has no such kernel.
+    pub(super) fn newest(wanted: &Wanted, apt: &Apt) -> Result<String> {
+        let names = apt.run("apt-cache", &["pkgnames", PREFIX])?;
+        let Some(package) = wanted.pick(names.lines()) else {
+            bail!("Debian's suites {} hold no cloud kernel {wanted}{}", SUITES.join(", "), apt.without());
+        };
+        Ok(package.strip_prefix(PREFIX).unwrap_or(package).to_owned())
+    }
+
     /// Fetches it and builds everything in `folder`, a scratch folder. `tools` is the root tree: depmod, xz, busybox are its.
     ///
     /// # Errors
     /// Debian has no such kernel, or it is laid out unlike any that we know.
-    pub(super) fn build(wanted: &Wanted, folder: &Path, apt: &Apt, tools: &Tree) -> Result<()> {
-        let names = apt.run("apt-cache", &["pkgnames", PREFIX])?;
-        let Some(package) = wanted.pick(names.lines()) else {
-            bail!("Debian's suites {} hold no cloud kernel {wanted}", SUITES.join(", "));
-        };
+    pub(super) fn build(release: &str, folder: &Path, apt: &Apt, tools: &Tree) -> Result<()> {
+        let package = format!("{PREFIX}{release}");
+        let package = package.as_str();
         // What it depends on beyond more parts of the kernel is for installing it.
         let mut packages = apt.fetch("trixie-backports", &[package])?;
         packages.retain(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("linux-")));
         let tree = Tree::unpack(&folder.join("tree"), &packages)?;
-        let release = package.strip_prefix(PREFIX).unwrap_or(package);
 
         // Older kernels' packages are from before /lib was a link to usr/lib.
         let modules = ["usr/lib/modules", "lib/modules"].map(|path| tree.0.join(path).join(release));

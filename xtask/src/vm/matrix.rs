@@ -1,231 +1,257 @@
-//! `docs/KERNELS.md`: what works on which kernel, as a run of everything on all of them showed it.
+//! `docs/KERNELS.md`: what works on which kernel, as runs of everything on all of them showed it.
+//!
+//! What came of a run is kept per kernel in `target/matrix`, and the page is written from what is there of this commit.
 
-use std::{collections::BTreeMap, fmt::Write, fs, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
 
 use super::{
+    ALL_KERNELS, PAIR_KERNELS,
     bench::{Bench, Vm},
     client::Event,
-    suite::{Outcome, Report, Suite},
+    kernel::{Kernel, Wanted},
+    pair, pair_scenarios,
+    suite::{Outcome, PAIR, SCENARIOS, Suite, Tested},
+    whole,
 };
-use crate::{
-    proc,
-    scenario::{self, Scenario},
-    workspace_root,
-};
+use crate::{proc, scenario::Scenario, workspace_root};
+
+mod page;
 
 const FILE: &str = "docs/KERNELS.md";
+const FOLDER: &str = "target/matrix";
 /// `podpath doctor` loads the kernel programs once.
 const DOCTOR_LIMIT: Duration = Duration::from_secs(180);
 
-/// One kernel's part.
-struct Column {
-    release: String,
-    report: Report,
-    findings: Vec<Finding>,
+/// What is to be run.
+pub(super) struct Plan {
+    pub(super) kernels: Vec<Wanted>,
+    pub(super) pair: Option<Vec<Wanted>>,
+    /// These scenarios only; all, and the other tests, if none is named.
+    pub(super) only: Vec<String>,
+    /// Of each VM.
+    pub(super) limit: Duration,
 }
 
-/// A line of `podpath doctor` that is not `ok`, and what that costs.
-#[derive(Debug, PartialEq, Eq)]
-struct Finding {
+/// What came of it on a kernel, or on a pair of them.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Column {
+    commit: String,
+    /// What was asked for: `5.10`; of a pair `6.1+6.12`.
+    wanted: String,
+    /// What `uname -r` says there.
+    releases: Vec<String>,
+    /// What `podpath doctor` found; of a pair nothing.
+    checks: Vec<Check>,
+    results: Vec<Tested>,
+    /// What went wrong beyond the tests.
+    broken: Vec<String>,
+}
+
+/// One of `podpath doctor -o json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Check {
     name: String,
     state: String,
+    detail: String,
     cost: String,
 }
 
-/// Runs everything on every kernel and writes the file; whether all is well.
-///
-/// # Errors
-/// A VM cannot be brought up, or the file cannot be written.
-pub(super) fn write(bench: &Bench, suite: &Suite) -> Result<bool> {
-    let scenarios = scenario::load(&workspace_root().join("scenarios"))?;
-    let mut columns = Vec::new();
-    for kernel in &bench.assets.kernels {
-        let vm = bench.boot(kernel, &kernel.wanted.to_string(), None)?;
-        let findings = doctor(bench, &vm)?;
-        let report = suite.run(bench, &vm, &format!("{}/", kernel.wanted));
-        columns.push(Column { release: kernel.release.clone(), report, findings });
-    }
-    let path = workspace_root().join(FILE);
-    fs::write(&path, page(&scenarios, &columns)).with_context(|| format!("write {}", path.display()))?;
-    proc::say(&format!("vm: wrote {}", path.display()));
-    Ok(columns.iter().all(|column| column.report.ended_well()))
+#[derive(Deserialize)]
+struct Doctor {
+    checks: Vec<Check>,
 }
 
-fn doctor(bench: &Bench, vm: &Vm) -> Result<Vec<Finding>> {
+/// Runs what has no result yet, and writes the page; whether all is well with what was run.
+///
+/// # Errors
+/// The clone has changes that are in no commit, or a file cannot be read or written. What goes wrong with a VM is written
+/// on the page.
+pub(super) fn run(plan: &Plan, scenarios: &[(String, Scenario)], add: &[PathBuf]) -> Result<bool> {
+    let commit = commit()?;
+    let mut kernels = plan.kernels.clone();
+    kernels.extend(plan.pair.iter().flatten().cloned());
+    kernels.sort();
+    kernels.dedup();
+    let bench = Bench::new(&kernels, add)?;
+    ensure!(self::commit()? == commit, "the clone changed while its programs were built");
+    let kernel = |wanted: &Wanted| {
+        let found = bench.assets.kernels.iter().find(|kernel| kernel.wanted == *wanted);
+        found.with_context(|| format!("no kernel {wanted} was fetched"))
+    };
+    let mut well = true;
+    for wanted in &plan.kernels {
+        well &= single(plan, scenarios, &bench, kernel(wanted)?, &commit)?;
+    }
+    if let Some([first, second]) = plan.pair.as_deref() {
+        well &= two(plan, &bench, [kernel(first)?, kernel(second)?], &commit)?;
+    }
+    let columns = Column::all(&commit)?;
+    let all = ALL_KERNELS.iter().map(|kernel| (*kernel).to_owned()).chain([PAIR_KERNELS.join("+")]);
+    let missing: Vec<String> = all.filter(|all| columns.iter().all(|column| column.wanted != *all)).collect();
+    let path = workspace_root().join(FILE);
+    fs::write(&path, page::page(&commit, scenarios, &columns, &missing))
+        .with_context(|| format!("write {}", path.display()))?;
+    proc::say(&format!("vm: wrote {}", path.display()));
+    Ok(well)
+}
+
+/// The commit that all of the clone is of, but for the page itself.
+fn commit() -> Result<String> {
+    let git = |arguments: &[&str]| proc::quiet(Command::new("git").current_dir(workspace_root()).args(arguments));
+    let changes = git(&["status", "--porcelain", "--", ".", &format!(":(exclude){FILE}")])?;
+    ensure!(
+        changes.is_empty(),
+        "the page says of which commit it is, and there are changes that are in none:\n{changes}way out: commit them"
+    );
+    Ok(git(&["rev-parse", "HEAD"])?.trim().chars().take(12).collect())
+}
+
+/// On one kernel.
+fn single(plan: &Plan, scenarios: &[(String, Scenario)], bench: &Bench, kernel: &Kernel, commit: &str) -> Result<bool> {
+    let mut column = Column::load(commit, kernel.wanted.to_string(), vec![kernel.release.clone()])?;
+    let all = || scenarios.iter().map(|(name, _)| name.clone()).collect();
+    let (programs, names) = if plan.only.is_empty() { (whole(), all()) } else { (Vec::new(), plan.only.clone()) };
+    let suite = Suite {
+        programs: programs.into_iter().filter(|program| !column.has(program, None)).collect(),
+        scenarios: names.into_iter().filter(|name| !column.has(SCENARIOS, Some(name))).collect(),
+        limit: plan.limit,
+        ..Suite::default()
+    };
+    if suite.is_empty() {
+        return Ok(column.told());
+    }
+    let name = column.wanted.clone();
+    let ran = bench.boot(kernel, &name, None).and_then(|vm| {
+        column.checks = doctor(bench, &vm)?;
+        Ok(suite.run(bench, &vm, &format!("{name}/")))
+    });
+    let well = match ran {
+        Ok(report) => {
+            let well = report.ended_well();
+            column.take(report.results, report.broken);
+            well
+        }
+        Err(error) => {
+            proc::say(&format!("vm {name}: {error:#}"));
+            column.take(Vec::new(), Some(format!("{error:#}")));
+            false
+        }
+    };
+    column.save()?;
+    Ok(well)
+}
+
+/// On two.
+fn two(plan: &Plan, bench: &Bench, kernels: [&Kernel; 2], commit: &str) -> Result<bool> {
+    let name = kernels.map(|kernel| kernel.wanted.to_string()).join("+");
+    let mut column = Column::load(commit, name, kernels.map(|kernel| kernel.release.clone()).to_vec())?;
+    let mut names = if plan.only.is_empty() { pair_scenarios() } else { plan.only.clone() };
+    names.retain(|name| !column.has(PAIR, Some(name)));
+    if names.is_empty() {
+        return Ok(column.told());
+    }
+    let report = pair::run(bench, kernels, &names, plan.limit, &format!("{}/", column.wanted));
+    let well = report.ended_well();
+    column.take(report.results, report.broken);
+    column.save()?;
+    Ok(well)
+}
+
+/// What this kernel has, with the modules loaded that a cluster's rules load.
+fn doctor(bench: &Bench, vm: &Vm) -> Result<Vec<Check>> {
     let mut text = Vec::new();
-    vm.run(0, &bench.shell("podpath doctor")?, DOCTOR_LIMIT, |event| {
+    let command = "modprobe -qa nf_nat ip_tables ip6_tables nf_tables; podpath doctor -o json";
+    let code = vm.run(0, &bench.shell(command)?, DOCTOR_LIMIT, |event| {
         if let Event::Output(bytes) = event {
             text.extend_from_slice(bytes);
         }
         Ok(())
     })?;
-    Ok(findings(&String::from_utf8_lossy(&text)))
-}
-
-/// Lines such as `missing  drop reasons      none`, each with what it costs indented on the next.
-fn findings(text: &str) -> Vec<Finding> {
-    const STATE: usize = 9;
-    const NAME: usize = 18;
-    let mut found: Vec<Finding> = Vec::new();
-    let mut open = false;
-    for line in text.lines() {
-        if let Some(cost) = line.strip_prefix(&" ".repeat(STATE + NAME)) {
-            if let Some(finding) = found.last_mut().filter(|_| open) {
-                finding.cost = cost.to_owned();
-            }
-            continue;
-        }
-        open = line.starts_with("missing ") || line.starts_with("unknown ");
-        if open && let (Some(name), Some(state)) = (line.get(STATE..STATE + NAME), line.get(STATE + NAME..)) {
-            found.push(Finding { name: name.trim().to_owned(), state: state.to_owned(), cost: String::new() });
-        }
-    }
-    found
-}
-
-fn page(scenarios: &[(String, Scenario)], columns: &[Column]) -> String {
-    let mut text = "# Kernels\n\nWritten by `cargo xtask vm --matrix` from a run of every scenario and of the kernel programs' tests on every \
-                    kernel below, each in a virtual machine. Do not edit: run it again.\n\n"
-        .to_owned();
-    let header: String = columns.iter().map(|column| format!(" {} |", column.release)).collect();
-    let rule = "---|".repeat(columns.len());
-    // Writing to a String cannot fail.
-    let _ = write!(text, "| scenario | what it is about |{header}\n|---|---|{rule}\n");
-    for (name, scenario) in scenarios {
-        let cells: String = columns.iter().map(|column| format!(" {} |", cell(name, scenario, column))).collect();
-        let _ = writeln!(text, "| {name} | {} |{cells}", scenario.about.replace('|', "\\|"));
-    }
-    let cells: String =
-        columns.iter().map(|column| format!(" {} |", kernel_tests(scenarios, &column.report))).collect();
-    let _ = writeln!(text, "| | the tests of the kernel programs |{cells}");
-    let _ = write!(text, "\n## What these kernels lack\n\nBy `podpath doctor` in each of them.\n\n");
-    for (finding, releases) in lacks(columns) {
-        let _ = writeln!(text, "- {finding} ({})", releases.join(", "));
-    }
-    text
-}
-
-fn cell(name: &str, scenario: &Scenario, column: &Column) -> String {
-    let outcome = column.report.results.iter().find(|(test, _)| test == name).map(|(_, outcome)| outcome);
-    match outcome {
-        Some(Outcome::Passed) => {
-            let without = column.findings.iter().filter(|finding| matters(&finding.name, scenario));
-            let without: Vec<&str> = without.map(|finding| finding.name.as_str()).collect();
-            match without.as_slice() {
-                [] => "works".to_owned(),
-                names => format!("works without {}", names.join(", ")),
-            }
-        }
-        Some(Outcome::Ignored(reason)) => format!("not run: {reason}"),
-        Some(Outcome::Failed) => "**fails**".to_owned(),
-        None => "**not run**: the VM ended before".to_owned(),
+    let text = String::from_utf8_lossy(&text);
+    ensure!(code == 0, "podpath doctor says that this kernel cannot be traced (exit code {code}):\n{text}");
+    let Doctor { checks } = serde_json::from_str(&text).with_context(|| format!("read what doctor says: {text}"))?;
+    // Else a cell could say that nothing is missing where only a name has changed.
+    match page::PARTS.iter().find(|(name, _)| checks.iter().all(|check| check.name != *name)) {
+        Some((name, _)) => bail!("podpath doctor has no check `{name}`: mend the list in xtask/src/vm/matrix/page.rs"),
+        None => Ok(checks),
     }
 }
 
-/// Whether what `podpath doctor` calls `name` has a part in the scenario.
-fn matters(name: &str, scenario: &Scenario) -> bool {
-    let hops = || scenario.expect.request.iter().chain(&scenario.expect.reply);
-    let any = |words: &[&str]| hops().any(|hop| words.iter().any(|word| hop.contains(word)));
-    match name {
-        "drop reasons" => any(&[" dropped "]),
-        "NAT tuples" | "NAT moments" | "NAT moment" => any(&["nat "]),
-        "netfilter verdicts" | "netfilter rules" => any(&[" dropped ", "nat "]),
-        _ => false,
-    }
-}
-
-/// The results that are no scenario's.
-fn kernel_tests(scenarios: &[(String, Scenario)], report: &Report) -> String {
-    let tests = report.results.iter().filter(|(test, _)| scenarios.iter().all(|(name, _)| name != test));
-    let mut counts: BTreeMap<&str, u32> = BTreeMap::new();
-    let mut words = Vec::new();
-    for (name, outcome) in tests {
-        match outcome {
-            Outcome::Passed => *counts.entry("pass").or_default() += 1,
-            Outcome::Failed => words.push(format!("**{name} fails**")),
-            Outcome::Ignored(reason) => words.push(format!("{name} not run: {reason}")),
-        }
-    }
-    let passed = counts.get("pass").map(|count| format!("{count} pass"));
-    let text = passed.into_iter().chain(words).collect::<Vec<_>>().join("; ");
-    if text.is_empty() { "**not run**: the VM ended before".to_owned() } else { text }
-}
-
-/// Every finding with the kernels it was found on.
-fn lacks(columns: &[Column]) -> BTreeMap<String, Vec<&str>> {
-    let mut lacks: BTreeMap<String, Vec<&str>> = BTreeMap::new();
-    for column in columns {
-        for Finding { name, state, cost } in &column.findings {
-            let cost = if cost.is_empty() { String::new() } else { format!(": {cost}") };
-            lacks.entry(format!("**{name}**: {state}{cost}")).or_default().push(&column.release);
-        }
-    }
-    lacks
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const DOCTOR: &str = "ok       tracepoints       all five in this kernel's BTF\n\
-        missing  drop reasons      none in this kernel\n                           derived from the place; 5.17 has them\n\
-        ok       lockdown          none\n                           no cost of any finding\n\
-        unknown  locked memory     8192 KiB allowed\n\nThis machine can be traced.\n";
-
-    fn scenario(hop: &str) -> Scenario {
-        let text = format!(
-            "about = 'A: x'\nlab = ''\ntrace = ''\n[expect]\nexit = 0\nexchanges = 1\noutcome = 'delivered'\nrouters = []\n\
-             request = ['{hop}']\nreply = []\ntext = []\n"
-        );
-        toml::from_str(&text).unwrap()
+impl Column {
+    fn path(wanted: &str) -> PathBuf {
+        workspace_root().join(FOLDER).join(format!("{wanted}.json"))
     }
 
-    #[test]
-    fn what_the_doctor_finds_missing_is_read_with_its_cost() {
-        let finding = |name: &str, state: &str, cost: &str| Finding {
-            name: name.to_owned(),
-            state: state.to_owned(),
-            cost: cost.to_owned(),
+    /// What is known of these kernels by this commit.
+    fn load(commit: &str, wanted: String, releases: Vec<String>) -> Result<Column> {
+        let path = Column::path(&wanted);
+        let known = if path.exists() { Some(Column::read(&path)?) } else { None };
+        let known = known.filter(|column| column.commit == commit && column.releases == releases);
+        Ok(known.unwrap_or(Column { commit: commit.to_owned(), wanted, releases, ..Column::default() }))
+    }
+
+    fn read(path: &Path) -> Result<Column> {
+        let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+        serde_json::from_str(&text).with_context(|| format!("read {}\nway out: remove it", path.display()))
+    }
+
+    /// All of that commit, oldest kernels first.
+    fn all(commit: &str) -> Result<Vec<Column>> {
+        let folder = workspace_root().join(FOLDER);
+        let entries = fs::read_dir(&folder).with_context(|| format!("list {}", folder.display()))?;
+        let paths = entries.flatten().map(|entry| entry.path());
+        let files = paths.filter(|path| path.extension().is_some_and(|extension| extension == "json"));
+        let mut columns = files.map(|path| Column::read(&path)).collect::<Result<Vec<Column>>>()?;
+        columns.retain(|column| column.commit == commit);
+        let numbers = |column: &Column| -> Vec<u64> {
+            column.wanted.split(['.', '+']).map(|part| part.parse().unwrap_or(u64::MAX)).collect()
         };
-        let expected = [
-            finding("drop reasons", "none in this kernel", "derived from the place; 5.17 has them"),
-            finding("locked memory", "8192 KiB allowed", ""),
-        ];
-        assert_eq!(findings(DOCTOR), expected);
+        columns.sort_by_key(|column| (column.is_pair(), numbers(column)));
+        Ok(columns)
     }
 
-    #[test]
-    fn every_cell_says_something() {
-        let scenarios = [
-            ("a-drop".to_owned(), scenario("node1 ens5 dropped ttl 63")),
-            ("a-plain".to_owned(), scenario("node1 ens5 received ttl 63")),
-            ("a-tunnel".to_owned(), scenario("node1 tunl0 encapsulated")),
-            ("a-lost".to_owned(), scenario("node1 ens5 received ttl 63")),
-        ];
-        let results = [
-            ("hooks".to_owned(), Outcome::Passed),
-            ("a-drop".to_owned(), Outcome::Passed),
-            ("a-plain".to_owned(), Outcome::Passed),
-            ("a-tunnel".to_owned(), Outcome::Ignored("this kernel cannot make tunl0".to_owned())),
-        ];
-        let report = Report { results: results.to_vec(), ..Report::default() };
-        let column = Column { release: "5.10.0".to_owned(), report, findings: findings(DOCTOR) };
-        let page = page(&scenarios, &[column]);
-        let table: Vec<&str> = page.lines().filter(|line| line.starts_with('|')).collect();
-        let expected = [
-            "| scenario | what it is about | 5.10.0 |",
-            "|---|---|---|",
-            "| a-drop | A: x | works without drop reasons |",
-            "| a-plain | A: x | works |",
-            "| a-tunnel | A: x | not run: this kernel cannot make tunl0 |",
-            "| a-lost | A: x | **not run**: the VM ended before |",
-            "| | the tests of the kernel programs | 1 pass |",
-        ];
-        assert_eq!(table, expected);
-        assert!(
-            page.contains("- **drop reasons**: none in this kernel: derived from the place; 5.17 has them (5.10.0)")
-        );
+    fn save(&self) -> Result<()> {
+        let path = Column::path(&self.wanted);
+        let folder = workspace_root().join(FOLDER);
+        fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+        let text = serde_json::to_string_pretty(self).context("write down results")?;
+        // Another run may read it at this moment.
+        let new = path.with_extension("new");
+        fs::write(&new, text).with_context(|| format!("write {}", new.display()))?;
+        fs::rename(&new, &path).with_context(|| format!("move {} to {}", new.display(), path.display()))
+    }
+
+    fn is_pair(&self) -> bool {
+        self.releases.len() == 2
+    }
+
+    /// The result of a test; of any of a program's, if none is named.
+    fn has(&self, program: &str, name: Option<&str>) -> bool {
+        self.results.iter().any(|tested| tested.program == program && name.is_none_or(|name| tested.name == name))
+    }
+
+    fn take(&mut self, results: Vec<Tested>, broken: Option<String>) {
+        self.results.extend(results);
+        self.broken.extend(broken);
+    }
+
+    /// Says that everything has been run, and whether it went well.
+    fn told(&self) -> bool {
+        let path = Column::path(&self.wanted);
+        proc::say(&format!(
+            "vm {}: everything asked for has a result of commit {} in {}; remove that file to run it again",
+            self.wanted,
+            self.commit,
+            path.display()
+        ));
+        self.broken.is_empty() && self.results.iter().all(|tested| tested.outcome != Outcome::Failed)
     }
 }

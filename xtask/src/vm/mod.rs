@@ -4,9 +4,9 @@
 //! cargo built here, at the same paths as here. It runs commands that come over virtio-serial ports; the kernel's log has a
 //! serial port of its own. Nothing of a VM outlives it.
 
-use std::{collections::BTreeSet, path::PathBuf, process::ExitCode, time::Duration};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use clap::Args;
 
 mod assets;
@@ -34,7 +34,12 @@ use bench::Bench;
 use client::Event;
 use suite::Suite;
 
-use crate::{scenario, totals::Totals, workspace_root};
+use crate::{
+    proc,
+    scenario::{self, Scenario},
+    totals::Totals,
+    workspace_root,
+};
 
 /// What `cargo xtask test` runs: the oldest kernel and the newest,
 const TEST_KERNELS: &[&str] = &["5.10", "7.x"];
@@ -63,8 +68,11 @@ pub struct Options {
     /// Without it, all scenarios and the tests of the kernel programs.
     #[arg(long, value_name = "NAME")]
     pub scenario: Vec<String>,
-    /// Run everything on all kernels, and write docs/KERNELS.md from what came of it
-    #[arg(long, conflicts_with_all = ["scenario", "run", "nodes"])]
+    /// Write docs/KERNELS.md from what came of running everything on all kernels, and on two of them together
+    ///
+    /// Runs what has no result of this commit yet in target/matrix, of the kernels and scenarios named, then writes the page
+    /// from all results there; so it can be done in parts, also side by side. With --nodes 2 only the pair.
+    #[arg(long, conflicts_with = "run")]
     pub matrix: bool,
     /// Instead of tests, run this shell command as root; the exit code is the first that is not 0
     ///
@@ -75,7 +83,9 @@ pub struct Options {
     #[arg(long, value_name = "PATH")]
     pub add: Vec<PathBuf>,
     /// End a VM that runs longer, in seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
+    ///
+    /// All tests on one kernel take about an hour on a machine with two processors of its own.
+    #[arg(long, value_name = "SECONDS", default_value_t = 3 * 3600)]
     pub limit: u64,
 }
 
@@ -86,47 +96,94 @@ pub struct Options {
 pub fn run(options: &Options) -> Result<ExitCode> {
     let Options { kernel, nodes, scenario, matrix, run, add, limit } = options;
     let pair = *nodes == 2;
-    check_names(scenario)?;
+    let scenarios = scenarios()?;
+    check_names(&scenarios, scenario, pair)?;
     let kernels = match kernel.as_slice() {
         [] if pair => wanted(PAIR_KERNELS)?,
         [] => wanted(ALL_KERNELS)?,
         given => given.to_vec(),
     };
     ensure!(!pair || kernels.len() == 2, "two VMs have two kernels\nway out: --kernel 6.1,6.12");
-    let bench = Bench::new(&kernels, add)?;
     let limit = Duration::from_secs(*limit);
+    let code = |well: bool| if well { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    if *matrix {
+        // Where no kernels are named: all of it.
+        let both = pair || kernel.is_empty();
+        let pair_kernels = if pair { kernels.clone() } else { wanted(PAIR_KERNELS)? };
+        let plan = matrix::Plan {
+            kernels: if pair { Vec::new() } else { kernels },
+            pair: both.then_some(pair_kernels),
+            only: scenario.clone(),
+            limit,
+        };
+        return matrix::run(&plan, &scenarios, add).map(code);
+    }
+    let bench = Bench::new(&kernels, add)?;
     if let Some(command) = run {
         return run_command(&bench, command, limit);
     }
+    let all = || scenarios.iter().map(|(name, _)| name.clone()).collect();
     if pair {
-        let all = pair::SCENARIOS.iter().map(|name| (*name).to_owned());
-        let names = if scenario.is_empty() { all.collect() } else { scenario.clone() };
-        let ended_well = run_pair(&bench, &names).1;
-        return Ok(if ended_well { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        let names = if scenario.is_empty() { pair_scenarios() } else { scenario.clone() };
+        return Ok(code(run_pair(&bench, &names, limit).1));
     }
-    let suite = Suite { kernel: scenario.is_empty(), scenarios: scenario.clone(), limit };
-    let ended_well = if *matrix { matrix::write(&bench, &suite)? } else { run_suite(&bench, &suite)?.1 };
-    Ok(if ended_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let suite = match scenario.is_empty() {
+        true => Suite { programs: whole(), scenarios: all(), limit, ..Suite::default() },
+        false => Suite { scenarios: scenario.clone(), limit, ..Suite::default() },
+    };
+    Ok(code(run_suite(&bench, &suite)?.1))
 }
 
-/// The part of `cargo xtask test`: an old kernel and a new one, and both together. Tests that `is_skipped` says so of are left
-/// out. The sums, and whether all is well.
+/// The part of `cargo xtask test`: an old kernel and a new one, and both together. Tests with one of `skip` in their name are
+/// left out. The sums, and whether all is well.
 ///
 /// # Errors
 /// As [`run`].
-pub(crate) fn test(is_skipped: &dyn Fn(&str) -> bool) -> Result<(Totals, bool)> {
+pub(crate) fn test(skip: &[String]) -> Result<(Totals, bool)> {
     let not_skipped = |names: &[&str]| -> Vec<String> {
-        names.iter().filter(|name| !is_skipped(name)).map(|name| (*name).to_owned()).collect()
+        let kept = names.iter().filter(|name| !skip.iter().any(|skip| name.contains(skip.as_str())));
+        kept.map(|name| (*name).to_owned()).collect()
     };
-    let (scenarios, of_pair) = (not_skipped(TEST_SCENARIOS), not_skipped(pair::SCENARIOS));
-    check_names(&scenarios)?;
-    let bench = Bench::new(&wanted(TEST_KERNELS)?, &[])?;
-    let (mut totals, well) = run_suite(&bench, &Suite { kernel: true, scenarios, limit: TEST_LIMIT })?;
-    // Not the newest: its virtio driver hands over what is longer than 128 bytes in page fragments, which we cannot read yet.
-    let pair = Bench::new(&wanted(PAIR_KERNELS)?, &[])?;
-    let (more, also_well) = run_pair(&pair, &of_pair);
-    totals.sum(more);
-    Ok((totals, well && also_well))
+    let suite = Suite {
+        programs: not_skipped(suite::WHOLE),
+        scenarios: not_skipped(TEST_SCENARIOS),
+        skip: skip.to_vec(),
+        limit: TEST_LIMIT,
+    };
+    let of_pair = not_skipped(pair::SCENARIOS);
+    check_names(&scenarios()?, &suite.scenarios, false)?;
+    let kernels = [wanted(TEST_KERNELS)?, wanted(PAIR_KERNELS)?].concat();
+    if let Some(reason) = assets::lack(&kernels)? {
+        proc::say(&format!("vm: skipped, {reason}"));
+        return Ok((Totals { ignored: 1, ignored_tests: vec![format!("vm, {reason}")], ..Totals::default() }, true));
+    }
+    let (mut totals, mut well) = (Totals::default(), true);
+    if !suite.is_empty() {
+        let bench = Bench::new(&wanted(TEST_KERNELS)?, &[])?;
+        let (sum, ended_well) = run_suite(&bench, &suite)?;
+        totals.sum(sum);
+        well &= ended_well;
+    }
+    if !of_pair.is_empty() {
+        // Not the newest: its virtio driver hands over what is longer than 128 bytes in page fragments, which we cannot read yet.
+        let pair = Bench::new(&wanted(PAIR_KERNELS)?, &[])?;
+        let (sum, ended_well) = run_pair(&pair, &of_pair, TEST_LIMIT);
+        totals.sum(sum);
+        well &= ended_well;
+    }
+    Ok((totals, well))
+}
+
+fn scenarios() -> Result<Vec<(String, Scenario)>> {
+    scenario::load(&workspace_root().join("scenarios"))
+}
+
+fn whole() -> Vec<String> {
+    suite::WHOLE.iter().map(|name| (*name).to_owned()).collect()
+}
+
+fn pair_scenarios() -> Vec<String> {
+    pair::SCENARIOS.iter().map(|name| (*name).to_owned()).collect()
 }
 
 fn wanted(kernels: &[&str]) -> Result<Vec<Wanted>> {
@@ -134,18 +191,23 @@ fn wanted(kernels: &[&str]) -> Result<Vec<Wanted>> {
 }
 
 /// Runs scenarios on two VMs with the first two kernels.
-fn run_pair(bench: &Bench, scenarios: &[String]) -> (Totals, bool) {
+fn run_pair(bench: &Bench, scenarios: &[String], limit: Duration) -> (Totals, bool) {
     let [first, second, ..] = bench.assets.kernels.as_slice() else { return (Totals::default(), false) };
     let prefix = format!("{}+{}/", first.wanted, second.wanted);
-    let report = pair::run(bench, [first, second], scenarios, &prefix);
+    let report = pair::run(bench, [first, second], scenarios, limit, &prefix);
     (report.totals(&prefix), report.ended_well())
 }
 
-fn check_names(wanted: &[String]) -> Result<()> {
-    let known: BTreeSet<String> =
-        scenario::load(&workspace_root().join("scenarios"))?.into_iter().map(|(name, _)| name).collect();
+/// Scenarios asked for must be there; those for a pair must be such that two VMs can run them.
+fn check_names(known: &[(String, Scenario)], wanted: &[String], pair: bool) -> Result<()> {
     for name in wanted {
-        ensure!(known.contains(name), "no scenario `{name}`; there are: {}", Vec::from_iter(known).join(", "));
+        let Some((_, scenario)) = known.iter().find(|(known, _)| known == name) else {
+            let names: Vec<&str> = known.iter().map(|(name, _)| name.as_str()).collect();
+            bail!("no scenario `{name}`; there are: {}", names.join(", "));
+        };
+        if pair && let Some(obstacle) = pair::obstacle(scenario)? {
+            bail!("scenario {name} cannot be run in two VMs: {obstacle}\nway out: run it in one, without --nodes 2");
+        }
     }
     Ok(())
 }
@@ -178,4 +240,24 @@ fn run_suite(bench: &Bench, suite: &Suite) -> Result<(Totals, bool)> {
         ended_well &= report.ended_well();
     }
     Ok((totals, ended_well))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pair_refuses_what_it_cannot_run() {
+        let known = scenarios().unwrap();
+        check_names(&known, &pair_scenarios(), true).unwrap();
+        let refused = |name: &str| {
+            let names = [name.to_owned()];
+            format!("{:#}", check_names(&known, &names, true).unwrap_err())
+        };
+        assert!(refused("a-policy-drop").contains("it plants faults"));
+        assert!(refused("a-passive").contains("it has traffic"));
+        assert!(refused("a-crosssubnet-far").contains("node4 has a part in it, and the two VMs are node1 and node2"));
+        assert!(refused("a-same-node").contains("node2 has no part in it"));
+        assert!(refused("nonsense").contains("no scenario `nonsense`; there are: a-"));
+    }
 }

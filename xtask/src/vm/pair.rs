@@ -3,9 +3,9 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Command,
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -23,13 +23,13 @@ use crate::{
     proc,
     scenario::{
         self, Scenario,
-        check::{self, Ground, Links},
+        check::{self, Ground},
         report::Trace,
     },
     workspace_root,
 };
 
-/// What is traced: routed, IPIP, VXLAN. Only scenarios of two nodes without plants and traffic can be.
+/// What is traced where nothing else is asked for: routed, IPIP, VXLAN.
 pub(super) const SCENARIOS: &[&str] = &["a-cross-node", "a-ipip-cross-node", "b-vxlan-cross-node"];
 /// Name of the lab in each VM.
 const LAB: &str = "vm";
@@ -37,6 +37,10 @@ const LAB: &str = "vm";
 const SECONDS_APART: u32 = 90;
 /// and runs fast, millionths.
 const DRIFT: i32 = 300;
+/// How far from that the clocks may be found: a VM takes the time of day in whole seconds, and tells it after some more,
+const APART_TOLERANCE: f64 = 10.0;
+/// and finds out how fast its processor counts by a short measurement, millionths.
+const DRIFT_TOLERANCE: i64 = 100;
 /// What one command in a VM, and one trace, may take.
 const LIMIT: Duration = Duration::from_secs(300);
 /// Channels: commands, sessions, clocks.
@@ -47,13 +51,34 @@ const CLOCK: usize = 2;
 struct Pair<'a> {
     bench: &'a Bench,
     vms: [Vm; 2],
+    /// When all must have ended.
+    start: Instant,
+    limit: Duration,
+}
+
+/// Why a scenario cannot be run in two VMs, if it cannot.
+pub(super) fn obstacle(scenario: &Scenario) -> Result<Option<String>> {
+    let mut nodes = lab::hosts(&scenario.lab)?;
+    nodes.truncate(2);
+    let hops = || scenario.expect.request.iter().chain(&scenario.expect.reply);
+    let others = hops().filter_map(|hop| hop.split(' ').next()).find(|host| nodes.iter().all(|node| node != host));
+    Ok(if !scenario.plants.is_empty() {
+        Some("it plants faults, which is done in a lab on one machine".to_owned())
+    } else if !scenario.traffic.is_empty() {
+        Some("it has traffic beside the trace, which is started in a lab on one machine".to_owned())
+    } else if let Some(other) = others {
+        Some(format!("{other} has a part in it, and the two VMs are {}", nodes.join(" and ")))
+    } else {
+        let alone = nodes.iter().find(|node| !hops().any(|hop| hop.split(' ').next() == Some(node.as_str())));
+        alone.map(|node| format!("{node} has no part in it"))
+    })
 }
 
 /// Runs the scenarios; prints each result as cargo's tests do, with `prefix` before the name.
-pub(super) fn run(bench: &Bench, kernels: [&Kernel; 2], names: &[String], prefix: &str) -> Report {
+pub(super) fn run(bench: &Bench, kernels: [&Kernel; 2], names: &[String], limit: Duration, prefix: &str) -> Report {
     let start = Instant::now();
     let mut report = Report::default();
-    let result = Pair::boot(bench, kernels).and_then(|pair| {
+    let result = Pair::boot(bench, kernels, limit).and_then(|pair| {
         let scenarios = scenario::load(&workspace_root().join("scenarios"))?;
         for (name, scenario) in scenarios.iter().filter(|(name, _)| names.contains(name)) {
             pair.scenario(name, scenario, prefix, &mut report)?;
@@ -69,7 +94,8 @@ pub(super) fn run(bench: &Bench, kernels: [&Kernel; 2], names: &[String], prefix
 }
 
 impl<'a> Pair<'a> {
-    fn boot(bench: &'a Bench, kernels: [&Kernel; 2]) -> Result<Pair<'a>> {
+    fn boot(bench: &'a Bench, kernels: [&Kernel; 2], limit: Duration) -> Result<Pair<'a>> {
+        let start = Instant::now();
         let ends = ["wire0", "wire1"].map(|name| bench.place(name));
         let card = |own: usize| Card {
             netdev: format!(
@@ -80,15 +106,35 @@ impl<'a> Pair<'a> {
             mac: format!("02:00:00:00:00:0{}", own + 1),
         };
         let vm = |own: usize| bench.boot(kernels[own], &format!("{}.{own}", kernels[own].wanted), Some(&card(own)));
-        let pair = Pair { bench, vms: [vm(0)?, vm(1)?] };
+        let pair = Pair { bench, vms: [vm(0)?, vm(1)?], start, limit };
         pair.shell(1, &format!("date -s '+{SECONDS_APART} seconds' && xtask vm-clock --drift {DRIFT}"))?;
+        let apart = pair.ahead(1)? - pair.ahead(0)?;
+        proc::say(&format!("vm: the second VM's clock is ahead of the first one's by {apart:.1} s"));
+        ensure!(
+            (apart - f64::from(SECONDS_APART)).abs() < APART_TOLERANCE,
+            "the VMs' clocks are to be {SECONDS_APART} s apart, and are {apart:.1} s"
+        );
         Ok(pair)
+    }
+
+    /// By how many seconds a VM's time of day is ahead of ours.
+    fn ahead(&self, vm: usize) -> Result<f64> {
+        let shown: f64 = self.shell(vm, "date +%s.%N")?.trim().parse().context("read what `date` printed")?;
+        let ours = SystemTime::now().duration_since(UNIX_EPOCH).context("read the clock")?;
+        Ok(shown - ours.as_secs_f64())
+    }
+
+    /// What the next command may take.
+    fn left(&self) -> Result<Duration> {
+        let left = self.limit.saturating_sub(self.start.elapsed());
+        ensure!(!left.is_zero(), "not done after {} s", self.limit.as_secs());
+        Ok(left.min(LIMIT))
     }
 
     /// A command in one of them: what it printed.
     fn shell(&self, vm: usize, command: &str) -> Result<String> {
         let mut text = Vec::new();
-        let code = self.vms[vm].run(0, &self.bench.shell(command)?, LIMIT, |event| {
+        let code = self.vms[vm].run(0, &self.bench.shell(command)?, self.left()?, |event| {
             match event {
                 Event::Output(bytes) => text.extend_from_slice(bytes),
                 Event::Error(bytes) => eprint!("{}", String::from_utf8_lossy(bytes)),
@@ -143,19 +189,19 @@ impl<'a> Pair<'a> {
         let ground = self.ground(labs)?;
         let inventory = self.inventory(labs)?;
         let before = self.clocks()?;
-        let (exit, json) = self.trace(scenario, &inventory, &["-o", "json"])?;
+        let proc::Output { status, stdout: json, stderr } = self.trace(scenario, &inventory, &["-o", "json"])?;
         let after = self.clocks()?;
-        let (_, text) = self.trace(scenario, &inventory, &[])?;
+        let text = self.trace(scenario, &inventory, &[])?.stdout;
         let trace: Trace =
-            serde_json::from_str(&json).with_context(|| format!("{name}: the JSON does not read: {json}"))?;
+            serde_json::from_str(&json).with_context(|| format!("{name}: the JSON does not read: {json}{stderr}"))?;
         let mut problems = check::problems(scenario, &trace, &labs[0], &ground, SLOWER);
-        if exit != Some(scenario.expect.exit) {
-            problems.push(format!("exit code {exit:?}, expected {}", scenario.expect.exit));
+        if status.code() != Some(scenario.expect.exit) {
+            problems.push(format!("{}, expected exit code {}", proc::ended(status), scenario.expect.exit));
         }
         let missing = scenario.expect.text.iter().filter(|line| !text.contains(*line));
         problems.extend(missing.map(|line| format!("the text does not say: {line}")));
         if !problems.is_empty() {
-            problems.push(text);
+            problems.extend([text, stderr]);
         }
         let courses = [0, 1].map(|vm| Course([before[vm], after[vm]]));
         let nodes = [0, 1].map(|vm| labs[vm].nodes[vm].name.as_str());
@@ -171,19 +217,10 @@ impl<'a> Pair<'a> {
     fn ground(&self, labs: &[LabInfo; 2]) -> Result<Ground> {
         let mut ground = Ground::default();
         for (vm, lab) in labs.iter().enumerate() {
-            let node = &lab.nodes[vm];
-            ground.nodes.insert(node.name.clone(), self.links(vm, &node.namespace)?);
-            for pod in lab.pods.iter().filter(|pod| pod.node == node.host) {
-                let place = (node.name.clone(), self.links(vm, &pod.namespace)?);
-                ground.pods.insert(format!("{}/{}", pod.kubernetes_namespace, pod.name), place);
-            }
+            let ask = |namespace: &str| self.shell(vm, &format!("ip -netns {namespace} -json link"));
+            ground.add(lab, &lab.nodes[vm], ask)?;
         }
         Ok(ground)
-    }
-
-    fn links(&self, vm: usize, namespace: &str) -> Result<Links> {
-        let json = self.shell(vm, &format!("ip -netns {namespace} -json link"))?;
-        check::links(&json)
     }
 
     /// Sessions in the VMs, identities of the whole cluster.
@@ -218,31 +255,20 @@ impl<'a> Pair<'a> {
         write("inventory.toml", &text)
     }
 
-    /// `podpath trace` on this machine: its exit code and what it wrote to its output.
-    fn trace(&self, scenario: &Scenario, inventory: &Path, format: &[&str]) -> Result<(Option<i32>, String)> {
+    /// `podpath trace` on this machine.
+    fn trace(&self, scenario: &Scenario, inventory: &Path, format: &[&str]) -> Result<proc::Output> {
         let mut command = Command::new(self.bench.payload.program("podpath")?);
         command.arg("trace").args(scenario.trace.split(' ')).args(format).arg("--inventory").arg(inventory);
         command.arg("--ready-within").arg(READY_WITHIN.to_string());
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
-        let mut child = proc::spawn(&mut command)?;
-        let mut stdout = child.stdout.take().context("podpath has no stdout")?;
-        let reader = thread::spawn(move || {
-            let mut text = String::new();
-            std::io::Read::read_to_string(&mut stdout, &mut text).map(|_| text)
-        });
-        let status = proc::wait_within(&mut child, LIMIT)?;
-        let text = reader.join().unwrap_or_else(|_| Ok(String::new())).context("read what podpath wrote")?;
-        match status {
-            Some(status) => Ok((status.code(), text)),
-            None => bail!("podpath trace had not ended after {} s\n{text}", LIMIT.as_secs()),
-        }
+        proc::collected(&mut command, self.left()?)
     }
 }
 
-/// What every exchange claims of the two clocks, beside what our own clock says; an error if one does not hold.
+/// What every exchange claims of the two clocks, beside what our own clock says; an error if one does not hold, if none is
+/// proven, or if the clocks did not run as differently as they were made to.
 fn bounds(trace: &Trace, nodes: [&str; 2], courses: &[Course; 2]) -> Result<String> {
     let mut text = String::new();
-    let mut well = true;
+    let (mut well, mut proven) = (true, 0);
     for exchange in &trace.exchanges {
         let claim = Claim::new(&exchange.clocks, (nodes[1], &courses[1]), (nodes[0], &courses[0]));
         let Some(claim) = claim else { bail!("exchange {} says nothing of the clocks of {nodes:?}", exchange.seq) };
@@ -252,11 +278,18 @@ fn bounds(trace: &Trace, nodes: [&str; 2], courses: &[Course; 2]) -> Result<Stri
             (true, true) => "is so",
         };
         well &= claim.holds();
+        proven += usize::from(claim.is_proven());
         text.push_str(&format!("  exchange {}: {claim}: {verdict}\n", exchange.seq));
     }
     let rates = courses.map(|course| course.rate());
     text.push_str(&format!("  clocks run fast by {} and {} millionths of the host's", rates[0], rates[1]));
-    ensure!(!trace.exchanges.is_empty() && well, "{text}");
+    ensure!(well, "{text}");
+    ensure!(proven > 0, "{text}\n  none of these is proven");
+    let drift = rates[1] - rates[0];
+    ensure!(
+        (drift - i64::from(DRIFT)).abs() <= DRIFT_TOLERANCE,
+        "{text}\n  they are to differ by {DRIFT}, and differ by {drift}"
+    );
     Ok(text)
 }
 

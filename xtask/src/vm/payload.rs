@@ -7,13 +7,12 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use serde::Deserialize;
 
 use super::{machine::CHANNELS, tree::Tree};
 use crate::{build, proc, workspace_root};
 
 /// The tests that run in VMs, by package-wide unique name.
-const TESTS: &[&str] = &["kernel", "scenarios"];
+const TESTS: &[&str] = &["kernel", "profiles", "scenarios"];
 /// What tests read from the clone.
 const FOLDERS: &[&str] = &["scenarios", "target/ebpf"];
 
@@ -23,19 +22,6 @@ pub(super) struct Payload {
     /// Name and path.
     programs: Vec<(String, PathBuf)>,
     extra: Vec<PathBuf>,
-}
-
-/// A line of cargo's `--message-format=json` that we know.
-#[derive(Deserialize)]
-struct Message {
-    target: Option<Target>,
-    executable: Option<PathBuf>,
-}
-
-#[derive(Deserialize)]
-struct Target {
-    name: String,
-    kind: Vec<String>,
 }
 
 impl Payload {
@@ -53,7 +39,7 @@ impl Payload {
         }
         cargo.current_dir(workspace_root());
         let messages = proc::step("vm: programs and tests: compile", || proc::quiet(&mut cargo))?;
-        let programs = messages.lines().filter_map(program).collect();
+        let programs = build::programs(&messages);
         let extra =
             extra.iter().map(std::path::absolute).collect::<std::io::Result<_>>().context("find the files to add")?;
         let payload = Payload { programs, extra };
@@ -106,13 +92,6 @@ impl Payload {
     }
 }
 
-fn program(line: &str) -> Option<(String, PathBuf)> {
-    let Message { target, executable } = serde_json::from_str(line).ok()?;
-    let Target { name, kind } = target?;
-    let ours = kind.iter().any(|kind| kind == "bin" || kind == "test");
-    Some((name, executable?)).filter(|_| ours)
-}
-
 fn make_parent(path: &Path) -> Result<()> {
     let folder = path.parent().unwrap_or(Path::new("/"));
     fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))
@@ -129,19 +108,4 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
         return Ok(());
     }
     fs::copy(from, to).map(drop).with_context(|| format!("copy {} to {}", from.display(), to.display()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn programs_are_found_in_what_cargo_says() {
-        let bin = r#"{"reason":"compiler-artifact","target":{"kind":["bin"],"name":"podpath","edition":"2024"},"executable":"/t/podpath","fresh":true}"#;
-        assert_eq!(program(bin), Some(("podpath".to_owned(), PathBuf::from("/t/podpath"))));
-        let library = r#"{"reason":"compiler-artifact","target":{"kind":["lib"],"name":"xtask"},"executable":null}"#;
-        assert_eq!(program(library), None);
-        assert_eq!(program(r#"{"reason":"build-finished","success":true}"#), None);
-        assert_eq!(program("no json"), None);
-    }
 }

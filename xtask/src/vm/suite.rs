@@ -1,11 +1,12 @@
-//! The tests that run in VMs: the kernel programs' and the scenarios, the same programs as on this machine.
+//! The tests that run in VMs: the kernel programs', the labs' and the scenarios, the same programs as on this machine.
 
 use std::{
     io::Write,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
 
 use super::{
     bench::{Bench, Vm},
@@ -20,19 +21,29 @@ pub(super) const SLOWER: u32 = 20;
 /// What sessions in VMs may take to get ready, seconds: each loads its programs past an emulated verifier.
 pub(super) const READY_WITHIN: u32 = 180;
 
+/// The test programs that run in VMs as a whole: on Debian's kernels, with all that is ignored elsewhere.
+pub(super) const WHOLE: &[&str] = &["kernel", "profiles"];
+/// The program with a test per scenario.
+pub(super) const SCENARIOS: &str = "scenarios";
+
+/// In place of a program: what runs in two VMs at once.
+pub(super) const PAIR: &str = "pair";
+
 /// Which tests.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Suite {
-    /// Those of the kernel programs, all of them.
-    pub(super) kernel: bool,
-    /// Scenarios by name; all, if none is named.
+    /// Some of [`WHOLE`].
+    pub(super) programs: Vec<String>,
+    /// Scenarios by name.
     pub(super) scenarios: Vec<String>,
+    /// Tests with one of these in their name are left out of the [`WHOLE`] programs.
+    pub(super) skip: Vec<String>,
     /// End a VM that runs longer.
     pub(super) limit: Duration,
 }
 
 /// How a test ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Outcome {
     Passed,
     Failed,
@@ -40,11 +51,21 @@ pub(super) enum Outcome {
     Ignored(String),
 }
 
+/// A test that was run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Tested {
+    /// The test program.
+    pub(super) program: String,
+    /// The test.
+    pub(super) name: String,
+    pub(super) outcome: Outcome,
+}
+
 /// What came of it in one VM.
 #[derive(Debug, Default)]
 pub(super) struct Report {
-    /// By name, in order.
-    pub(super) results: Vec<(String, Outcome)>,
+    /// In order.
+    pub(super) results: Vec<Tested>,
     /// What the test programs said at their end.
     pub(super) said: Totals,
     /// Whether something went wrong beyond the tests: a broken kernel, a time limit.
@@ -56,7 +77,7 @@ impl Report {
         self.broken.is_none() && self.count(|outcome| *outcome == Outcome::Failed) == 0
     }
 
-    /// Takes and prints one result, with more to say about it.
+    /// Takes and prints one result of a pair, with more to say about it.
     pub(super) fn tell(&mut self, prefix: &str, name: &str, outcome: Outcome, more: &str) {
         let word = match &outcome {
             Outcome::Passed => "ok".to_owned(),
@@ -67,7 +88,7 @@ impl Report {
         if !more.is_empty() {
             println!("{more}");
         }
-        self.results.push((name.to_owned(), outcome));
+        self.results.push(Tested { program: PAIR.to_owned(), name: name.to_owned(), outcome });
     }
 
     /// Takes and prints how it all ended.
@@ -81,8 +102,8 @@ impl Report {
 
     /// For the sum over everything that was tested.
     pub(super) fn totals(&self, prefix: &str) -> Totals {
-        let ignored_tests = self.results.iter().filter_map(|(name, outcome)| match outcome {
-            Outcome::Ignored(reason) => Some(format!("{prefix}{name}, {reason}")),
+        let ignored_tests = self.results.iter().filter_map(|tested| match &tested.outcome {
+            Outcome::Ignored(reason) => Some(format!("{prefix}{}, {reason}", tested.name)),
             _ => None,
         });
         Totals {
@@ -95,7 +116,7 @@ impl Report {
     }
 
     fn count(&self, fits: impl Fn(&Outcome) -> bool) -> u64 {
-        self.results.iter().map(|(_, outcome)| u64::from(fits(outcome))).sum()
+        self.results.iter().map(|tested| u64::from(fits(&tested.outcome))).sum()
     }
 
     /// What cargo's tests say at their end.
@@ -112,76 +133,116 @@ impl Report {
     fn check(&self) -> Result<()> {
         let counts = |totals: &Totals| (totals.passed, totals.failed, totals.ignored);
         let (told, said) = (counts(&self.totals("")), counts(&self.said));
-        if told != said {
-            bail!("results told one by one: {told:?} (passed, failed, ignored); in sum: {said:?}");
-        }
-        if told == (0, 0, 0) {
-            bail!("no test ran");
-        }
+        ensure!(told == said, "results told one by one: {told:?} (passed, failed, ignored); in sum: {said:?}");
         Ok(())
     }
 }
 
 impl Suite {
+    /// Whether there is nothing to run.
+    pub(super) fn is_empty(&self) -> bool {
+        self.programs.is_empty() && self.scenarios.is_empty()
+    }
+
     /// Runs the tests in a VM and prints each as cargo's tests print theirs, with `prefix` before the name.
     pub(super) fn run(&self, bench: &Bench, vm: &Vm, prefix: &str) -> Report {
         let start = Instant::now();
         let mut report = Report::default();
-        let result = self.programs(bench).and_then(|programs| {
-            programs.iter().try_for_each(|program| {
+        let result = self.requests(bench).and_then(|programs| {
+            programs.iter().try_for_each(|(name, request)| {
                 let left = self.limit.saturating_sub(start.elapsed());
-                run_program(vm, program, left, prefix, &mut report)
+                run_program(vm, name, request, left, prefix, &mut report)
             })
         });
-        let result = result.and_then(|()| report.check()).and_then(|()| vm.is_sound());
+        let result = result.and_then(|()| report.check()).and_then(|()| {
+            // Only what is left out by name may leave nothing.
+            ensure!(!report.results.is_empty() || !self.skip.is_empty(), "no test ran");
+            vm.is_sound()
+        });
         report.end(result, prefix, start.elapsed());
         report
     }
 
-    fn programs(&self, bench: &Bench) -> Result<Vec<Request>> {
-        let mut programs = Vec::new();
-        let one_by_one = |name: &str| -> Result<Request> {
+    fn requests(&self, bench: &Bench) -> Result<Vec<(&str, Request)>> {
+        let request = |name: &str, more: &[&str]| -> Result<Request> {
             let path = bench.payload.program(name)?.to_string_lossy().into_owned();
-            Ok(Request { words: vec![path, "--test-threads=1".to_owned()], ..bench.shell("")? })
+            let mut words = vec![path, "--test-threads=1".to_owned()];
+            words.extend(more.iter().map(|word| (*word).to_owned()));
+            Ok(Request { words, ..bench.shell("")? })
         };
-        if self.kernel {
+        let mut requests = Vec::new();
+        for name in &self.programs {
             // Debian's kernels have all that these tests need.
-            let mut kernel = one_by_one("kernel")?;
-            kernel.words.push("--include-ignored".to_owned());
-            programs.push(kernel);
+            let mut words = vec!["--include-ignored"];
+            words.extend(self.skip.iter().flat_map(|skip| ["--skip", skip]));
+            requests.push((name.as_str(), request(name, &words)?));
         }
-        let mut scenarios = one_by_one("scenarios")?;
-        scenarios.environment.push(("PODPATH_READY_WITHIN".to_owned(), READY_WITHIN.to_string()));
-        scenarios.environment.push(("PODPATH_SLOWER".to_owned(), SLOWER.to_string()));
-        scenarios.environment.push(("PODPATH_SCENARIOS".to_owned(), self.scenarios.join(",")));
-        programs.push(scenarios);
-        Ok(programs)
+        if !self.scenarios.is_empty() {
+            let mut scenarios = request(SCENARIOS, &[])?;
+            scenarios.environment.push(("PODPATH_READY_WITHIN".to_owned(), READY_WITHIN.to_string()));
+            scenarios.environment.push(("PODPATH_SLOWER".to_owned(), SLOWER.to_string()));
+            scenarios.environment.push(("PODPATH_SCENARIOS".to_owned(), self.scenarios.join(",")));
+            requests.push((SCENARIOS, scenarios));
+        }
+        Ok(requests)
     }
 }
 
-fn run_program(vm: &Vm, program: &Request, limit: Duration, prefix: &str, report: &mut Report) -> Result<()> {
+fn run_program(
+    vm: &Vm,
+    name: &str,
+    request: &Request,
+    limit: Duration,
+    prefix: &str,
+    report: &mut Report,
+) -> Result<()> {
     let mut lines = Lines::default();
-    let mut summaries = 0;
-    let code = vm.run(0, program, limit, |event| match event {
+    let mut said = Vec::new();
+    let mut progress = Progress::default();
+    let code = vm.run(0, request, limit, |event| match event {
         Event::Started => Ok(()),
         Event::Error(bytes) => print(&mut std::io::stderr().lock(), bytes),
         Event::Output(bytes) => lines.add(bytes, |line| {
             if line.starts_with("test result: ") {
-                summaries += 1;
+                said.push(line.to_owned());
                 report.said.add(line);
                 return Ok(());
             }
-            if let Some((name, outcome)) = result(line) {
-                report.results.push((name.to_owned(), outcome));
-                return say(&line.replacen("test ", &format!("test {prefix}"), 1));
-            }
-            say(line)
+            progress.all = progress.all.or_else(|| line.strip_prefix("running ")?.split(' ').next()?.parse().ok());
+            let Some((test, outcome)) = result(line) else { return say(line) };
+            report.results.push(Tested { program: name.to_owned(), name: test.to_owned(), outcome });
+            say(&format!("{}{}", line.replacen("test ", &format!("test {prefix}"), 1), progress.step()))
         }),
     })?;
-    let name = program.words.first().context("a program has a name")?;
-    match (summaries, code) {
-        (1, 0 | 101) => Ok(()),
-        _ => bail!("{name} ended with exit code {code} and {summaries} summaries"),
+    check_end(&said, code).with_context(|| format!("test program {name}"))
+}
+
+/// A test program ends with one summary, with exit code 0 if all is well, with 101 if a test failed; not with anything else,
+/// such as a panic behind the summary, or a lab that stays.
+fn check_end(summaries: &[String], code: i32) -> Result<()> {
+    let [summary] = summaries else { bail!("ended with exit code {code} and {} summaries", summaries.len()) };
+    let mut said = Totals::default();
+    said.add(summary);
+    let expected = if said.failed == 0 { 0 } else { 101 };
+    ensure!(code == expected, "ended with exit code {code} after saying `{summary}`");
+    Ok(())
+}
+
+/// How far a test program is.
+#[derive(Default)]
+struct Progress {
+    all: Option<u32>,
+    done: u32,
+    last: Option<Instant>,
+}
+
+impl Progress {
+    /// Behind a test's line: `  (3 of 84, 31 s)`. The first says no time, for that of the VM's start would be in it.
+    fn step(&mut self) -> String {
+        self.done += 1;
+        let took = self.last.replace(Instant::now()).map(|last| format!(", {} s", last.elapsed().as_secs()));
+        let all = self.all.map_or_else(|| "?".to_owned(), |all| all.to_string());
+        format!("  ({} of {all}{})", self.done, took.unwrap_or_default())
     }
 }
 
@@ -251,7 +312,9 @@ mod tests {
     }
 
     fn report(results: &[Outcome], said: &str) -> Report {
-        let results = results.iter().map(|outcome| ("x".to_owned(), outcome.clone())).collect();
+        let tested =
+            |outcome: &Outcome| Tested { program: "kernel".to_owned(), name: "x".to_owned(), outcome: outcome.clone() };
+        let results = results.iter().map(tested).collect();
         let mut report = Report { results, ..Report::default() };
         report.said.add(said);
         report
@@ -263,9 +326,24 @@ mod tests {
         let three = [Outcome::Passed, Outcome::Passed, Outcome::Ignored(String::new())];
         report(&three, said).check().unwrap();
         assert!(report(&three[1..], said).check().is_err());
-        assert!(
-            report(&[], "test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 9 filtered out").check().is_err()
-        );
+    }
+
+    #[test]
+    fn an_exit_code_must_fit_what_was_said() {
+        let ok = ["test result: ok. 2 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out".to_owned()];
+        let failed = ["test result: FAILED. 1 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out".to_owned()];
+        check_end(&ok, 0).unwrap();
+        check_end(&failed, 101).unwrap();
+        for (said, code) in [(&ok[..], 101), (&ok, 1), (&failed, 0), (&failed, 134), (&[], 0), (&[], 101)] {
+            assert!(check_end(said, code).is_err(), "{said:?} {code}");
+        }
+    }
+
+    #[test]
+    fn progress_counts() {
+        let mut progress = Progress { all: Some(84), ..Progress::default() };
+        assert_eq!(progress.step(), "  (1 of 84)");
+        assert_eq!(progress.step(), "  (2 of 84, 0 s)");
     }
 
     #[test]

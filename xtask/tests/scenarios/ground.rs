@@ -4,31 +4,25 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use xtask::lab::{LabInfo, inside, run};
-use xtask::scenario::check::{self, Ground, Links};
+use xtask::scenario::check::Ground;
 
 /// Interfaces of all nodes and pods.
 pub(crate) fn ground(lab: &LabInfo) -> Result<Ground> {
     let mut ground = Ground::default();
-    for node in &lab.nodes {
-        ground.nodes.insert(node.name.clone(), links(&node.namespace)?);
-    }
-    for pod in &lab.pods {
-        let place = (lab.node(&pod.node)?.name.clone(), links(&pod.namespace)?);
-        ground.pods.insert(format!("{}/{}", pod.kubernetes_namespace, pod.name), place);
-    }
+    let ask = |namespace: &str| inside(namespace, || run("ip", &["-json", "link"], ""));
+    lab.nodes.iter().try_for_each(|node| ground.add(lab, node, ask))?;
     Ok(ground)
-}
-
-fn links(namespace: &str) -> Result<Links> {
-    check::links(&inside(namespace, || run("ip", &["-json", "link"], ""))?)
 }
 
 /// Everything of a lab that a trace must not change, by namespace: links, addresses, routes, qdiscs, rules.
 pub(crate) fn settings(lab: &LabInfo) -> Result<BTreeMap<String, String>> {
     const COMMANDS: &[&str] = &[
         "ip -4 -brief address",
+        "ip -6 -brief address",
         "ip -4 rule",
+        "ip -6 rule",
         "ip -4 route show table all",
+        "ip -6 route show table all",
         "tc qdisc show",
         "nft --stateless list ruleset",
     ];

@@ -1,10 +1,9 @@
 //! Running podpath as a person would, and judging what it says.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -23,13 +22,6 @@ const WAY_OUT: &str = "run the tests by `cargo xtask test`, which builds all the
 
 /// `podpath`, with its agent beside it.
 pub(crate) struct Tool(PathBuf);
-
-/// What a run of it gave.
-struct Output {
-    exit: Option<i32>,
-    stdout: String,
-    stderr: String,
-}
 
 impl Tool {
     pub(crate) fn find() -> Result<Tool> {
@@ -108,7 +100,7 @@ impl Tool {
         Ok(running)
     }
 
-    fn trace(&self, scenario: &Scenario, lab: &LabInfo, saved: &Path, limit: Duration) -> Result<Output> {
+    fn trace(&self, scenario: &Scenario, lab: &LabInfo, saved: &Path, limit: Duration) -> Result<proc::Output> {
         let mut command = Command::new(&self.0);
         command
             .arg("trace")
@@ -117,37 +109,18 @@ impl Tool {
             .arg(&lab.inventory)
             .arg("--save")
             .arg(saved);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = proc::spawn(&mut command)?;
-        let (stdout, stderr) = (collect(child.stdout.take()), collect(child.stderr.take()));
-        let status = proc::wait_within(&mut child, limit)?;
-        let text =
-            |pipe: thread::JoinHandle<Vec<u8>>| String::from_utf8_lossy(&pipe.join().unwrap_or_default()).into_owned();
-        let (stdout, stderr) = (text(stdout), text(stderr));
-        match status {
-            Some(status) => Ok(Output { exit: status.code(), stdout, stderr }),
-            None => bail!("{} had not ended after {} s\n{stdout}{stderr}", proc::describe(&command), limit.as_secs()),
-        }
+        proc::collected(&mut command, limit)
     }
 }
 
-fn text_problems(scenario: &Scenario, output: &Output, reasons: bool) -> Vec<String> {
+fn text_problems(scenario: &Scenario, output: &proc::Output, reasons: bool) -> Vec<String> {
     let mut problems = Vec::new();
-    if output.exit != Some(scenario.expect.exit) {
-        problems.push(format!("exit code {:?}, expected {}", output.exit, scenario.expect.exit));
+    if output.status.code() != Some(scenario.expect.exit) {
+        problems.push(format!("{}, expected exit code {}", proc::ended(output.status), scenario.expect.exit));
     }
     let missing = scenario.expect.text(reasons).filter(|line| !output.stdout.contains(*line));
     problems.extend(missing.map(|line| format!("the text does not say: {line}")));
     problems
-}
-
-fn collect(pipe: Option<impl Read + Send + 'static>) -> thread::JoinHandle<Vec<u8>> {
-    thread::spawn(move || {
-        let mut bytes = Vec::new();
-        // A broken pipe ends the output; what came before it is still worth showing.
-        let _ = pipe.map(|mut pipe| pipe.read_to_end(&mut bytes));
-        bytes
-    })
 }
 
 /// Traffic in a pod; ends when dropped.

@@ -206,6 +206,20 @@ async fn a_source_that_cannot_send_is_an_error() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_node_that_was_given_long_to_get_ready_is_given_half_of_that_to_end() {
+    let (connection, mut peer) = Peer::connected("a");
+    let plan = Plan { armed_within: Duration::from_secs(180), ..PLAN };
+    let driving = tokio::spawn(async move { drive(vec![(connection, request(60))], plan, pending(), |_| {}).await });
+    peer.get_armed().await;
+    // Three seconds of recording and the first 80 of ending.
+    peer.only_live(83).await;
+    assert!(!driving.is_finished());
+    peer.only_live(60).await;
+    let driven = driving.now_or_never().expect("still waiting").unwrap().unwrap();
+    assert!(driven.warnings[0].contains("not drained within 90 s of being told to stop"), "{:?}", driven.warnings);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_session_that_never_ends_is_given_up() {
     let (connection, mut peer) = Peer::connected("a");
     let driving = tokio::spawn(driven(vec![(connection, request(60))]));

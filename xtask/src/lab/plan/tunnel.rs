@@ -67,6 +67,9 @@ pub(super) fn plan(lab: &str, profile: &Profile, node: &Node, tunnel: &profile::
         }
         TunnelKind::Wireguard { port, mark, table, priority } => {
             ip.push(format!("rule add not fwmark {mark:#x}/{mark:#x} table {table} priority {priority}"));
+            // What is here is looked up further down: else a borrowed address would be led to its block's node, and back.
+            let throw = |here: Ipv4Net| format!("route add throw {here}{} table {table}", protocol(profile));
+            ip.extend(allowed(node).into_iter().map(throw));
             let peer = |other: &Node| Peer {
                 namespace: namespace(lab, &other.host),
                 address: other.address,
@@ -85,13 +88,18 @@ fn allowed(node: &Node) -> Vec<Ipv4Net> {
     std::iter::once(node.block()).chain(borrowed).collect()
 }
 
+/// Who made a route, as `ip route` takes it.
+fn protocol(profile: &Profile) -> String {
+    match &profile.cni {
+        Cni::Calico { route_protocol, .. } => format!(" proto {route_protocol}"),
+        Cni::Kindnet | Cni::Flannel { .. } => String::new(),
+    }
+}
+
 /// The route through the tunnel to addresses behind `other`.
 pub(super) fn route(profile: &Profile, tunnel: &profile::Tunnel, other: &Node, destination: Ipv4Net) -> String {
     let name = &tunnel.name;
-    let protocol = match &profile.cni {
-        Cni::Calico { route_protocol, .. } => format!(" proto {route_protocol}"),
-        Cni::Kindnet | Cni::Flannel { .. } => String::new(),
-    };
+    let protocol = protocol(profile);
     match tunnel.kind {
         TunnelKind::Ipip => format!("route add {destination} via {} dev {name}{protocol} onlink", other.address),
         TunnelKind::Vxlan { .. } => {

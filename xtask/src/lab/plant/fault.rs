@@ -32,8 +32,11 @@ pub(super) fn has_rules(listed: &str) -> bool {
 
 impl Planted {
     pub(super) fn chain_policy(&mut self, namespace: &str, chain: &str) -> Result<()> {
+        let rules = netns::inside(namespace, || run("iptables-nft", &["-S", chain], ""))?;
+        let before = rules.lines().find_map(|line| line.strip_prefix(&format!("-P {chain} ")));
+        let before = before.with_context(|| format!("{chain} has no policy: it is no base chain"))?.to_owned();
         self.iptables(namespace, "iptables-nft", &["-P", chain, "DROP"])?;
-        self.undo_by(namespace, "iptables-nft", words(&format!("-P {chain} ACCEPT")));
+        self.undo_by(namespace, "iptables-nft", words(&format!("-P {chain} {before}")));
         Ok(())
     }
 
@@ -83,16 +86,29 @@ impl Planted {
         Ok(())
     }
 
-    /// The kernel forgets the routes by an interface that goes down.
+    /// The kernel forgets the routes by an interface that goes down, and its IPv6 addresses but the link-local one, which it
+    /// makes anew.
     pub(super) fn link_down(&mut self, namespace: &str, interface: &str) -> Result<()> {
-        let listed = netns::inside(namespace, || run("ip", &["-o", "route", "show", "dev", interface], ""))?;
-        // Undone in reverse: those without a gateway, which lead to the gateways, come last.
-        let mut routes: Vec<&str> =
-            listed.lines().map(str::trim).filter(|route| !route.contains("proto kernel")).collect();
-        routes.sort_by_key(|route| !route.contains(" via "));
-        for route in routes {
-            let route = route.replace(" linkdown", "");
-            self.undo_by(namespace, "ip", words(&format!("route replace {route} dev {interface}")));
+        let list = |words: &str| {
+            netns::inside(namespace, || {
+                run("ip", &super::borrow(&super::words(&format!("{words} dev {interface}"))), "")
+            })
+        };
+        for family in ["-4", "-6"] {
+            let listed = list(&format!("{family} -o route show"))?;
+            // Undone in reverse: those without a gateway, which lead to the gateways, come last.
+            let mut routes: Vec<&str> =
+                listed.lines().map(str::trim).filter(|route| !route.contains("proto kernel")).collect();
+            routes.sort_by_key(|route| !route.contains(" via "));
+            for route in routes {
+                let route = route.replace(" linkdown", "");
+                self.undo_by(namespace, "ip", words(&format!("{family} route replace {route} dev {interface}")));
+            }
+        }
+        for address in list("-6 -o address show scope global permanent")?.lines() {
+            let address = address.split_once(" inet6 ").and_then(|(_, rest)| rest.split(' ').next());
+            let address = address.with_context(|| format!("no address in what ip lists of {interface}"))?;
+            self.undo_by(namespace, "ip", words(&format!("address add {address} dev {interface} nodad")));
         }
         let up = format!("link set {interface} up");
         self.ip(namespace, &format!("link set {interface} down"), Some(&up))
