@@ -170,14 +170,15 @@ pub enum RuleVerdict {
     Accept,
     /// Drops.
     Drop,
-    /// Answers with an error and drops; with what, as `iptables` names it (`icmp-port-unreachable`, `tcp-reset`).
+    /// Answers with an error and drops; with what, as `iptables` names it (`icmp-port-unreachable`, `tcp-reset`), or
+    /// `icmpx-` and nft's name for what goes by the packet's IP version.
     Reject(String),
     /// Rewrites the source to an address of the outgoing interface.
     Masquerade,
-    /// Rewrites the source.
-    Snat,
-    /// Rewrites the destination.
-    Dnat,
+    /// Rewrites the source; to what, as nft writes it (`10.0.0.1`, `10.0.0.1-10.0.0.9:1024-65535`). Empty: not known.
+    Snat(String),
+    /// Rewrites the destination; to what, as nft writes it (`10.0.0.1:8080`). Empty: not known.
+    Dnat(String),
     /// Continues in that chain.
     Jump(String),
     /// Anything else, or nothing.

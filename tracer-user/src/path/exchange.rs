@@ -12,12 +12,15 @@ use super::{
     errors::Seen,
     group::{ACK, Group, RST, Role, Sorted},
     hops::{self, Timed},
-    model::{ClockAtStart, Direction, Exchange, Outcome, Path, Rejection, What},
+    model::{ClockAtStart, Direction, DropCause, Exchange, Outcome, Path, Rejection, What},
     shares,
     touch::{Touch, Way},
     world::World,
 };
-use crate::{event::L4, node::facts::LinkRef};
+use crate::{
+    event::{L4, Sighting},
+    node::facts::LinkRef,
+};
 
 /// The chains of one exchange.
 pub(super) struct Story<'a> {
@@ -110,7 +113,7 @@ impl<'a> Story<'a> {
     /// `others`: the bounds that the trace's other exchanges give, the best first.
     pub(super) fn tell<'b>(&self, world: &World<'a>, others: impl Iterator<Item = &'b Bounds> + Clone) -> Told<'a> {
         let answered = self.answered();
-        let mut request_end = drops::end(world, &self.request, answered);
+        let mut request_end = self.request_end(world, answered);
         if self.rejection.is_some() && matches!(request_end, End::Lost(_)) {
             request_end = End::Left;
         }
@@ -139,13 +142,24 @@ impl<'a> Story<'a> {
 
         // A drop that was seen says more than the answer that came of it.
         let rejection = match &request_end {
+            End::Dropped { .. } if self.refused() => self.rejection.clone().map(|r| self.of_rule(world, r)),
             End::Dropped { .. } => self.rejection.clone(),
             _ => self.rejection.clone().map(|r| self.of_port(world, r)),
         };
-        let mut there = hops::write(world, &self.request);
+        let rejecting = match &request_end {
+            End::Dropped { node, .. } if self.refused() => Some(*node),
+            _ => None,
+        };
+        let mut there = hops::write(world, &self.request, None);
         there.finish(request_end, answered, answer);
+        if let Some((node, first)) = self.reply.first().filter(|(node, _)| rejecting == Some(*node)) {
+            // The rule had decided when its answer left; the buffer is freed, and dates what was not seen, after that.
+            for hop in there.hops.iter_mut().filter(|hop| hop.node == node) {
+                hop.time_ns = hop.time_ns.map(|ns| ns.min(first.start()));
+            }
+        }
         let began_before = self.probe.is_none() && sender_was_watched(world) && !there.is_from_its_sender();
-        let mut back = hops::write(world, &self.reply);
+        let mut back = hops::write(world, &self.reply, rejecting);
         if self.answered() {
             back.finish(reply_end, self.confirmed(), None);
         }
@@ -177,6 +191,18 @@ impl<'a> Story<'a> {
         Told { exchange, routers: there.routers, began_before, suspicion }
     }
 
+    /// A reset is an answer that does not prove the request's arrival: a rule that drops the request sends it in the
+    /// destination's name (`nf_send_reset`).
+    fn request_end(&self, world: &World<'a>, answered: bool) -> End<'a> {
+        if self.refused() {
+            let by_rule = drops::end(world, &self.request, false);
+            if matches!(&by_rule, End::Dropped { cause, .. } if cause.detail.cause == DropCause::Netfilter) {
+                return by_rule;
+            }
+        }
+        drops::end(world, &self.request, answered)
+    }
+
     /// How long after the packet was last seen recording ended, ns, if that was too soon to say what became of it.
     fn cut_off<'b>(
         &self,
@@ -195,8 +221,10 @@ impl<'a> Story<'a> {
             return is(Outcome::Incomplete, None);
         }
         let answered = if self.refused() { Outcome::Rejected } else { Outcome::Delivered };
+        // By a rule on its way, be the answer in the destination's name.
+        let by_rule = self.refused() && matches!(request, End::Dropped { .. });
         if self.confirmed() {
-            return is(answered, None);
+            return is(answered, by_rule.then_some(Direction::Request));
         }
         if !self.reply.fragments.is_empty() {
             return match reply {
@@ -204,7 +232,7 @@ impl<'a> Story<'a> {
                     note: Some("reply: it arrived, but the injector did not take it within its time limit".to_owned()),
                     ..is(answered, None)
                 },
-                End::Delivered | End::Left => is(answered, None),
+                End::Delivered | End::Left => is(answered, by_rule.then_some(Direction::Request)),
                 End::Dropped { .. } => is(Outcome::Dropped, Some(Direction::Reply)),
                 End::Lost(_) => is(Outcome::Lost, Some(Direction::Reply)),
                 End::Unknown(_) | End::Unseen => is(Outcome::Incomplete, None),
@@ -263,14 +291,40 @@ impl<'a> Story<'a> {
         let netns = first.at().netns;
         let reached = self.request.last().is_some_and(|(n, t)| n == node && t.at().netns == netns);
         let own = world.namespaces(node).owns(netns, first.first.packet.src);
-        match (first.way, reached && own) {
-            (Way::Out, true) => of(Some((node, netns)), closed),
-            (Way::Out, false) => {
-                let meaning = format!("TCP reset in the name of {from}: a firewall rule, not the destination");
-                of(Some((node, netns)), meaning)
-            }
-            (Way::In, _) => of(None, format!("connection refused on port{port} (TCP reset)")),
+        let place = Some((node, netns));
+        let certain = self.what == Some(What::Data) || self.came_to_tcp(node, netns);
+        match first.way {
+            Way::Out if reached && own && certain => of(place, closed),
+            // A rule of its own may have sent it as well.
+            Way::Out if reached && own => of(
+                place,
+                format!("connection refused on port{port} (TCP reset): nothing listens there, or a rule there refuses"),
+            ),
+            Way::Out => of(place, in_the_name_of(from)),
+            Way::In => of(None, format!("connection refused on port{port} (TCP reset)")),
         }
+    }
+
+    /// TCP itself freed the request there, be it for want of a socket: no rule did.
+    fn came_to_tcp(&self, node: usize, netns: u32) -> bool {
+        let by_tcp = |free: &Sighting| {
+            let function = free.free.as_ref().and_then(|free| free.function.as_deref());
+            function.is_some_and(|name| name.starts_with("tcp_"))
+        };
+        self.request.frees.iter().any(|(n, free)| *n == node && free.netns == netns && by_tcp(free))
+    }
+
+    /// The request was seen dropped by a rule, so what refused it was that rule.
+    fn of_rule(&self, world: &World<'_>, rejection: Rejection) -> Rejection {
+        let from = world.ends.destination.address;
+        let Some((node, last)) = self.request.last() else { return rejection };
+        let netns = last.at().netns;
+        let meaning = if world.namespaces(node).owns(netns, from) {
+            format!("TCP reset by a firewall rule at {from} itself (whether the port is open is not known)")
+        } else {
+            in_the_name_of(from)
+        };
+        Rejection { meaning, pod: world.pod(node, netns), node: Some(world.node(node).name.clone()), ..rejection }
     }
 
     /// "Port unreachable" by the destination itself says that nothing listens; by others it is a firewall's word.
@@ -329,6 +383,10 @@ impl<'a> Story<'a> {
         }
         offsets
     }
+}
+
+fn in_the_name_of(destination: IpAddr) -> String {
+    format!("TCP reset in the name of {destination}: a firewall rule, not the destination")
 }
 
 /// All that the source sends is recorded, from a certain moment on.

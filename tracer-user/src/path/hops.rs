@@ -58,9 +58,10 @@ pub(super) struct Walk<'w, 'a> {
     data: Option<u16>,
 }
 
-pub(super) fn write<'w, 'a>(world: &'w World<'a>, chain: &'w Chain<'a>) -> Walk<'w, 'a> {
+/// `made_on`: the node that made the packet in its sender's name, as a rule that resets a connection does.
+pub(super) fn write<'w, 'a>(world: &'w World<'a>, chain: &'w Chain<'a>, made_on: Option<usize>) -> Walk<'w, 'a> {
     let mut walk = Walk { world, chain, hops: Vec::new(), notes: Vec::new(), routers: Vec::new(), data: None };
-    walk.start();
+    walk.start(made_on);
     for (i, fragment) in chain.fragments.iter().enumerate() {
         if i > 0 {
             walk.gap(i);
@@ -148,8 +149,11 @@ impl<'a> Walk<'_, 'a> {
     }
 
     /// The beginning: is anything missing before it?
-    fn start(&mut self) {
+    fn start(&mut self, made_on: Option<usize>) {
         let Some((node, first)) = self.chain.first() else { return };
+        if first.way == Way::Out && made_on == Some(node) {
+            return;
+        }
         let enters = first.way == Way::In && self.world.namespaces(node).leads_out(first.at());
         let outside = enters && self.world.owner(first.last.packet.src).is_none();
         if !outside && !self.is_sender(node, first) {
@@ -294,10 +298,14 @@ impl<'a> Walk<'_, 'a> {
         if moment.is_some() {
             nat.moment = Basis::Observed;
         }
-        let rule = nat_rule::find(self.world, passage, action, &nat, packet);
+        let (rule, text) = match nat_rule::find(self.world, passage, action, &nat, packet) {
+            nat_rule::Found::Rule(rule) => (Some(*rule), None),
+            nat_rule::Found::Older(why) => (None, Some(format!("{why}: rule not known"))),
+            nat_rule::Found::Open => (None, None),
+        };
         let header = nat::header(&nat, packet.ttl);
         let spot = Spot { time_ns: moment.unwrap_or(spot.time_ns), ..spot };
-        self.push(spot, action, header, Basis::Observed, Detail { rule, ..nat::detail(nat) });
+        self.push(spot, action, header, Basis::Observed, Detail { rule, text, ..nat::detail(nat) });
     }
 
     /// When netfilter wrote it (`nf_nat_manip_pkt`).

@@ -1,26 +1,40 @@
 //! Which netfilter rule asked for a rewrite.
 //!
 //! The rules of the nat table see the first packet of a connection only, so one rule's counter rises by one however many
-//! packets it rewrites; for a connection older than the trace by none.
+//! packets it rewrites; for a connection older than the trace by none: what counted meanwhile is others' then.
+
+use std::{net::IpAddr, str::FromStr};
 
 use super::{
+    group::{ACK, SYN},
     hops::Passage,
     model::{Action, Basis, Nat, RuleRef},
     world::World,
 };
 use crate::{
-    event::{L4, Packet},
+    event::{L4, Packet, Record, Translation},
     node::facts::{Condition, ConditionField, LinkRef, Rule, RuleEngine, RuleHit, RuleVerdict},
 };
 
-/// The one rule that fits; None if several do, or none.
-pub(super) fn find(
-    world: &World<'_>,
-    passage: &Passage,
-    action: Action,
-    nat: &Nat,
-    packet: &Packet,
-) -> Option<RuleRef> {
+/// What can be said about the rule.
+pub(super) enum Found {
+    /// The one rule that fits.
+    Rule(Box<RuleRef>),
+    /// The connection may be older than the trace, so no rule's counter can tell; why, in words.
+    Older(&'static str),
+    /// Several fit, or none.
+    Open,
+}
+
+/// The rule, if only one can have been it.
+pub(super) fn find(world: &World<'_>, passage: &Passage, action: Action, nat: &Nat, packet: &Packet) -> Found {
+    if !matches!(action, Action::Snat | Action::Dnat) {
+        // What undoes a translation is conntrack, not a rule.
+        return Found::Open;
+    }
+    if let Some(why) = may_be_older(world, passage.node, packet) {
+        return Found::Older(why);
+    }
     let scene = Scene { world, passage, nat, packet };
     let hits = &world.node(passage.node).facts.rules;
     let fitting: Vec<&RuleHit> = hits.iter().filter(|hit| scene.fits(hit, action)).collect();
@@ -34,9 +48,52 @@ pub(super) fn find(
         (fitting, Basis::Configured)
     };
     match candidates.as_slice() {
-        [only] => Some(shown(only, basis)),
-        _ => None,
+        [only] => Found::Rule(Box::new(shown(only, basis))),
+        _ => Found::Open,
     }
+}
+
+/// Whether the packet's connection may have begun before the trace did. Our probes begin theirs; of watched TCP the SYN
+/// was seen; of others the conntrack entry had seen no reply when it was first met, and saw one then.
+fn may_be_older(world: &World<'_>, node: usize, packet: &Packet) -> Option<&'static str> {
+    /// `IPS_SEEN_REPLY` (`uapi/linux/netfilter/nf_conntrack_common.h`).
+    const SEEN_REPLY: u32 = 1 << 1;
+    if !world.evidence.probes.is_empty() {
+        return None;
+    }
+    let records = &world.node(node).records;
+    if let L4::Tcp { src_port, dst_port, .. } = packet.l4 {
+        let begins = |record: &Record| match record {
+            Record::Sighting(s) => matches!(s.packet.l4, L4::Tcp { src_port: a, dst_port: b, flags, .. }
+                if flags & (SYN | ACK) == SYN && (a == src_port || b == dst_port)
+                    && (s.packet.src == packet.src || s.packet.dst == packet.dst)),
+            _ => false,
+        };
+        return (!records.iter().any(begins)).then_some("connection older than the trace");
+    }
+    let mut of_this = records.iter().filter_map(|record| match record {
+        Record::Translation(t) if is_of(packet, t) => Some(t.status & SEEN_REPLY != 0),
+        _ => None,
+    });
+    match (of_this.next(), of_this.any(|seen| seen)) {
+        (Some(true), _) => Some("connection older than the trace"),
+        (Some(false), true) => None,
+        _ => Some("connection may be older than the trace"),
+    }
+}
+
+/// The entry is about the packet, as it is before or after its translation.
+fn is_of(packet: &Packet, t: &Translation) -> bool {
+    let ends = (packet.src, packet.dst);
+    [&t.original, &t.reply].iter().any(|tuple| {
+        let ports = |a: u16, b: u16| (tuple.l4_src, tuple.l4_dst) == (a, b) || (tuple.l4_src, tuple.l4_dst) == (b, a);
+        let l4 = match packet.l4 {
+            L4::Udp { src_port, dst_port, .. } => ports(src_port, dst_port),
+            L4::Icmp { id, .. } => tuple.l4_src == id || tuple.l4_dst == id,
+            L4::Tcp { .. } | L4::Other { .. } => true,
+        };
+        l4 && (ends == (tuple.src, tuple.dst) || ends == (tuple.dst, tuple.src))
+    })
 }
 
 fn shown(hit: &RuleHit, basis: Basis) -> RuleRef {
@@ -72,9 +129,14 @@ impl Scene<'_, '_> {
     fn fits(&self, hit: &RuleHit, action: Action) -> bool {
         let place = self.passage.goes.or(self.passage.came);
         let verdict = match action {
-            Action::Snat => matches!(hit.verdict, RuleVerdict::Snat | RuleVerdict::Masquerade),
-            Action::Dnat => hit.verdict == RuleVerdict::Dnat,
-            // What undoes a translation is conntrack, not a rule.
+            Action::Snat => match &hit.verdict {
+                RuleVerdict::Snat(to) => may_be_target(to, self.nat.after.src, self.nat.after.src_port),
+                verdict => *verdict == RuleVerdict::Masquerade,
+            },
+            Action::Dnat => match &hit.verdict {
+                RuleVerdict::Dnat(to) => may_be_target(to, self.nat.after.dst, self.nat.after.dst_port),
+                _ => false,
+            },
             _ => false,
         };
         // INPUT 1 and POSTROUTING 4 rewrite the source, PREROUTING 0 and OUTPUT 3 the destination.
@@ -127,5 +189,23 @@ impl Scene<'_, '_> {
             Some(beginning) => name.starts_with(beginning),
             None => name == wanted,
         })
+    }
+}
+
+/// `target` is what a rule translates to, as [`RuleVerdict`] has it; what is not understood of it excludes nothing.
+fn may_be_target(target: &str, address: IpAddr, port: Option<u16>) -> bool {
+    let (addresses, ports) = match target.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((addresses, rest)) => (addresses, rest.strip_prefix(':')),
+        None if target.matches(':').count() > 1 => (target, None),
+        None => target.split_once(':').map_or((target, None), |(addresses, ports)| (addresses, Some(ports))),
+    };
+    in_range(addresses, address) && ports.zip(port).is_none_or(|(ports, port)| in_range(ports, port))
+}
+
+fn in_range<T: FromStr + PartialOrd>(range: &str, value: T) -> bool {
+    let (from, to) = range.split_once('-').unwrap_or((range, range));
+    match (from.parse::<T>(), to.parse::<T>()) {
+        (Ok(from), Ok(to)) => (from..=to).contains(&value),
+        _ => true,
     }
 }

@@ -45,6 +45,12 @@ pub(super) fn dying(p: &Touch<'_>, free: Option<&Sighting>, translation: Option<
     RouteQuestion { netns: p.at().netns, src: before.src, dst, in_ifindex: Some(p.at().ifindex), mark }
 }
 
+/// The look-up for the outer packet that was made of the one seen last, and died before it was seen.
+pub(super) fn wrapped_dying(last: &Touch<'_>, free: &Sighting) -> Option<RouteQuestion> {
+    let outer = free.outer.as_ref().filter(|_| !last.wrapped())?;
+    Some(RouteQuestion { netns: last.at().netns, src: outer.src, dst: outer.dst, in_ifindex: None, mark: free.mark })
+}
+
 /// The look-up for a packet that its namespace made itself (also a tunnel's outer packet).
 pub(super) fn local(q: &Touch<'_>, translation: Option<&Translation>) -> RouteQuestion {
     let mut src = q.header().src;
@@ -137,8 +143,11 @@ fn of_packet<'a>(sightings: &[&'a Sighting], sorted: &Sorted<'a>, namespaces: Na
         if first.way == Way::Out && is_node && namespaces.owns(own.netns, own.src) {
             questions.push(own);
         }
+        let free = sightings.iter().rfind(|s| touch::is_free(s) && s.time_ns >= last.end()).copied();
+        if last.way == Way::Out {
+            questions.extend(free.and_then(|free| wrapped_dying(last, free)));
+        }
         if last.way == Way::In {
-            let free = sightings.iter().rfind(|s| touch::is_free(s) && s.time_ns >= last.end()).copied();
             let question = dying(last, free, translation(last));
             if let Some(free) = free.filter(|f| may_be_of_reverse_path(f) && f.packet.ttl == last.ttl()) {
                 questions.push(back(question.netns, Header::of(free).src));

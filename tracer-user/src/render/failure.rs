@@ -189,7 +189,13 @@ fn rule_in_words(rule: &CulpritRule) -> String {
 fn answer(names: &Names, rejection: &Rejection, exchange: &Exchange) -> String {
     let what = match rejection.icmp_type {
         Some(_) => format!("ICMP {} from {}", rejection.meaning, sender(names, rejection)),
-        None => format!("{} from {}", rejection.meaning, sender(names, rejection)),
+        None => match rejection {
+            // It gives itself out to be the destination.
+            Rejection { pod: None, node: Some(node), .. } => {
+                format!("{}; sent by node {}", rejection.meaning, names.short(node))
+            }
+            _ => format!("{}; sent by {}", rejection.meaning, sender(names, rejection)),
+        },
     };
     match (rejection.arrived, &rejection.fate) {
         (true, _) => what,

@@ -198,9 +198,11 @@ pub(super) fn rewrite(hop: &Hop) -> String {
     format!("{name} {} -> {}{ports}", address(before), address(after))
 }
 
-/// ` by nat/cali-nat-outgoing`.
+/// ` by nat/cali-nat-outgoing`; without a rule why it is not known, if there is more to say than that.
 fn by_rule(hop: &Hop) -> String {
-    let Some(RuleRef { table, chain, basis, .. }) = &hop.detail.rule else { return String::new() };
+    let Some(RuleRef { table, chain, basis, .. }) = &hop.detail.rule else {
+        return hop.detail.text.as_ref().map_or(String::new(), |text| format!("; {text}"));
+    };
     let doubt = match basis {
         Basis::Observed => "",
         Basis::Inferred => " (by its counter)",

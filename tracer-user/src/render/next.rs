@@ -36,7 +36,9 @@ fn without_hop(trace: &Trace, names: &Names, exchange: &Exchange) -> Vec<String>
         }
         Some(Rejection { node: Some(node), .. }) => {
             let (on, dst) = (names.short(node), trace.destination.address);
-            vec![format!("on {on}: ip route get {dst}; iptables-save -c | grep -E 'REJECT|DROP'; nft list ruleset")]
+            vec![format!(
+                "on {on}: ip route get {dst}; iptables-legacy-save -c | grep -E 'REJECT|DROP'; nft list ruleset"
+            )]
         }
         Some(Rejection { from, .. }) => vec![format!("look at {from}: its routes and its firewall; it is not traced")],
         None if trace.lost_events > 0 => {
@@ -150,7 +152,8 @@ fn counters(site: &Site<'_>) -> Vec<String> {
 fn rule_commands(site: &Site<'_>, drop: &DropDetail) -> Vec<String> {
     let on = &site.on;
     if drop.rules.is_empty() {
-        let save = if site.hop.dst.is_ipv6() { "ip6tables-save" } else { "iptables-save" };
+        // nft shows what iptables-nft made, too.
+        let save = if site.hop.dst.is_ipv6() { "ip6tables-legacy-save" } else { "iptables-legacy-save" };
         return vec![format!("{on}: {save} -c | grep -iE 'drop|reject'; nft list ruleset | grep -iE 'drop|reject'")];
     }
     let mut commands: Vec<String> = Vec::new();
@@ -159,9 +162,9 @@ fn rule_commands(site: &Site<'_>, drop: &DropDetail) -> Vec<String> {
         let tool = if family == "ip6" { "ip6tables" } else { "iptables" };
         let command = match *engine {
             "nftables" => format!("{on}: nft -a list chain {family} {table} {chain}"),
-            // Where both variants are installed, the plain name may be the other one.
+            // Where both variants are installed, the plain name is either of them.
             "iptables" => format!("{on}: {tool}-legacy -t {table} -vnL {chain} --line-numbers"),
-            _ => format!("{on}: {tool} -t {table} -vnL {chain} --line-numbers"),
+            _ => format!("{on}: {tool}-nft -t {table} -vnL {chain} --line-numbers"),
         };
         if !commands.contains(&command) {
             commands.push(command);

@@ -29,7 +29,8 @@ pub(super) enum Expression<'a> {
     /// Masquerades; NF_NAT_RANGE_* flags.
     Masquerade { flags: u32 },
     /// Rewrites an end; registers of address and port.
-    Nat { source: bool, address: Option<u32>, port: Option<u32>, flags: u32 },
+    /// `ranged`: the registers are the lower ends of ranges.
+    Nat { source: bool, address: Option<u32>, port: Option<u32>, ranged: bool, flags: u32 },
     /// Rewrites the destination to this machine; register of the port.
     Redirect { port: Option<u32> },
     /// An iptables match.
@@ -146,6 +147,9 @@ fn known<'a>(name: &str, data: &'a [u8]) -> Option<Expression<'a>> {
             source: number(data, 1)? == 0,
             address: register(3),
             port: register(5),
+            // Without upper ends the kernel tells the lower ones twice (`nft_nat_init`).
+            ranged: register(4).is_some_and(|to| Some(to) != register(3))
+                || register(6).is_some_and(|to| Some(to) != register(5)),
             flags: number(data, 7).unwrap_or_default(),
         }),
         "redir" => Some(Expression::Redirect { port: register(1) }),

@@ -50,8 +50,17 @@ fn count(seen: &mut HashMap<(bool, Place, u64), u32>, key: (bool, Place, u64)) -
     }
 }
 
-/// Packets of the traced flows that met a rule, by chain and handle; by handle 0 the chain's policy.
-pub(in crate::node) type Traced = HashMap<(Place, u64), u64>;
+/// Packets of the traced flows that met a rule, by chain, handle and what became of them; by handle 0 the chain's policy.
+pub(in crate::node) type Traced = HashMap<(Place, u64, Ended), u64>;
+
+/// What a rule's verdict did to a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(in crate::node) enum Ended {
+    Dropped,
+    Accepted,
+    /// It went on to another rule, or elsewhere.
+    Not,
+}
 
 /// What the comparison found.
 #[derive(Debug, Default)]
@@ -90,6 +99,8 @@ pub(super) fn hits(netns: u32, after: &Ruleset, before: &Baseline, traced: &Trac
     Found { hits, too_many, vanished, changed: new || vanished }
 }
 
+const ENDS: [Ended; 3] = [Ended::Dropped, Ended::Accepted, Ended::Not];
+
 struct Comparison<'a> {
     netns: u32,
     before: &'a Baseline,
@@ -115,14 +126,17 @@ impl Comparison<'_> {
             let mut ways: Option<Option<Ways>> = None;
             for (rule, position) in chain.rules.iter().zip(1..) {
                 let rise = self.rise(legacy, &place, rule);
-                let traced = self.traced.get(&(place.clone(), rule.handle)).copied().unwrap_or_default();
-                if rise == Some(0) && traced == 0 {
+                if rise == Some(0) && !ENDS.iter().any(|ended| self.traced_at(&place, rule.handle, *ended) > 0) {
                     continue;
                 }
-                // A traced packet that the rule let pass is no news, a verdict of any kind is.
-                let told =
-                    |outcome: &&Outcome| outcome.matters() || (traced > 0 && outcome.verdict == RuleVerdict::Accept);
-                for outcome in rule.outcomes.iter().filter(told) {
+                for outcome in &rule.outcomes {
+                    let traced = self.traced(&place, rule.handle, &outcome.verdict);
+                    // A traced packet that the rule let pass is no news, a verdict of any kind is.
+                    let told = outcome.matters() && (rise != Some(0) || traced > 0)
+                        || traced > 0 && outcome.verdict == RuleVerdict::Accept;
+                    if !told {
+                        continue;
+                    }
                     let Some(ways) = ways.get_or_insert_with(|| graph.to(index)) else { continue };
                     let met = Met { packets: rise, traced };
                     let hit = self.hit(table, chain, ways, Some((rule, position, outcome)), met);
@@ -137,7 +151,7 @@ impl Comparison<'_> {
         let Some(base) = &chain.base else { return };
         let before = self.before.policies.get(&(legacy, place.clone())).copied();
         let rise = self.difference(base.packets, before);
-        let traced = self.traced.get(&(place.clone(), 0)).copied().unwrap_or_default();
+        let traced = self.traced(place, 0, &base.policy);
         let may_have_ended = matters(&base.policy) && rise != Some(0);
         if traced == 0 && !may_have_ended {
             return;
@@ -146,6 +160,23 @@ impl Comparison<'_> {
         let met = Met { packets: rise, traced };
         let hit = self.hit(table, chain, &ways, None, met);
         self.keep(hit, met);
+    }
+
+    fn traced_at(&self, place: &Place, handle: u64, ended: Ended) -> u64 {
+        self.traced.get(&(place.clone(), handle, ended)).copied().unwrap_or_default()
+    }
+
+    /// How many traced packets the rule did that to. NAT's verdict is to accept, or by an iptables target to go on.
+    fn traced(&self, place: &Place, handle: u64, verdict: &RuleVerdict) -> u64 {
+        let of = |ended| self.traced_at(place, handle, ended);
+        match verdict {
+            RuleVerdict::Drop | RuleVerdict::Reject(_) => of(Ended::Dropped),
+            RuleVerdict::Accept => of(Ended::Accepted),
+            RuleVerdict::Masquerade | RuleVerdict::Snat(_) | RuleVerdict::Dnat(_) => {
+                of(Ended::Accepted) + of(Ended::Not)
+            }
+            RuleVerdict::Jump(_) | RuleVerdict::Other => of(Ended::Not),
+        }
     }
 
     /// By how much the rule's counter rose; None: it has none.

@@ -74,8 +74,8 @@ pub(super) fn matters(verdict: &RuleVerdict) -> bool {
         RuleVerdict::Drop
         | RuleVerdict::Reject(_)
         | RuleVerdict::Masquerade
-        | RuleVerdict::Snat
-        | RuleVerdict::Dnat => true,
+        | RuleVerdict::Snat(_)
+        | RuleVerdict::Dnat(_) => true,
         RuleVerdict::Accept | RuleVerdict::Jump(_) | RuleVerdict::Other => false,
     }
 }

@@ -446,8 +446,12 @@ pub(super) fn implies(loaded: &Loaded<'_>, version: Option<u8>, protocol: Option
     (base == NETWORK && named, base == TRANSPORT && named)
 }
 
-/// A rejection's name in iptables and in nft.
+/// `NFT_REJECT_ICMPX_*` as nft names them.
+const ICMPX: [&str; 4] = ["no-route", "port-unreachable", "host-unreachable", "admin-prohibited"];
+
+/// A rejection's name in iptables and in nft; `icmpx-` and nft's name for what depends on the packet's IP version.
 pub(super) fn reject(kind: u32, code: u8, version: Option<u8>, family: &str) -> (String, String) {
+    let is_mixed = matches!(family, "inet" | "bridge" | "netdev");
     // NFT_REJECT_ICMP_UNREACH, NFT_REJECT_TCP_RST, NFT_REJECT_ICMPX_UNREACH.
     let v4 =
         |code: u8| ["net", "host", "proto", "port"].get(usize::from(code)).map(|name| format!("{name}-unreachable"));
@@ -461,18 +465,25 @@ pub(super) fn reject(kind: u32, code: u8, version: Option<u8>, family: &str) -> 
         (0, _, 10) => Some(("icmp-", "icmp", "host-prohibited".to_owned())),
         (0, _, 13) => Some(("icmp-", "icmp", "admin-prohibited".to_owned())),
         (0, _, code) => v4(code).map(|name| ("icmp-", "icmp", name)),
+        // nft_reject_icmp_code and nft_reject_icmpv6_code (net/netfilter/nft_reject.c); without a version it is either.
         (2, version, code) => {
-            let prefix = if version == Some(6) { "icmp6-" } else { "icmp-" };
-            let names = ["no-route", "port-unreachable", "host-unreachable", "admin-prohibited"];
-            names.get(usize::from(code)).map(|name| (prefix, "icmpx", (*name).to_owned()))
+            let (prefix, names) = match version {
+                Some(4) => ("icmp-", ["net-unreachable", "port-unreachable", "host-unreachable", "admin-prohibited"]),
+                Some(6) => ("icmp6-", ["no-route", "port-unreachable", "addr-unreachable", "adm-prohibited"]),
+                _ => ("icmpx-", ICMPX),
+            };
+            let name = names.get(usize::from(code)).map(|name| format!("{prefix}{name}"));
+            return match (name, ICMPX.get(usize::from(code))) {
+                (Some(name), Some(&"port-unreachable")) if is_mixed => (name, "reject".to_owned()),
+                (Some(name), Some(word)) => (name, format!("reject with icmpx {word}")),
+                _ => ("...".to_owned(), "reject ...".to_owned()),
+            };
         }
         _ => None,
     };
     match name {
         // What each family answers if nothing is said.
-        Some((prefix, word, name))
-            if name == "port-unreachable" && (word == "icmpx") == matches!(family, "inet" | "bridge" | "netdev") =>
-        {
+        Some((prefix, _, name)) if name == "port-unreachable" && !is_mixed => {
             (format!("{prefix}{name}"), "reject".to_owned())
         }
         Some((prefix, word, name)) => (format!("{prefix}{name}"), format!("reject with {word} {name}")),

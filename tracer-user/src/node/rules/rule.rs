@@ -116,14 +116,18 @@ impl<'a> Machine<'a> {
             Expression::Masquerade { flags } => {
                 self.end = Some((RuleVerdict::Masquerade, format!("masquerade{}", words::nat_flags(flags))));
             }
-            Expression::Nat { source, address, port, flags } => {
-                let to = words::nat_to(self.constant(address), self.constant(port));
-                let (verdict, word) = if source { (RuleVerdict::Snat, "snat") } else { (RuleVerdict::Dnat, "dnat") };
+            Expression::Nat { source, address, port, ranged, flags } => {
+                let (own, own_port) = (self.constant(address), self.constant(port));
+                let to = words::nat_to(own, own_port);
+                let known = !ranged && own.is_some() && own_port.is_some() == port.is_some();
+                let target = if known { to.clone() } else { String::new() };
+                let (verdict, word) =
+                    if source { (RuleVerdict::Snat(target), "snat") } else { (RuleVerdict::Dnat(target), "dnat") };
                 self.end = Some((verdict, format!("{word} to {to}{}", words::nat_flags(flags))));
             }
             Expression::Redirect { port } => {
                 let to = port.map(|port| format!(" to {}", words::nat_to(None, self.constant(Some(port)))));
-                self.end = Some((RuleVerdict::Dnat, format!("redirect{}", to.unwrap_or_default())));
+                self.end = Some((RuleVerdict::Dnat(String::new()), format!("redirect{}", to.unwrap_or_default())));
             }
             Expression::Match { name, revision, data } => self.xt_match(&name, revision, data),
             Expression::Target { name, revision, data } => {

@@ -3,13 +3,13 @@
 //! A table with the owner flag marks them. It belongs to the socket it was made by and is gone with it, however the process
 //! ends (`net/netfilter/nf_tables_api.c`, nft_rcv_nl_event; Linux 5.12).
 
-use std::net::IpAddr;
+use std::{collections::HashSet, net::IpAddr};
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
 use super::{
     attributes::{Raw, attribute, be64, number, put, put_nested, put_text, string},
-    hits::{Place, Traced},
+    hits::{Ended, Place, Traced},
     nft::{SUBSYSTEM, family_name},
 };
 use crate::{
@@ -45,6 +45,8 @@ pub(in crate::node) struct Trace {
     _owner: Netlink,
     heard: Watch,
     name: String,
+    /// The packets that a rule of our table marked, by the kernel's name for them.
+    ours: HashSet<u32>,
     met: Traced,
     lost: bool,
 }
@@ -68,17 +70,13 @@ impl Trace {
             }
         }
         owner.batch(SUBSYSTEM >> 8, &batch)?;
-        Ok(Self { _owner: owner, heard, name, met: Traced::new(), lost: false })
+        Ok(Self { _owner: owner, heard, name, ours: HashSet::new(), met: Traced::new(), lost: false })
     }
 
     /// Takes in what was heard since the last call. Never blocks.
     pub(in crate::node) fn collect(&mut self) {
-        let Self { _owner: _, heard, name, met, lost } = self;
-        *lost |= heard.messages(|message: Raw| {
-            if let Some(key) = event(&message).filter(|((_, table, _), _)| table != name) {
-                *met.entry(key).or_default() += 1;
-            }
-        });
+        let Self { _owner: _, heard, name, ours, met, lost } = self;
+        *lost |= heard.messages(|message: Raw| take(&message, name, ours, met));
     }
 
     /// What the marked packets met so far, and whether something was not heard.
@@ -87,8 +85,29 @@ impl Trace {
     }
 }
 
-/// The rule, or with handle 0 the policy, that a message says a packet met.
-fn event(message: &Raw) -> Option<(Place, u64)> {
+/// Takes in one message. Others may have marked packets too, which all listeners hear of: ours are those that a rule of our
+/// table, `own`, has let through; each rule of it marks.
+fn take(message: &Raw, own: &str, ours: &mut HashSet<u32>, met: &mut Traced) {
+    let Some(Event { packet, place, handle, ended }) = event(message) else { return };
+    if place.1 == own {
+        if handle != 0 {
+            ours.insert(packet);
+        }
+    } else if ours.contains(&packet) {
+        *met.entry((place, handle, ended)).or_default() += 1;
+    }
+}
+
+/// A packet met a rule, or with handle 0 a policy.
+struct Event {
+    /// Tells packets apart (`nft_trace_fill_id`, `net/netfilter/nf_tables_trace.c`).
+    packet: u32,
+    place: Place,
+    handle: u64,
+    ended: Ended,
+}
+
+fn event(message: &Raw) -> Option<Event> {
     const POLICY: u32 = 1;
     const RULE: u32 = 3;
     if message.kind != TRACE {
@@ -96,11 +115,18 @@ fn event(message: &Raw) -> Option<(Place, u64)> {
     }
     let body = &message.body;
     let place = (family_name(message.family)?, string(body, 1)?, string(body, 2)?);
-    match number(body, 4)? {
-        POLICY => Some((place, 0)),
-        RULE => Some((place, attribute(body, 3).and_then(be64)?)),
-        _ => None,
-    }
+    let (handle, verdict) = match number(body, 4)? {
+        POLICY => (0, number(body, 16)?),
+        // NFTA_TRACE_VERDICT, and in it NFTA_VERDICT_CODE.
+        RULE => (attribute(body, 3).and_then(be64)?, number(attribute(body, 5)?, 1)?),
+        _ => return None,
+    };
+    let ended = match verdict & 0xff {
+        0 => Ended::Dropped,
+        1 => Ended::Accepted,
+        _ => Ended::Not,
+    };
+    Some(Event { packet: number(body, 6)?, place, handle, ended })
 }
 
 fn table(batch: &mut Vec<Raw>, family: u8, name: &str, flows: &[&Flow], translated: bool) {
@@ -228,16 +254,28 @@ fn original(list: &mut Vec<u8>, flow: &Flow) {
     /// NFT_CT_SRC and NFT_CT_DST: of the table's own family.
     const SOURCE: u32 = 8;
     const DESTINATION: u32 = 9;
-    let Flow { a, b, protocol: number, a_port: _, b_port: _ } = flow;
+    /// NFT_CT_PROTO_SRC and NFT_CT_PROTO_DST.
+    const SOURCE_PORT: u32 = 11;
+    const DESTINATION_PORT: u32 = 12;
+    let Flow { a, b, protocol: number, a_port, b_port } = flow;
     protocol(list, *number);
-    for (key, address) in [(SOURCE, Some(a)), (DESTINATION, b.as_ref())] {
-        let Some(address) = address else { continue };
+    let address = |key, address: &IpAddr| (key, octets(*address));
+    // Of an echo the identifier is both ends'; conntrack keeps it as the source's port (`icmp_pkt_to_tuple`).
+    let port = |key, port: &u16| (key, port.to_be_bytes().to_vec());
+    let b_port = b_port.as_ref().filter(|_| !matches!(number, 1 | 58));
+    let asked = [
+        Some(address(SOURCE, a)),
+        b.as_ref().map(|b| address(DESTINATION, b)),
+        a_port.as_ref().map(|own| port(SOURCE_PORT, own)),
+        b_port.map(|own| port(DESTINATION_PORT, own)),
+    ];
+    for (key, value) in asked.into_iter().flatten() {
         expression(list, "ct", |data| {
             put(data, 1, &REGISTER);
             put(data, 2, &key.to_be_bytes());
             put(data, 3, &[0]);
         });
-        equals(list, &octets(*address));
+        equals(list, &value);
     }
 }
 
@@ -251,6 +289,35 @@ fn octets(address: IpAddr) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn message(table: &str, packet: u32, handle: u64, verdict: i32) -> Raw {
+        let mut message = Raw::new(TRACE, IP);
+        put_text(&mut message.body, 1, table);
+        put_text(&mut message.body, 2, "chain");
+        put(&mut message.body, 3, &handle.to_be_bytes());
+        put(&mut message.body, 4, &3u32.to_be_bytes());
+        put_nested(&mut message.body, 5, |inside| put(inside, 1, &verdict.to_be_bytes()));
+        put(&mut message.body, 6, &packet.to_be_bytes());
+        message
+    }
+
+    /// A rule that only counts, and one of a verdict map that let the packet pass, have ended nothing.
+    #[test]
+    fn verdicts_count_and_only_of_packets_that_our_table_marked() {
+        let (mut ours, mut met) = (HashSet::new(), Traced::new());
+        let continues = -1;
+        for (table, packet, handle, verdict) in [
+            ("filter", 7, 4, 0), // Marked by another.
+            ("podpath-1", 9, 1, continues),
+            ("filter", 9, 3, continues),
+            ("filter", 9, 4, 0),
+            ("filter", 8, 4, 0),
+        ] {
+            take(&message(table, packet, handle, verdict), "podpath-1", &mut ours, &mut met);
+        }
+        let place = |handle, ended| ((("ip", "filter".to_owned(), "chain".to_owned()), handle, ended), 1);
+        assert_eq!(met, Traced::from([place(3, Ended::Not), place(4, Ended::Dropped)]));
+    }
 
     proptest::proptest! {
         #[test]

@@ -244,8 +244,11 @@ pub(super) fn target(name: &str, revision: u32, data: &[u8], v6: bool) -> (RuleV
         "DROP" => RuleVerdict::Drop,
         "ACCEPT" => RuleVerdict::Accept,
         "MASQUERADE" => RuleVerdict::Masquerade,
-        "SNAT" | "NETMAP" => RuleVerdict::Snat,
-        "DNAT" | "REDIRECT" => RuleVerdict::Dnat,
+        "SNAT" => RuleVerdict::Snat(nat_target(revision, data, v6)),
+        "DNAT" => RuleVerdict::Dnat(nat_target(revision, data, v6)),
+        // Where to depends on the packet.
+        "NETMAP" => RuleVerdict::Snat(String::new()),
+        "REDIRECT" => RuleVerdict::Dnat(String::new()),
         // It looks after the packet's own address and drops what has none, rules apart; no verdict of this rule.
         _ => {
             return (
@@ -295,6 +298,12 @@ fn reject_name(code: u32, v6: bool) -> Option<&'static str> {
 /// (`uapi/linux/netfilter/nf_nat.h`).
 fn nat_options(name: &str, revision: u32, data: &[u8], v6: bool) -> String {
     nat_range(name, revision, data, v6).unwrap_or_else(|| " ...".to_owned())
+}
+
+/// Where SNAT and DNAT send to, as nft writes it; empty: not known.
+fn nat_target(revision: u32, data: &[u8], v6: bool) -> String {
+    let options = nat_range("DNAT", revision, data, v6).unwrap_or_default();
+    options.split(' ').nth(2).unwrap_or_default().to_owned()
 }
 
 fn nat_range(name: &str, revision: u32, data: &[u8], v6: bool) -> Option<String> {

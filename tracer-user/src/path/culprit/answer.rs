@@ -124,10 +124,11 @@ fn meaning(from: IpAddr, kind: (u8, u8)) -> String {
 }
 
 /// The answer is what a REJECT rule `with` this sends; `with` as iptables and nft name it. An unknown name excludes nothing.
-pub(super) fn is_of(rejection: &Rejection, with: &str) -> bool {
+pub(in crate::path) fn is_of(rejection: &Rejection, with: &str) -> bool {
     let Some(kind) = rejection.icmp_type.zip(rejection.icmp_code) else {
         return with == "tcp-reset" || with == "tcp reset";
     };
+    let v6 = rejection.from.is_ipv6();
     let sent = match with {
         "tcp-reset" | "tcp reset" => return false,
         "icmp-net-unreachable" => (3, 0),
@@ -141,6 +142,35 @@ pub(super) fn is_of(rejection: &Rejection, with: &str) -> bool {
         "icmp6-adm-prohibited" => (1, 1),
         "icmp6-addr-unreachable" => (1, 3),
         "icmp6-port-unreachable" => (1, 4),
+        // By the packet's IP version: nft_reject_icmp_code, nft_reject_icmpv6_code.
+        "icmpx-no-route" => {
+            if v6 {
+                (1, 0)
+            } else {
+                (3, 0)
+            }
+        }
+        "icmpx-port-unreachable" => {
+            if v6 {
+                (1, 4)
+            } else {
+                (3, 3)
+            }
+        }
+        "icmpx-host-unreachable" => {
+            if v6 {
+                (1, 3)
+            } else {
+                (3, 1)
+            }
+        }
+        "icmpx-admin-prohibited" => {
+            if v6 {
+                (1, 1)
+            } else {
+                (3, 13)
+            }
+        }
         "icmp6-policy-fail" => (1, 5),
         "icmp6-reject-route" => (1, 6),
         _ => return true,

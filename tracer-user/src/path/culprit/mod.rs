@@ -22,6 +22,9 @@ mod sign;
 
 use sign::Sign;
 
+/// Kinds of devices that take packets over from the device below them.
+const ON_TOP: [&str; 4] = ["vlan", "macvlan", "macvtap", "ipvlan"];
+
 /// Why a packet was freed.
 pub(super) struct Cause<'a> {
     pub(super) detail: DropDetail,
@@ -29,6 +32,8 @@ pub(super) struct Cause<'a> {
     pub(super) route: Option<String>,
     /// Of a netfilter drop: the rules that it may have met.
     pub(super) suspects: Option<Vec<&'a RuleHit>>,
+    /// It may have been a rule of ebtables.
+    pub(super) unread: bool,
 }
 
 impl Cause<'_> {
@@ -62,8 +67,11 @@ impl<'w, 'a> Scene<'w, 'a> {
         last: &'w Touch<'a>,
         free: &'a Sighting,
     ) -> Self {
-        let question = || route::dying(last, Some(free), chain.translation(node, last.first.skb));
-        let answer = (last.way == Way::In).then(question).and_then(|q| world.answer(node, &q));
+        let question = match last.way {
+            Way::In => Some(route::dying(last, Some(free), chain.translation(node, last.first.skb))),
+            Way::Out => route::wrapped_dying(last, free),
+        };
+        let answer = question.and_then(|q| world.answer(node, &q));
         Self { world, node, last, free, answer }
     }
 
@@ -79,23 +87,55 @@ impl<'w, 'a> Scene<'w, 'a> {
         self.answer?.route.as_ref()
     }
 
+    /// The link that IP and netfilter take it to have come in by. A packet is seen at the device that it arrives by; a
+    /// bond, a VLAN device or a macvlan on top of that gets it without being seen (`__netif_receive_skb_core`, another
+    /// round). None: not known.
+    fn inbound(&self) -> Option<&'a Link> {
+        if self.last.way == Way::Out || self.unwrapped() {
+            return None;
+        }
+        let namespaces = self.world.namespaces(self.node);
+        let mut link = self.link()?;
+        if let Some(bond) = link.master.and_then(|ifindex| namespaces.link(LinkRef { ifindex, ..self.place() }))
+            && bond.kind.as_deref().is_some_and(|kind| matches!(kind, "bond" | "team"))
+        {
+            link = bond;
+        }
+        let is_on_top = |link: &Link| link.kind.as_deref().is_some_and(|kind| ON_TOP.contains(&kind));
+        let all = &namespaces.get(self.place().netns)?.links;
+        // Which device such a one sits on is not read; hardly ever on the node's end of a pod's veth.
+        let may_be_on_top = link.peer.is_none() && !is_on_top(link) && all.iter().any(is_on_top);
+        (!may_be_on_top).then_some(link)
+    }
+
+    /// A tunnel device wrapped it after it was last seen: what was freed is the outer packet, one of the node's own.
+    fn wrapped(&self) -> bool {
+        self.free.outer.is_some() && !self.last.wrapped()
+    }
+
+    /// It was unwrapped after it was last seen: what was freed is the inner packet, come in by the tunnel's device.
+    fn unwrapped(&self) -> bool {
+        self.free.outer.is_none() && self.last.wrapped()
+    }
+
     /// Where it would have gone out, by the route as it was read.
     fn out(&self) -> Option<&'a Link> {
         let ifindex = match self.last.way {
-            Way::In => self.route()?.out_ifindex?,
-            Way::Out => self.place().ifindex,
+            Way::Out if !self.wrapped() => self.place().ifindex,
+            Way::In | Way::Out => self.route()?.out_ifindex?,
         };
         self.world.namespaces(self.node).link(LinkRef { ifindex, ..self.place() })
     }
 
     /// It was being forwarded: the TTL went down (`ip_forward` lowers it before the FORWARD hook) since it came in.
     fn forwarded(&self) -> bool {
-        self.last.way == Way::In && self.header().ttl < self.last.header().ttl
+        let same = self.free.outer.is_some() == self.last.wrapped();
+        self.last.way == Way::In && same && self.header().ttl < self.last.header().ttl
     }
 
     /// What the network sees of the packet when it is freed.
     fn header(&self) -> Header {
-        if self.free.outer.is_some() == self.last.wrapped() { Header::of(self.free) } else { self.last.header() }
+        Header::of(self.free)
     }
 
     /// Length of the packet that the network sees, bytes.
@@ -103,9 +143,10 @@ impl<'w, 'a> Scene<'w, 'a> {
         self.free.outer.as_ref().map_or(self.free.packet.ip_len, |outer| outer.ip_len)
     }
 
-    /// Its destination is an address of the namespace.
+    /// Its destination is an address of the namespace, or its route is local for another reason (`ip route add local`).
     fn is_for_here(&self) -> bool {
-        self.world.namespaces(self.node).owns(self.place().netns, self.header().dst)
+        let local = self.route().is_some_and(|route| matches!(route.kind, RouteKind::Local | RouteKind::Broadcast));
+        local || self.world.namespaces(self.node).owns(self.place().netns, self.header().dst)
     }
 
     fn setting(&self, name: &str) -> Option<&'a str> {
@@ -135,6 +176,7 @@ pub(super) fn cause<'a>(scene: &Scene<'_, 'a>) -> Cause<'a> {
         },
         route: None,
         suspects: None,
+        unread: false,
     };
     match (by_reason, specified, by_function) {
         (Some(sign), ..) => network::by_sign(scene, sign, &mut cause),
@@ -152,6 +194,7 @@ pub(super) fn cause<'a>(scene: &Scene<'_, 'a>) -> Cause<'a> {
     if cause.detail.cause == DropCause::Netfilter {
         cause.detail.hook = rules::only_hook(scene, netfilter.as_ref());
         cause.suspects = Some(rules::suspects(scene, netfilter.as_ref()));
+        cause.unread = rules::may_be_of_ebtables(scene, netfilter.as_ref());
     }
     let freed = freed(scene.free, &cause.detail);
     cause.detail.proof.push(freed);

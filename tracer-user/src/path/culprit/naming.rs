@@ -1,10 +1,10 @@
 //! Names the rule, once all exchanges are told: its counter must have risen by at least the drops that it is to explain.
 
-use std::{collections::HashMap, net::IpAddr};
+use std::collections::HashMap;
 
 use super::{answer, rules};
 use crate::{
-    node::facts::{LinkRef, Rule, RuleEngine, RuleHit, RuleVerdict},
+    node::facts::{Rule, RuleEngine, RuleHit, RuleVerdict},
     path::{
         drops::End,
         model::{Action, Basis, CulpritRule, Direction, DropCause, DropDetail, Exchange, Rejection},
@@ -12,23 +12,15 @@ use crate::{
     },
 };
 
-/// Drops of packets that are alike, at one place: one rule explains them all.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Place {
-    node: usize,
-    at: LinkRef,
-    src: IpAddr,
-    dst: IpAddr,
-    forwarded: bool,
-}
-
 /// A netfilter drop whose rule is still to be named.
 pub(in crate::path) struct Suspicion<'a> {
-    place: Place,
+    node: usize,
     direction: Direction,
     suspects: Vec<&'a RuleHit>,
     /// Of the namespace all rules were read that can have dropped a packet.
     complete: bool,
+    /// It may have been a rule of ebtables, which are not read.
+    unread: bool,
     /// The kernel was seen evaluating the table.
     located: bool,
 }
@@ -36,19 +28,13 @@ pub(in crate::path) struct Suspicion<'a> {
 impl<'a> Suspicion<'a> {
     pub(in crate::path) fn of(world: &World<'a>, end: &End<'a>, direction: Direction) -> Option<Self> {
         let End::Dropped { node, at, cause } = end else { return None };
-        let place = Place {
-            node: *node,
-            at: LinkRef { netns: at.netns, ifindex: at.ifindex },
-            src: at.packet.src,
-            dst: at.packet.dst,
-            forwarded: cause.detail.out_interface.is_some(),
-        };
         let netfilter = at.free.as_ref().and_then(|free| free.netfilter.as_ref());
         Some(Self {
-            place,
+            node: *node,
             direction,
             suspects: cause.suspects.clone()?,
-            complete: world.node(*node).facts.rules_complete.contains(&at.netns),
+            complete: !cause.unread && world.node(*node).facts.rules_complete.contains(&at.netns),
+            unread: cause.unread,
             located: netfilter.is_some_and(|seen| seen.table.is_some()),
         })
     }
@@ -59,32 +45,38 @@ pub(in crate::path) type Case<'t, 'a> = (&'t mut Exchange, &'t Suspicion<'a>);
 
 /// Names rules in the dropped hops of all cases.
 pub(in crate::path) fn name(world: &World<'_>, cases: Vec<Case<'_, '_>>) {
-    let mut counts: HashMap<Place, u64> = HashMap::new();
-    for (_, suspicion) in &cases {
-        *counts.entry(suspicion.place).or_default() += 1;
+    let suspects: Vec<_> = cases.iter().map(|(exchange, suspicion)| of_answer(world, suspicion, exchange)).collect();
+    // What the same rules may have dropped, they must have counted together.
+    let mut counts: HashMap<Vec<*const RuleHit>, u64> = HashMap::new();
+    for of_one in &suspects {
+        *counts.entry(identities(of_one)).or_default() += 1;
     }
-    for (exchange, suspicion) in cases {
-        let rejection = exchange.rejection.clone().filter(|_| suspicion.direction == Direction::Request);
+    for ((exchange, suspicion), suspects) in cases.into_iter().zip(&suspects) {
         let path = match suspicion.direction {
             Direction::Request => &mut exchange.request,
             Direction::Reply => &mut exchange.reply,
         };
         let dropped = path.hops.iter_mut().rev().find(|hop| hop.action == Action::Dropped);
         let Some(detail) = dropped.and_then(|hop| hop.detail.drop.as_mut()) else { continue };
-        let drops = counts[&suspicion.place];
-        let suspects = of_answer(world, suspicion, rejection.as_ref());
-        let verdict = judge(suspicion, &suspects, drops);
-        let pod = |hit: &RuleHit, interface: &str| pod_behind(world, suspicion.place.node, hit.netns, interface);
+        let verdict = judge(suspicion, suspects, counts[&identities(suspects)]);
+        let pod = |hit: &RuleHit, interface: &str| pod_behind(world, suspicion.node, hit.netns, interface);
         let causes: Vec<_> =
             verdict.rules.iter().map(|hit| rules::cause(hit, |interface| pod(hit, interface))).collect();
         blame(detail, &verdict, causes);
     }
 }
 
-/// Who was seen to answer with an error has rejected; of others it is not known.
-fn of_answer<'a>(world: &World<'_>, suspicion: &Suspicion<'a>, rejection: Option<&Rejection>) -> Vec<&'a RuleHit> {
-    let from_there =
-        |rejection: &&Rejection| world.owner(rejection.from).is_none_or(|(node, _)| node == suspicion.place.node);
+fn identities(rules: &[&RuleHit]) -> Vec<*const RuleHit> {
+    rules.iter().copied().map(std::ptr::from_ref).collect()
+}
+
+/// Who was seen to answer with an error or a reset has rejected; of others it is not known.
+fn of_answer<'a>(world: &World<'_>, suspicion: &Suspicion<'a>, exchange: &Exchange) -> Vec<&'a RuleHit> {
+    let rejection = exchange.rejection.as_ref().filter(|_| suspicion.direction == Direction::Request);
+    // A reset comes in the destination's name; nobody but who dropped the packet can have sent it.
+    let from_there = |rejection: &&Rejection| {
+        rejection.icmp_type.is_none() || world.owner(rejection.from).is_none_or(|(node, _)| node == suspicion.node)
+    };
     let Some(rejection) = rejection.filter(from_there) else { return suspicion.suspects.clone() };
     let answers = |hit: &&&RuleHit| match &hit.verdict {
         RuleVerdict::Reject(with) => answer::is_of(rejection, with),
@@ -102,8 +94,9 @@ struct Verdict<'a> {
     proof: String,
 }
 
-/// A packet that a rule dropped met one that it fits, and each drop raised that rule's counter: so one is left, if all
-/// rules were read and only one has risen enough.
+/// A packet that a rule dropped met one that it fits, and each drop raised a counter of those: so one is left, if all
+/// rules were read and only one has counted. A counter that rose by less excludes nothing: others' packets may have raised
+/// the rest, and conditions that are not understood (limits, states) may part packets that look alike.
 fn judge<'a>(suspicion: &Suspicion<'_>, suspects: &[&'a RuleHit], drops: u64) -> Verdict<'a> {
     let packets = if drops == 1 { "1 packet".to_owned() } else { format!("{drops} packets") };
     let traced: Vec<_> = suspects.iter().filter(|hit| hit.traced >= drops).copied().collect();
@@ -111,12 +104,9 @@ fn judge<'a>(suspicion: &Suspicion<'_>, suspects: &[&'a RuleHit], drops: u64) ->
         let proof = format!("the kernel's own trace shows the rule ending {packets} of {drops}");
         return Verdict { rules: traced, sure: true, basis: Basis::Observed, proof };
     }
-    let enough = |hit: &&&RuleHit| !hit.counted || hit.packets >= drops;
-    let mut rules: Vec<_> = suspects.iter().filter(enough).copied().collect();
     let all: u64 = suspects.iter().map(|hit| hit.packets).sum();
-    if rules.is_empty() && all >= drops {
-        rules = suspects.to_vec();
-    }
+    let explained = all >= drops || suspects.iter().any(|hit| !hit.counted);
+    let rules = if explained { suspects.to_vec() } else { Vec::new() };
     let proof = match rules.as_slice() {
         [] => format!(
             "which rule is not known: none whose counter rose by {drops} fits the packet (it may have no counter, or \
@@ -125,9 +115,10 @@ fn judge<'a>(suspicion: &Suspicion<'_>, suspects: &[&'a RuleHit], drops: u64) ->
         [only] => one(only, &packets, drops),
         several => format!("one of {} rules that fit the packet and may have met it", several.len()),
     };
-    let proof = match suspicion.complete || rules.is_empty() {
-        true => proof,
-        false => format!("{proof}, but not all rules could be read: it may have been another"),
+    let proof = match (suspicion.unread, suspicion.complete || rules.is_empty()) {
+        (true, _) => format!("{proof}; the bridge's rules of ebtables are not read: it may have been one of those"),
+        (false, true) => proof,
+        (false, false) => format!("{proof}, but not all rules could be read: it may have been another"),
     };
     let exact = matches!(rules.as_slice(), [only] if only.counted && only.packets == drops);
     let observed = suspicion.located && suspicion.complete && exact;

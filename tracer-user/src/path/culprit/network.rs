@@ -93,7 +93,7 @@ fn way_that_is_down<'a>(scene: &Scene<'_, 'a>) -> Option<(&'a str, String)> {
 
 /// The sysctl that lets the namespace forward what comes in by this interface, and its value.
 fn forwarding<'a>(scene: &Scene<'_, 'a>) -> (String, Option<&'a str>) {
-    let link = scene.link().map_or("all", |link| link.name.as_str());
+    let link = scene.inbound().map_or("all", |link| link.name.as_str());
     if scene.is_v4() {
         // Writing ip_forward sets all of them; each interface's own decides.
         let own = format!("net.ipv4.conf.{link}.forwarding");
@@ -120,9 +120,11 @@ fn none() -> String {
 }
 
 fn rp_settings(scene: &Scene<'_, '_>) -> Vec<crate::path::model::SettingDetail> {
-    let link = scene.link().map_or("", |link| link.name.as_str());
-    let names = ["net.ipv4.conf.all.rp_filter".to_owned(), format!("net.ipv4.conf.{link}.rp_filter")];
-    names.into_iter().filter_map(|name| Some(setting(name.clone(), scene.setting(&name)?))).collect()
+    let own = scene.inbound().map(|link| format!("net.ipv4.conf.{}.rp_filter", link.name));
+    std::iter::once("net.ipv4.conf.all.rp_filter".to_owned())
+        .chain(own)
+        .filter_map(|name| Some(setting(name.clone(), scene.setting(&name)?)))
+        .collect()
 }
 
 /// The route back to the packet's source; outer None: not asked, inner None: there is none.
@@ -137,9 +139,9 @@ fn source(scene: &Scene<'_, '_>, cause: &mut Cause<'_>) {
     let settings = rp_settings(scene);
     // The higher of both counts (Documentation/networking/ip-sysctl.rst).
     let mode = settings.iter().filter_map(|s| s.value.parse::<u8>().ok()).max();
-    let elsewhere = match (mode, reverse(scene)) {
-        (Some(1), Some(Some(back))) => back.out_ifindex.is_some_and(|out| out != scene.place().ifindex),
-        (Some(1 | 2), Some(back)) => back.is_none(),
+    let elsewhere = match (mode, reverse(scene), scene.inbound()) {
+        (Some(1), Some(Some(back)), Some(came)) => back.out_ifindex.is_some_and(|out| out != came.ifindex),
+        (Some(1 | 2), Some(back), Some(_)) => back.is_none(),
         _ => false,
     };
     let own = matches!(reverse(scene), Some(Some(back)) if back.kind == RouteKind::Local);
@@ -151,7 +153,7 @@ fn source(scene: &Scene<'_, '_>, cause: &mut Cause<'_>) {
         let settings: Vec<String> = cause.detail.settings.iter().map(|s| format!("{} = {}", s.name, s.value)).collect();
         let back = cause.detail.reverse_route.clone().unwrap_or_else(none);
         cause.detail.proof.push(format!("{}; the route back to {}: {back}", settings.join(", "), scene.header().src));
-    } else if mode == Some(0) {
+    } else if mode == Some(0) && scene.inbound().is_some() {
         cause.is(DropCause::Other, "a source or destination address that the kernel refuses (martian)");
     } else {
         cause.is(DropCause::Unknown, "reverse path filter, or an address that the kernel refuses (martian)");
@@ -170,13 +172,14 @@ fn ttl_words(scene: &Scene<'_, '_>) -> &'static str {
 /// `ip_forward` freed it, and no reason says for what.
 fn not_forwarded(scene: &Scene<'_, '_>, cause: &mut Cause<'_>) {
     let mtu = scene.out().map(|link| link.mtu);
-    if expired(scene) {
+    // `ip6_forward` asks for this before all else.
+    if !scene.is_v4() && scene.setting("net.ipv6.conf.all.forwarding") == Some("0") {
+        routes(scene, cause);
+    } else if expired(scene) {
         cause.is(DropCause::TtlExpired, ttl_words(scene));
         cause.detail.proof.push(format!("it came in with TTL {}", scene.header().ttl));
     } else if mtu.is_some_and(|mtu| u32::from(scene.length()) > mtu) {
         too_big(scene, cause);
-    } else if !scene.is_v4() && scene.setting("net.ipv6.conf.all.forwarding") == Some("0") {
-        routes(scene, cause);
     } else {
         cause.is(DropCause::Unknown, "not forwarded: TTL, MTU or policy");
     }
@@ -213,25 +216,31 @@ fn queue(scene: &Scene<'_, '_>, cause: &mut Cause<'_>) {
             cause.is(kind, words);
             cause.detail.basis = Basis::Inferred;
         }
-        None => cause.is(DropCause::QueueFull, "the interface's queue is full"),
+        None if cause.detail.reason.as_deref().is_some_and(|reason| reason != "NOT_SPECIFIED") => {
+            cause.is(DropCause::QueueFull, "the interface's queue is full");
+        }
+        // `__dev_queue_xmit` frees what an egress filter refuses (before 5.17 without saying so), too.
+        None => cause.is(DropCause::Unknown, "not queued: a traffic control filter or program, or a full queue"),
     }
 }
 
 fn neighbour(scene: &Scene<'_, '_>, cause: &mut Cause<'_>, what: &str) {
-    let next = scene.route().filter(|route| route.kind == RouteKind::Unicast);
-    let next = next.map_or(scene.header().dst, |route| route.gateway.unwrap_or(scene.header().dst));
+    let route = scene.route().filter(|route| route.kind == RouteKind::Unicast);
+    let next = route.map_or(scene.header().dst, |route| route.gateway.unwrap_or(scene.header().dst));
     let protocol = if scene.is_v4() { "ARP" } else { "neighbour discovery" };
+    // Without a route it is not known by which gateway.
+    let asked = if route.is_some() { next.to_string() } else { format!("the next hop towards {next}") };
     let Some(out) = scene.out() else {
-        cause.is(DropCause::Neighbour, format!("no answer to {protocol} for {next}{what}"));
+        cause.is(DropCause::Neighbour, format!("no answer to {protocol} for {asked}{what}"));
         return;
     };
     // An interface without carrier resolves nothing.
     if let Some((kind, words)) = down(out) {
         cause.is(kind, words);
-        cause.detail.proof.push(format!("{protocol} for {next} got no answer"));
+        cause.detail.proof.push(format!("{protocol} for {asked} got no answer"));
         cause.detail.basis = Basis::Inferred;
     } else {
-        cause.is(DropCause::Neighbour, format!("no answer to {protocol} for {next}{what}"));
+        cause.is(DropCause::Neighbour, format!("no answer to {protocol} for {asked}{what}"));
     }
     let entries = &scene.world.node(scene.node).facts.neighbours;
     let entry = entries.iter().find(|n| (n.netns, n.ifindex, n.address) == (scene.place().netns, out.ifindex, next));

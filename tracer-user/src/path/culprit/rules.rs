@@ -3,12 +3,10 @@
 //! A rule that the packet cannot have met is never named. What is not understood of a rule excludes nothing, so a second
 //! rule that may have been it makes both "one of".
 
-use std::net::IpAddr;
-
 use super::{DropCause, Scene};
 use crate::{
-    event::{Engine, L4, Netfilter},
-    node::facts::{Condition, ConditionField, LinkRef, RuleEngine, RuleHit, RuleVerdict},
+    event::{Encapsulation, Engine, L4, Netfilter},
+    node::facts::{Condition, ConditionField, Link, LinkRef, RuleEngine, RuleHit, RuleVerdict},
     path::touch::Way,
 };
 
@@ -62,14 +60,25 @@ fn hooks(scene: &Scene<'_, '_>, seen: Option<&Netfilter>) -> Vec<u8> {
         return Vec::new();
     }
     match scene.last.way {
-        Way::In if scene.free.outer.is_some() != scene.last.wrapped() => Vec::new(),
+        Way::In if scene.wrapped() || scene.unwrapped() => Vec::new(),
         // `ip_forward` comes after PREROUTING and lowers the TTL before FORWARD.
         Way::In if scene.forwarded() => vec![FORWARD, POSTROUTING],
         Way::In if scene.is_for_here() => vec![PREROUTING, INPUT],
-        Way::In => vec![PREROUTING],
+        // Routed elsewhere, it would have been forwarded; without a route that is known to be its own it may have been for here.
+        Way::In if scene.route().is_some() && !scene.world.node(scene.node).facts.routes_changed => vec![PREROUTING],
+        Way::In => vec![PREROUTING, INPUT],
         // A tunnel device sends what it wrapped as a packet of the node's own.
-        Way::Out if scene.free.outer.is_some() && !scene.last.wrapped() => vec![OUTPUT, POSTROUTING],
+        Way::Out if scene.wrapped() => vec![OUTPUT, POSTROUTING],
         Way::Out => Vec::new(),
+    }
+}
+
+/// The rules of ebtables, which are not read, may have dropped it: it came by a bridge's port, and nothing else was seen
+/// evaluated.
+pub(super) fn may_be_of_ebtables(scene: &Scene<'_, '_>, seen: Option<&Netfilter>) -> bool {
+    match seen {
+        Some(seen) => seen.family == BRIDGE && !matches!(seen.engine, Engine::Nftables { .. }),
+        None => scene.world.namespaces(scene.node).bridge_of(scene.place()).is_some(),
     }
 }
 
@@ -133,14 +142,14 @@ fn fit(scene: &Scene<'_, '_>, hook: Option<u8>, condition: &Condition) -> Fit {
     let fits = match field {
         ConditionField::InInterface(pattern) => match hook {
             Some(OUTPUT | POSTROUTING) | None => Fit::Unknown,
-            Some(_) if scene.last.way == Way::Out => Fit::Unknown,
-            Some(_) => interface(scene, scene.place(), pattern),
+            Some(_) => scene.inbound().map_or(Fit::Unknown, |link| interface(scene, link, pattern)),
         },
         ConditionField::OutInterface(pattern) => match (hook, scene.out()) {
             (Some(PREROUTING | INPUT) | None, _) | (_, None) => Fit::Unknown,
             // Routes are read after the packet passed.
-            _ if scene.world.node(scene.node).facts.routes_changed || scene.last.way == Way::Out => Fit::Unknown,
-            (_, Some(out)) => interface(scene, LinkRef { ifindex: out.ifindex, ..scene.place() }, pattern),
+            _ if scene.world.node(scene.node).facts.routes_changed => Fit::Unknown,
+            _ if scene.last.way == Way::Out && !scene.wrapped() => Fit::Unknown,
+            (_, Some(out)) => interface(scene, out, pattern),
         },
         ConditionField::Source(net) => net.contains(&header.src).into(),
         ConditionField::Destination(net) => net.contains(&header.dst).into(),
@@ -154,11 +163,10 @@ fn fit(scene: &Scene<'_, '_>, hook: Option<u8>, condition: &Condition) -> Fit {
     fits.not(*not)
 }
 
-/// A packet on a port of a bridge comes in by the port for some hooks and by the bridge for others.
-fn interface(scene: &Scene<'_, '_>, at: LinkRef, pattern: &str) -> Fit {
+/// A packet on a port of a bridge comes in by the port for some hooks and by the bridge for others; the same goes for a VRF.
+fn interface(scene: &Scene<'_, '_>, link: &Link, pattern: &str) -> Fit {
     let namespaces = scene.world.namespaces(scene.node);
-    let Some(link) = namespaces.link(at) else { return Fit::Unknown };
-    let master = link.master.and_then(|ifindex| namespaces.link(LinkRef { ifindex, ..at }));
+    let master = link.master.and_then(|ifindex| namespaces.link(LinkRef { ifindex, ..scene.place() }));
     let own = matches(pattern, &link.name);
     match master.map(|master| matches(pattern, &master.name)) {
         Some(other) if other != own => Fit::Unknown,
@@ -174,15 +182,22 @@ fn matches(pattern: &str, name: &str) -> bool {
 }
 
 fn protocol_fits(scene: &Scene<'_, '_>, protocol: u8) -> Fit {
-    if scene.free.outer.is_some() {
-        return Fit::Unknown;
+    let inner_v4 = scene.free.packet.src.is_ipv4();
+    if let Some(outer) = &scene.free.outer {
+        let own = match outer.encapsulation {
+            Encapsulation::Ipip if inner_v4 => 4,
+            Encapsulation::Ipip => 41,
+            Encapsulation::Gre => 47,
+            Encapsulation::Vxlan | Encapsulation::Geneve => 17,
+        };
+        return (protocol == own).into();
     }
-    match (scene.free.packet.l4, scene.free.packet.src) {
-        (L4::Icmp { .. }, IpAddr::V4(_)) => (protocol == 1).into(),
-        (L4::Icmp { .. }, IpAddr::V6(_)) => (protocol == 58).into(),
-        (L4::Tcp { .. }, _) => (protocol == 6).into(),
-        (L4::Udp { .. }, _) => (protocol == 17).into(),
-        (L4::Other { protocol: own }, _) => (protocol == own).into(),
+    match scene.free.packet.l4 {
+        L4::Icmp { .. } if inner_v4 => (protocol == 1).into(),
+        L4::Icmp { .. } => (protocol == 58).into(),
+        L4::Tcp { .. } => (protocol == 6).into(),
+        L4::Udp { .. } => (protocol == 17).into(),
+        L4::Other { protocol: own } => (protocol == own).into(),
     }
 }
 

@@ -13,7 +13,7 @@ mod transmissions;
 mod udp;
 
 pub(super) use echo::echo;
-pub(super) use probes::{ACK, RST};
+pub(super) use probes::{ACK, RST, SYN};
 
 /// One node's records: in order, without duplicates.
 #[derive(Default)]

@@ -11,7 +11,7 @@ use super::{
 use crate::event::{L4, Sighting};
 
 /// TCP flags.
-pub(super) const SYN: u8 = 2;
+pub(in crate::path) const SYN: u8 = 2;
 pub(in crate::path) const RST: u8 = 4;
 pub(in crate::path) const ACK: u8 = 16;
 

@@ -133,7 +133,8 @@ pub struct CulpritRule {
     pub text: String,
     /// Its comment.
     pub comment: Option<String>,
-    /// What it answers, as iptables names it (`icmp-port-unreachable`, `tcp-reset`); None: it drops silently.
+    /// What it answers, as iptables names it (`icmp-port-unreachable`, `tcp-reset`; `icmpx-...` by
+    /// the packet's IP version); None: it drops silently.
     pub rejects_with: Option<String>,
     /// By how many packets its counter rose during the trace; None: it has no counter.
     pub packets: Option<u64>,

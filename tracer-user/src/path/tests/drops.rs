@@ -8,13 +8,13 @@ use crate::{
     node::facts::{Condition, ConditionField, Neighbour, RouteKind, Rule, RuleEngine, RuleHit, RuleVerdict, Setting},
     path::{
         model::{Basis, DropCause, DropDetail, Exchange, Outcome},
-        testing::{ENS5, ETH0, Walk, host, ip, pod, veth},
+        testing::{ENS5, ETH0, Kind, Walk, host, ip, pod, veth},
     },
 };
 
 /// How a packet comes to its end at the second node.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum At {
+pub(super) enum At {
     /// Before routing.
     Prerouting,
     /// After its TTL went down.
@@ -22,7 +22,7 @@ enum At {
 }
 
 /// A request that dies at the second node, with the way it would have taken on.
-fn dies(w: &mut Walk, seq: u16, at: At, function: &str, reason: Option<&str>) {
+pub(super) fn dies(w: &mut Walk, seq: u16, at: At, function: &str, reason: Option<&str>) {
     w.request(seq).sent((0, 1, ETH0)).received((0, 0, veth(1))).routed((0, 0, ENS5)).received((1, 0, ENS5));
     if at == At::Forward {
         w.decrement();
@@ -30,7 +30,7 @@ fn dies(w: &mut Walk, seq: u16, at: At, function: &str, reason: Option<&str>) {
     w.freed(Hook::Drop, (1, 0, ENS5), function, reason);
 }
 
-fn routes(w: &mut Walk, kind: RouteKind) {
+pub(super) fn routes(w: &mut Walk, kind: RouteKind) {
     w.answer(kind, None);
     for answer in w.evidence.nodes.iter_mut().flat_map(|n| &mut n.facts.routes) {
         let route = answer.route.as_mut().expect("all are answered");
@@ -38,16 +38,16 @@ fn routes(w: &mut Walk, kind: RouteKind) {
     }
 }
 
-fn exchange(w: &Walk) -> Exchange {
+pub(super) fn exchange(w: &Walk) -> Exchange {
     w.join().exchanges.remove(0)
 }
 
-fn drop_of(exchange: &Exchange) -> DropDetail {
+pub(super) fn drop_of(exchange: &Exchange) -> DropDetail {
     let hop = exchange.request.hops.last().expect("hops");
     hop.detail.drop.clone().unwrap_or_else(|| panic!("no drop: {exchange:?}"))
 }
 
-fn one(at: At, function: &str, reason: Option<&str>, change: impl FnOnce(&mut Walk)) -> DropDetail {
+pub(super) fn one(at: At, function: &str, reason: Option<&str>, change: impl FnOnce(&mut Walk)) -> DropDetail {
     let mut w = two_nodes();
     dies(&mut w, 1, at, function, reason);
     routes(&mut w, RouteKind::Unicast);
@@ -55,11 +55,11 @@ fn one(at: At, function: &str, reason: Option<&str>, change: impl FnOnce(&mut Wa
     drop_of(&exchange(&w))
 }
 
-fn condition(field: ConditionField) -> Condition {
+pub(super) fn condition(field: ConditionField) -> Condition {
     Condition { field, not: false }
 }
 
-fn netns(w: &Walk, node: usize) -> u32 {
+pub(super) fn netns(w: &Walk, node: usize) -> u32 {
     w.evidence.nodes[node].facts.namespaces[0].inode
 }
 
@@ -92,7 +92,7 @@ fn policy(w: &Walk) -> RuleHit {
     }
 }
 
-fn plain(w: &Walk) -> RuleHit {
+pub(super) fn plain(w: &Walk) -> RuleHit {
     RuleHit {
         chain: "FORWARD".to_owned(),
         way: vec!["FORWARD".to_owned()],
@@ -181,7 +181,7 @@ fn without_a_rule_that_fits_none_is_named() {
 }
 
 #[test]
-fn a_counter_must_rise_with_every_drop() {
+fn counters_must_rise_with_every_drop() {
     let mut w = two_nodes();
     for seq in 1..=5 {
         dies(&mut w, seq, At::Forward, "nft_do_chain", Some("NETFILTER_DROP"));
@@ -189,14 +189,46 @@ fn a_counter_must_rise_with_every_drop() {
     routes(&mut w, RouteKind::Unicast);
     w.evidence.nodes[1].facts.rules_complete = vec![netns(&w, 1)];
     let hit = |packets| RuleHit { packets, ..plain(&two_nodes()) };
-    w.evidence.nodes[1].facts.rules = vec![hit(4)];
-    assert!(drop_of(&exchange(&w)).rules.is_empty());
-    w.evidence.nodes[1].facts.rules = vec![hit(4), hit(7)];
-    let drop = drop_of(&exchange(&w));
-    assert_eq!((drop.rules.len(), drop.rules[0].packets), (1, Some(7)));
+    let mut with = |rules| {
+        w.evidence.nodes[1].facts.rules = rules;
+        drop_of(&exchange(&w))
+    };
+    assert!(with(vec![hit(4)]).rules.is_empty());
+    let drop = with(vec![hit(7)]);
+    assert_eq!((drop.rule_known, drop.rules[0].packets), (true, Some(7)));
     assert_eq!(drop.proof[0], "rule counter +7 for 5 packets dropped here (others met it too)");
-    w.evidence.nodes[1].facts.rules = vec![hit(2), hit(3)];
-    assert_eq!(drop_of(&exchange(&w)).rules.len(), 2, "each had some of them");
+    assert_eq!(with(vec![hit(2), hit(3)]).rules.len(), 2, "each had some of them");
+    // The first may have had three of them, and others' packets the rest of the second.
+    let drop = with(vec![RuleHit { understood: false, ..hit(3) }, hit(7)]);
+    assert_eq!((drop.rule_known, drop.rules.len()), (false, 2));
+    assert_eq!(drop.proof[0], "one of 2 rules that fit the packet and may have met it");
+}
+
+/// Probes of two ports, each dropped by a rule of its own: what the one counted says nothing of the other.
+#[test]
+fn packets_that_other_rules_may_have_dropped_are_counted_apart() {
+    let mut w = Walk { kind: Kind::Udp, ..two_nodes() };
+    for seq in 1..=4 {
+        w.request(seq);
+        let L4::Udp { dst_port, .. } = &mut w.packet.l4 else { panic!("a datagram") };
+        *dst_port = 1 + seq % 2;
+        w.evidence.probes.last_mut().expect("a probe").dst_port = 1 + seq % 2;
+        w.sent((0, 1, ETH0)).received((0, 0, veth(1))).routed((0, 0, ENS5)).received((1, 0, ENS5));
+        w.decrement().freed(Hook::Drop, (1, 0, ENS5), "nf_hook_slow", None);
+    }
+    routes(&mut w, RouteKind::Unicast);
+    w.evidence.nodes[1].facts.rules_complete = vec![netns(&w, 1)];
+    let of = |port: u16| RuleHit {
+        chain: port.to_string(),
+        conditions: vec![condition(ConditionField::DestinationPort(port, port))],
+        packets: 2,
+        ..plain(&w)
+    };
+    w.evidence.nodes[1].facts.rules = vec![of(1), of(2)];
+    let joined = w.join();
+    let named: Vec<_> = joined.exchanges.iter().map(|e| drop_of(e).rules[0].chain.clone()).collect();
+    assert_eq!(named, ["2", "1", "2", "1"]);
+    assert!(joined.exchanges.iter().all(|e| drop_of(e).rule_known));
 }
 
 #[test]
@@ -294,7 +326,7 @@ fn routes_that_refuse_are_told_apart_from_none() {
     assert_eq!((drop.cause, drop.why.as_str()), (DropCause::Unknown, "the route look-up failed"));
 }
 
-fn set(w: &mut Walk, name: &str, value: &str) {
+pub(super) fn set(w: &mut Walk, name: &str, value: &str) {
     let setting = Setting { name: name.to_owned(), value: value.to_owned() };
     w.evidence.nodes[1].facts.namespaces[0].settings.push(setting);
 }

@@ -4,6 +4,7 @@ mod cases;
 mod doubtful;
 mod drops;
 mod failures;
+mod places;
 mod properties;
 mod snapshot;
 mod tcp;

@@ -3,13 +3,33 @@
 use super::cases::two_nodes;
 use crate::{
     event::{Hook, L4},
-    node::facts::RouteKind,
+    node::facts::{RouteKind, Rule, RuleEngine, RuleHit, RuleVerdict},
     path::{
         Answer,
         model::{Action, Direction, Outcome, Segmentation, What},
         testing::{ENS5, ETH0, Kind, PORT, Walk, host, ip, pod, six, tcp, veth},
     },
 };
+
+/// A rule that met a packet in the namespace `at`: node, and which.
+fn rule_in(w: &Walk, (node, netns): (usize, usize), verdict: RuleVerdict) -> RuleHit {
+    RuleHit {
+        netns: w.evidence.nodes[node].facts.namespaces[netns].inode,
+        engine: RuleEngine::Iptables,
+        family: "ip".to_owned(),
+        table: "filter".to_owned(),
+        chain: "a".to_owned(),
+        hook: None,
+        way: vec!["a".to_owned()],
+        rule: Some(Rule { position: 1, handle: None, text: String::new(), comment: None }),
+        verdict,
+        conditions: Vec::new(),
+        understood: true,
+        counted: true,
+        packets: 1,
+        traced: 0,
+    }
+}
 
 pub(super) fn probes(kind: Kind) -> Walk {
     Walk { kind, ..two_nodes() }
@@ -87,7 +107,55 @@ fn a_reset_in_the_destinations_name_is_told_from_its_own() {
     assert_eq!((e.outcome, joined.routers.contains(&pod(1, 1))), (Outcome::Rejected, false));
     let rejection = e.rejection.as_ref().expect("an answer");
     assert!(rejection.meaning.contains("a firewall rule, not the destination"), "{}", rejection.meaning);
+    assert_eq!(e.failed_direction, Some(Direction::Request));
+    assert_eq!(e.request.hops.last().map(|h| h.action), Some(Action::Dropped));
+    assert!(e.notes.is_empty(), "the reset began where the rule is: {:?}", e.notes);
     assert_eq!((rejection.pod.as_deref(), rejection.node.as_deref()), (None, Some("node1")));
+}
+
+/// What a rule with `tcp-reset` does at the destination looks like a closed port to all but its kernel.
+#[test]
+fn a_reset_by_a_rule_at_the_destination_is_no_closed_port() {
+    let mut w = probes(Kind::Tcp);
+    w.request(1).sent((0, 1, ETH0)).received((0, 0, veth(1))).routed((0, 0, ENS5));
+    w.received((1, 0, ENS5)).routed((1, 0, veth(1))).received((1, 1, ETH0));
+    w.freed(Hook::Drop, (1, 1, ETH0), "nf_hook_slow", None).ended((1, 1, ETH0), "dropped");
+    w.reply();
+    set_flags(&mut w, 0x14);
+    back(&mut w);
+    answered(&mut w, Answer::Reset);
+    let hit = |verdict| rule_in(&w, (1, 1), verdict);
+    let [rejects, drops, answers] = [
+        RuleVerdict::Reject("tcp-reset".into()),
+        RuleVerdict::Drop,
+        RuleVerdict::Reject("icmp-port-unreachable".into()),
+    ]
+    .map(hit);
+    w.evidence.nodes[1].facts.rules_complete = vec![rejects.netns];
+    w.evidence.nodes[1].facts.rules = vec![drops, answers, rejects];
+    let e = &w.check().exchanges[0];
+    assert_eq!((e.outcome, e.failed_direction), (Outcome::Rejected, Some(Direction::Request)));
+    let rejection = e.rejection.as_ref().expect("an answer");
+    assert_eq!(
+        rejection.meaning,
+        format!("TCP reset by a firewall rule at {} itself (whether the port is open is not known)", pod(1, 1))
+    );
+    let drop = e.request.hops.last().and_then(|h| h.detail.drop.clone()).expect("a drop");
+    assert!(drop.rule_known && drop.why == "netfilter reject rule", "{drop:?}");
+    assert_eq!(drop.rules[0].rejects_with.as_deref(), Some("tcp-reset"));
+}
+
+/// Whoever sent it, nobody saw TCP take the segment.
+#[test]
+fn a_reset_whose_cause_was_not_seen_is_left_open() {
+    let mut w = probes(Kind::Tcp);
+    there(w.request(1));
+    w.reply();
+    set_flags(&mut w, 0x14);
+    back(&mut w);
+    let e = &w.check().exchanges[0];
+    let meaning = &e.rejection.as_ref().expect("an answer").meaning;
+    assert!(meaning.ends_with("(TCP reset): nothing listens there, or a rule there refuses"), "{meaning}");
 }
 
 #[test]

@@ -99,6 +99,52 @@ fn the_one_rule_that_fits_is_named_with_what_it_rests_on() {
     assert_eq!(named(&w), None);
 }
 
+/// Rules of the nat table see a connection's first packet: what counted later is others'.
+#[test]
+fn no_rule_is_named_for_a_connection_older_than_the_trace() {
+    let mut w = masqueraded();
+    w.evidence.nodes[0].facts.rules = vec![rule(&w, "outgoing", "ens+", 1)];
+    w.evidence.probes.clear();
+    let mut with = |seen_reply: [bool; 2]| {
+        let mut seen = seen_reply.into_iter();
+        for record in &mut w.evidence.nodes[0].records {
+            if let Record::Translation(t) = record {
+                t.status = 1 << 4 | u32::from(seen.next().unwrap_or(true)) << 1;
+            }
+        }
+        let joined = w.join();
+        let snat = hop(&joined.exchanges[0].request.hops, Action::Snat).detail.clone();
+        (snat.rule.is_some(), snat.text)
+    };
+    assert_eq!(with([false, true]), (true, None), "it began in the trace");
+    let older = "connection older than the trace: rule not known".to_owned();
+    assert_eq!(with([true, true]), (false, Some(older)));
+    let may_be = "connection may be older than the trace: rule not known".to_owned();
+    assert_eq!(with([false, false]), (false, Some(may_be)), "nothing but its own packets was seen");
+}
+
+#[test]
+fn a_rule_that_translates_to_something_else_is_not_named() {
+    let mut w = masqueraded();
+    let to = |target: &str| {
+        let verdict = RuleVerdict::Snat(target.to_owned());
+        vec![RuleHit { verdict, ..rule(&w, "outgoing", "ens5", 1) }]
+    };
+    let targets = [
+        (host(0).to_string(), true),
+        ("172.20.0.0-172.20.0.9:1-65535".to_owned(), true),
+        (String::new(), true),
+        ("172.20.0.9".to_owned(), false),
+        (format!("{}:9", host(0)), false),
+        ("[fd00::1]:9".to_owned(), false),
+    ]
+    .map(|(target, fits)| (to(&target), fits, target));
+    for (rules, fits, target) in targets {
+        w.evidence.nodes[0].facts.rules = rules;
+        assert_eq!(named(&w).is_some(), fits, "{target}");
+    }
+}
+
 #[test]
 fn an_encrypted_wire_is_concluded_from_both_its_ends() {
     let mut w = two_nodes();

@@ -51,7 +51,7 @@ struct WireRule {
     comment: Option<String>,
 }
 
-/// `with` is what a rejection answers, or the chain of a jump.
+/// `with` is what a rejection answers, where NAT sends to, or the chain of a jump.
 #[derive(Clone, PartialEq, prost::Message)]
 struct WireVerdict {
     #[prost(uint32, tag = "1")]
@@ -212,8 +212,8 @@ impl From<RuleVerdict> for WireVerdict {
             RuleVerdict::Drop => (2, String::new()),
             RuleVerdict::Reject(with) => (3, with),
             RuleVerdict::Masquerade => (4, String::new()),
-            RuleVerdict::Snat => (5, String::new()),
-            RuleVerdict::Dnat => (6, String::new()),
+            RuleVerdict::Snat(to) => (5, to),
+            RuleVerdict::Dnat(to) => (6, to),
             RuleVerdict::Jump(chain) => (7, chain),
             RuleVerdict::Other => (8, String::new()),
         };
@@ -228,8 +228,8 @@ impl From<WireVerdict> for RuleVerdict {
             2 => Self::Drop,
             3 => Self::Reject(with),
             4 => Self::Masquerade,
-            5 => Self::Snat,
-            6 => Self::Dnat,
+            5 => Self::Snat(with),
+            6 => Self::Dnat(with),
             7 => Self::Jump(with),
             // "Anything else" stays true of what a newer peer may say.
             _ => Self::Other,

@@ -253,8 +253,8 @@ fn rule_hit() -> impl Strategy<Value = RuleHit> {
         Just(V::Drop),
         text().prop_map(V::Reject),
         Just(V::Masquerade),
-        Just(V::Snat),
-        Just(V::Dnat),
+        text().prop_map(V::Snat),
+        text().prop_map(V::Dnat),
         text().prop_map(V::Jump),
         Just(V::Other),
     ];
