@@ -20,7 +20,7 @@ pub mod hook {
     pub const CONSUME: u8 = 5;
     /// Not a hook: the record is a [`super::Translation`], read at the hook in the sighting that follows it.
     pub const TRANSLATION: u8 = 6;
-    /// Not a hook: where packets are counted whose headers could not be read at [`RECEIVE`].
+    /// Not a hook: where packets are counted whose headers lie in page fragments and could not be read.
     pub const UNREAD: u8 = 7;
     /// `nf_nat_manip_pkt`: conntrack's translation is about to be written into the packet. The sighting shows the packet
     /// before it, [`super::Sighting::data`] is a [`super::Rewrite`].
@@ -151,7 +151,7 @@ pub struct Free {
     pub netfilter: u8,
     /// `nf_hook_state.hook`: 0 PREROUTING, 1 INPUT, 2 FORWARD, 3 OUTPUT, 4 POSTROUTING.
     pub nf_hook: u8,
-    /// `nf_hook_state.pf`: 2 IPv4, 10 IPv6, 7 bridge, 1 inet, 5 netdev.
+    /// `nf_hook_state.pf`: 2 IPv4, 10 IPv6, 7 bridge, 1 inet, 5 netdev; 0: neither it nor the hook is known.
     pub nf_family: u8,
     /// Always 0.
     pub zero: u8,
@@ -268,6 +268,12 @@ pub struct Layout {
     pub skb_data: u32,
     /// `sk_buff.network_header`.
     pub skb_network_header: u32,
+    /// `sk_buff.end`: where `skb_shared_info` lies, from `head`.
+    pub skb_end: u32,
+    /// `skb_shared_info.nr_frags`.
+    pub shared_nr_frags: u32,
+    /// `skb_shared_info.frags`, an array of [`Fragment`]; [`ABSENT`] where a fragment is something else.
+    pub shared_frags: u32,
     /// `sk_buff.protocol`.
     pub skb_protocol: u32,
     /// `sk_buff.len`.
@@ -322,6 +328,32 @@ pub struct Layout {
     pub nft_chain_handle: u32,
     /// `nft_table.handle`, or [`ABSENT`] likewise.
     pub nft_table_handle: u32,
+}
+
+/// A page fragment of a packet: `struct bio_vec` from 5.4, `struct skb_frag` from 6.10, alike on 64-bit machines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct Fragment {
+    /// Its `struct page`; where the lowest bit is set, memory of a device (`netmem_ref`, include/net/netmem.h).
+    pub page: u64,
+    /// Bytes.
+    pub len: u32,
+    /// From the beginning of the page, bytes.
+    pub offset: u32,
+}
+
+/// Where the kernel keeps its pages: what `page_address` (include/linux/mm.h) computes with. Frozen at load, as [`Layout`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct Pages {
+    /// The `struct page` of the first page of physical memory (`vmemmap_base`); 0: unknown, and page fragments are not read.
+    pub first: u64,
+    /// Size of a `struct page`, bytes.
+    pub stride: u64,
+    /// Where physical memory is mapped (`page_offset_base`).
+    pub memory: u64,
+    /// Size of a page, bytes.
+    pub size: u64,
 }
 
 /// What a slot of the map `TRACK` remembers of a packet that was recognised: enough to recognise it at its next hook
@@ -417,4 +449,6 @@ mod user {
     unsafe impl aya::Pod for super::Wanted {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Layout {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Pages {}
 }

@@ -7,6 +7,7 @@ use tracer_ebpf::{
 };
 
 use crate::{
+    fragments::complete,
     kernel::{Device, Skb},
     maps::{LOST, count, slot},
     packet::{Data, head, parse, submit},
@@ -23,7 +24,11 @@ pub fn freed(skb: Skb, hook: u8, location: u64, reason: Option<u32>) {
     }
     let track = *slot;
     slot.skb = 0;
-    let bytes = skb.at_network_header();
+    let mut packet = skb.at_network_header();
+    if packet.may_be_cut() && !complete(&mut packet, skb.shared(), hook) {
+        return count(&LOST, hook);
+    }
+    let bytes = packet.bytes;
     let mut headers = Headers::default();
     if !parse(bytes.0, 0, &mut headers) {
         count(&LOST, hook);

@@ -11,6 +11,8 @@ use tracer_common::{ABSENT, Layout};
 
 use tracer_ebpf::parse::{Bytes, join};
 
+use crate::fragments::Packet;
+
 /// Set by userspace before the programs are loaded, and frozen then.
 #[unsafe(no_mangle)]
 pub static LAYOUT: Layout = Layout {
@@ -18,6 +20,9 @@ pub static LAYOUT: Layout = Layout {
     skb_head: 0,
     skb_data: 0,
     skb_network_header: 0,
+    skb_end: 0,
+    shared_nr_frags: 0,
+    shared_frags: 0,
     skb_protocol: 0,
     skb_len: 0,
     skb_data_len: 0,
@@ -55,6 +60,17 @@ struct Cell(UnsafeCell<u64>);
 
 // SAFETY: read and written whole, by volatile accesses, and always with the same value.
 unsafe impl Sync for Cell {}
+
+/// Always 0, which the verifier does not know.
+static ZERO: Cell = Cell(UnsafeCell::new(0));
+
+/// `u32::MAX`, of which the verifier does not know that it is, so that it follows what comes after only once for it and any
+/// other number.
+#[inline(always)]
+pub fn endless() -> u32 {
+    // SAFETY: the cell is a map's memory, valid and aligned.
+    !unsafe { read_volatile(ZERO.0.get()) } as u32
+}
 
 /// What [`Skb::identity`] makes of the packet at `address`, which is a number here: a kprobe's arguments have no BTF types, and
 /// subtracting a pointer from a number is not allowed. A pointer that was stored in a map is a number when it is read again.
@@ -94,8 +110,6 @@ pub struct Skb(*const u8);
 
 /// `PACKET_OTHERHOST` of uapi/linux/if_packet.h: for somebody else, seen in promiscuous mode or on a bridge port.
 const PACKET_OTHERHOST: u8 = 3;
-/// An IPv4 header and what names a flow of the L4 header, bytes.
-const LEAST_HEADERS: u32 = 28;
 /// `ETH_P_IP` and `ETH_P_IPV6`, as stored in `sk_buff.protocol`.
 const ETH_P_IP: u16 = 0x0800u16.to_be();
 const ETH_P_IPV6: u16 = 0x86ddu16.to_be();
@@ -173,17 +187,6 @@ impl Skb {
         (byte >> frozen(&LAYOUT.skb_pkt_type_shift)) & 7
     }
 
-    /// Do the packet's headers lie outside the linear part? So it comes from drivers that hand over page fragments, until the
-    /// IP layer pulls the headers in (`pskb_may_pull`), which it does after `netif_receive_skb`. What lies at `skb->data` then
-    /// is not the packet.
-    #[inline(always)]
-    pub fn headers_are_elsewhere(self) -> bool {
-        // SAFETY: fields of sk_buff.
-        let (len, elsewhere): (u32, u32) =
-            unsafe { (load(self.0, frozen(&LAYOUT.skb_len)), load(self.0, frozen(&LAYOUT.skb_data_len))) };
-        elsewhere != 0 && len.wrapping_sub(elsewhere) < LEAST_HEADERS
-    }
-
     /// `sk_buff.mark`.
     #[inline(always)]
     pub fn mark(self) -> u32 {
@@ -212,19 +215,50 @@ impl Skb {
 
     /// The packet from `skb->data` on: at `netif_receive_skb` that is the network header, which is not yet set itself.
     #[inline(always)]
-    pub fn at_data(self) -> Memory {
+    pub fn at_data(self) -> Packet {
         // SAFETY: a field of sk_buff.
-        Memory(unsafe { load(self.0, frozen(&LAYOUT.skb_data)) })
+        let at = Memory(unsafe { load(self.0, frozen(&LAYOUT.skb_data)) });
+        Packet { bytes: at, reach: self.reach(|| 0) }
     }
 
     /// The packet from its network header on.
     #[inline(always)]
-    pub fn at_network_header(self) -> Memory {
+    pub fn at_network_header(self) -> Packet {
         // SAFETY: fields of sk_buff.
         unsafe {
             let head: u64 = load(self.0, frozen(&LAYOUT.skb_head));
             let offset: u16 = load(self.0, frozen(&LAYOUT.skb_network_header));
-            Memory(head + u64::from(offset))
+            let behind_data = || {
+                let data: u64 = load(self.0, frozen(&LAYOUT.skb_data));
+                // Opaque: newer kernels take these for pointers, with which nothing but this may be computed.
+                u32::from(offset).wrapping_sub(core::hint::black_box(data.wrapping_sub(head)) as u32)
+            };
+            Packet { bytes: Memory(head + u64::from(offset)), reach: self.reach(behind_data) }
+        }
+    }
+
+    /// So much of its linear part lies behind the byte that is so far behind `skb->data`; without fragments, all.
+    #[inline(always)]
+    fn reach(self, behind_data: impl Fn() -> u32) -> u32 {
+        // SAFETY: fields of sk_buff.
+        unsafe {
+            let elsewhere: u32 = load(self.0, frozen(&LAYOUT.skb_data_len));
+            if elsewhere == 0 {
+                return endless();
+            }
+            let len: u32 = load(self.0, frozen(&LAYOUT.skb_len));
+            len.wrapping_sub(elsewhere).wrapping_sub(behind_data())
+        }
+    }
+
+    /// Its `skb_shared_info`.
+    #[inline(always)]
+    pub fn shared(self) -> Memory {
+        // SAFETY: fields of sk_buff.
+        unsafe {
+            let head: u64 = load(self.0, frozen(&LAYOUT.skb_head));
+            let end: u32 = load(self.0, frozen(&LAYOUT.skb_end));
+            Memory(head + u64::from(end))
         }
     }
 }
@@ -269,8 +303,23 @@ impl Memory {
 
     /// Of an `sk_buff` at this address: the packet from its network header on.
     #[inline(always)]
-    pub fn packet(self) -> Self {
+    pub fn packet(self) -> Packet {
         let head = self.word(frozen(&LAYOUT.skb_head));
-        Self(head + u64::from(self.half(frozen(&LAYOUT.skb_network_header)) as u16))
+        let at = head + u64::from(self.half(frozen(&LAYOUT.skb_network_header)) as u16);
+        let elsewhere = self.half(frozen(&LAYOUT.skb_data_len));
+        let reach = if elsewhere == 0 {
+            u32::MAX
+        } else {
+            let tail = self.word(frozen(&LAYOUT.skb_data))
+                + u64::from(self.half(frozen(&LAYOUT.skb_len)).wrapping_sub(elsewhere));
+            tail.wrapping_sub(at) as u32
+        };
+        Packet { bytes: Self(at), reach }
+    }
+
+    /// Of an `sk_buff` at this address: its `skb_shared_info`.
+    #[inline(always)]
+    pub fn shared(self) -> Self {
+        Self(self.word(frozen(&LAYOUT.skb_head)) + u64::from(self.half(frozen(&LAYOUT.skb_end))))
     }
 }

@@ -7,6 +7,7 @@
 )]
 
 mod conntrack;
+mod fragments;
 mod free;
 mod kernel;
 mod maps;

@@ -9,8 +9,9 @@ use tracer_ebpf::{
 
 use crate::{
     conntrack,
+    fragments::complete,
     kernel::{Device, LAYOUT, Memory, frozen, identity},
-    maps::{in_scope, slot},
+    maps::{LOST, count, in_scope, slot},
     packet::{Data, head, parse, submit, unwrap},
 };
 
@@ -86,7 +87,11 @@ pub fn translates(skb: u64, entry: u64, manip: u32) {
     if slot.skb != identity && !is_ours(entry) {
         return;
     }
-    let bytes = Memory(skb).packet();
+    let mut packet = Memory(skb).packet();
+    if packet.may_be_cut() && !complete(&mut packet, Memory(skb).shared(), hook::REWRITE) {
+        return count(&LOST, hook::REWRITE);
+    }
+    let bytes = packet.bytes;
     let mut headers = Headers::default();
     let mut data = [0; 5];
     if !parse(bytes.0, 0, &mut headers) {

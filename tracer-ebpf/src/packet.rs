@@ -12,6 +12,7 @@ use tracer_ebpf::{
 
 use crate::{
     conntrack,
+    fragments::{complete, cuts},
     kernel::{Device, Memory, Skb},
     maps::{EVENTS, LEARNED, LOST, WANTED, count, in_scope, maybe_learned, slot},
 };
@@ -33,11 +34,11 @@ pub fn seen(skb: Skb, hook: u8) {
     if !skb.is_ip() || (hook == hook::RECEIVE && skb.is_for_others()) {
         return;
     }
-    if hook == hook::RECEIVE && skb.headers_are_elsewhere() {
-        count(&LOST, hook::UNREAD);
-        return;
+    let mut packet = if hook == hook::RECEIVE { skb.at_data() } else { skb.at_network_header() };
+    if packet.may_be_cut() && !complete(&mut packet, skb.shared(), hook) {
+        return count(&LOST, hook::UNREAD);
     }
-    let bytes = if hook == hook::RECEIVE { skb.at_data() } else { skb.at_network_header() };
+    let bytes = packet.bytes;
     let mut start = [0; FIRST_READ];
     if !bytes.read(0, &mut start) {
         return;
@@ -58,6 +59,9 @@ pub fn seen(skb: Skb, hook: u8) {
         return;
     }
     let mut flags = unwrap(&bytes, &mut headers, &mut data);
+    if cuts(&packet, &headers) {
+        return count(&LOST, hook::UNREAD);
+    }
     if !wanted(&bytes, &headers) {
         let known = was_recognised(identity, &headers) || hook == hook::QUEUE && conntrack::is_of_wanted(skb.nfct());
         if !known {

@@ -84,6 +84,13 @@ impl Headers {
         self.offset + self.header_len
     }
 
+    /// So many bytes from where reading began hold its headers and the first 16 bytes behind them, where it has so many.
+    #[inline(always)]
+    pub fn needed(&self) -> u32 {
+        let end = if self.ip_len == 0 { u32::MAX } else { self.offset + u32::from(self.ip_len) };
+        (self.l4_offset() + 16).min(end).max(self.l4_offset())
+    }
+
     /// Is this an ICMP error, which quotes the packet it is about?
     #[inline(always)]
     pub fn is_icmp_error(&self) -> bool {
@@ -111,6 +118,12 @@ pub fn mapped(word: u32) -> Address {
 
 /// The first bytes of an IP packet, as words of the machine.
 pub type Start = [u32; FIRST_READ];
+
+/// So many bytes of a packet whose headers are [`ordinary`] hold all of them that is read: 16 bytes of the L4 header too.
+#[inline(always)]
+pub fn ordinary_needs(w: &Start) -> u32 {
+    if u32::from_be(w[0]) >> 28 == 6 { 40 + 16 } else { 20 + 16 }
+}
 
 /// Last words of both addresses, protocol and first word of the L4 header of a packet whose headers are of the ordinary kind:
 /// no options, no extensions, not encapsulated, no ICMP error. None: any other packet, which takes a closer look.

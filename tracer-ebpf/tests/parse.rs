@@ -77,6 +77,18 @@ fn words(bytes: &[u8]) -> [u64; 2] {
 }
 
 #[test]
+fn what_is_needed_of_a_packet_ends_with_it() {
+    // A whole L4 header, a shorter one, options, one that says less than its own header, and one too long for its field.
+    assert_eq!(parsed(&ipv4(1, 0, &[], &ECHO)).unwrap().needed(), 36);
+    assert_eq!(parsed(&ipv4(1, 0, &[], &ECHO[..8])).unwrap().needed(), 28);
+    assert_eq!(parsed(&ipv4(17, 0, &[1; 8], &UDP)).unwrap().needed(), 40);
+    assert_eq!(parsed(&ipv6(17, &UDP)).unwrap().needed(), 52);
+    assert_eq!(Headers { header_len: 20, ip_len: 3, ..Headers::default() }.needed(), 20);
+    assert_eq!(Headers { header_len: 40, ip_len: 0, ..Headers::default() }.needed(), 56);
+    assert_eq!(Headers { offset: 50, header_len: 20, ip_len: 84, ..Headers::default() }.needed(), 86);
+}
+
+#[test]
 fn an_ipv4_echo_request() {
     let headers = parsed(&ipv4(1, 0x4000, &[], &ECHO)).expect("IPv4");
     assert_eq!(

@@ -19,7 +19,7 @@ use crate::{
         model::{Outcome, Trace, TracedNode},
     },
     render,
-    session::{self, Driven, DrivenNode, Flow, Ping, Plan, Request},
+    session::{self, Counters, Driven, DrivenNode, Flow, Ping, Plan, Request},
 };
 
 /// After the last request that a passive trace waits for: its reply.
@@ -258,7 +258,7 @@ fn assemble(
         exchanges.truncate(args.count.into());
     }
     let lost_events = nodes.iter().map(lost).sum();
-    let frees = skipped_frees(&nodes, exchanges.iter().map(|exchange| exchange.outcome));
+    let skipped = skipped(&nodes, exchanges.iter().map(|exchange| exchange.outcome));
     let nodes = nodes.into_iter().map(|node| TracedNode {
         kernel: node.hello.map(|hello| hello.about.kernel),
         complete: evidence.nodes.iter().any(|seen| seen.name == node.name && seen.complete),
@@ -276,7 +276,7 @@ fn assemble(
         exchanges,
         routers,
         lost_events,
-        warnings: [notes, early, warnings, doubts, frees].concat(),
+        warnings: [notes, early, warnings, doubts, skipped].concat(),
         context: cluster.context.clone(),
         started,
         nodes: nodes.collect(),
@@ -294,22 +294,29 @@ fn early_end(args: &TraceArgs, probes: usize, interrupted: bool) -> Vec<String> 
     vec![format!("{probes} of {} probes came to their end: {why}", args.count)]
 }
 
-/// Frees that the kernel did not show can only matter to an exchange that came to a bad end: otherwise silence, because on a
-/// busy node there are always some.
-fn skipped_frees(nodes: &[DrivenNode], mut outcomes: impl Iterator<Item = Outcome>) -> Vec<String> {
+/// What the kernel did not show of frees and of netfilter can only matter to an exchange that came to a bad end: otherwise silence,
+/// because on a busy node there is always some. (The moment of a translation, if it is that, shows by what it did all the same.)
+fn skipped(nodes: &[DrivenNode], mut outcomes: impl Iterator<Item = Outcome>) -> Vec<String> {
     if outcomes.all(|outcome| outcome == Outcome::Delivered) {
         return Vec::new();
     }
-    let skipped = |node: &DrivenNode| node.counters.map_or(0, |counters| counters.skipped_frees);
-    let told = nodes.iter().filter(|node| skipped(node) > 0).map(|node| {
-        format!(
-            "{}: the kernel did not show up to {} frees of packets, mostly of other flows; why a packet was dropped may be \
-             missing for that",
-            node.name,
-            skipped(node)
-        )
-    });
-    told.collect()
+    let mut told = Vec::new();
+    for DrivenNode { name, counters, .. } in nodes {
+        let Counters { skipped_frees, skipped_kprobes, .. } = counters.unwrap_or_default();
+        if skipped_frees > 0 {
+            told.push(format!(
+                "{name}: the kernel did not show up to {skipped_frees} frees of packets, mostly of other flows; why a packet was \
+                 dropped may be missing for that"
+            ));
+        }
+        if skipped_kprobes > 0 {
+            told.push(format!(
+                "{name}: the kernel did not show up to {skipped_kprobes} steps of netfilter, mostly of other flows; which table \
+                 and chain saw a dropped packet last may be missing or out of date for that"
+            ));
+        }
+    }
+    told
 }
 
 /// Everything that a node saw and we did not get or understand.
@@ -399,18 +406,21 @@ items:
     }
 
     #[test]
-    fn skipped_frees_are_told_where_an_exchange_came_to_a_bad_end() {
-        let node = |name: &str, skipped_frees| DrivenNode {
+    fn what_was_skipped_is_told_where_an_exchange_came_to_a_bad_end() {
+        let node = |name: &str, skipped_frees, skipped_kprobes| DrivenNode {
             name: name.to_owned(),
-            counters: Some(session::Counters { skipped_frees, ..session::Counters::default() }),
+            counters: Some(Counters { skipped_frees, skipped_kprobes, ..Counters::default() }),
             ..DrivenNode::default()
         };
-        let nodes = [node("node-1", 0), node("node-2", 12), DrivenNode::default()];
-        let told = |outcomes: &[Outcome]| skipped_frees(&nodes, outcomes.iter().copied());
+        let nodes = [node("node-1", 0, 0), node("node-2", 12, 3), DrivenNode::default()];
+        let told = |outcomes: &[Outcome]| skipped(&nodes, outcomes.iter().copied());
         assert_eq!(told(&[]), [""; 0]);
         assert_eq!(told(&[Outcome::Delivered; 3]), [""; 0]);
         let told = told(&[Outcome::Delivered, Outcome::Lost]);
-        insta::assert_snapshot!(told.join("\n"), @"node-2: the kernel did not show up to 12 frees of packets, mostly of other flows; why a packet was dropped may be missing for that");
+        insta::assert_snapshot!(told.join("\n"), @"
+        node-2: the kernel did not show up to 12 frees of packets, mostly of other flows; why a packet was dropped may be missing for that
+        node-2: the kernel did not show up to 3 steps of netfilter, mostly of other flows; which table and chain saw a dropped packet last may be missing or out of date for that
+        ");
         assert_eq!(lost(&nodes[1]), 0, "most were nobody's");
     }
 

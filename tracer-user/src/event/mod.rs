@@ -185,7 +185,8 @@ pub struct Free {
 pub struct Netfilter {
     /// `nf_hook_state.hook`: 0 PREROUTING, 1 INPUT, 2 FORWARD, 3 OUTPUT, 4 POSTROUTING (of the families 2, 10, 1 and 7).
     pub hook: u8,
-    /// `nf_hook_state.pf` (NFPROTO_*): 2 IPv4, 10 IPv6, 7 bridge, 1 inet, 5 netdev.
+    /// `nf_hook_state.pf` (NFPROTO_*): 2 IPv4, 10 IPv6, 7 bridge, 1 inet, 5 netdev. 0: neither family nor hook is known, because
+    /// the packet was in the hook already when its beginning was first watched.
     pub family: u8,
     /// By what.
     pub engine: Engine,

@@ -1,8 +1,8 @@
 //! What this kernel lets the programs do: tried out, not concluded from its version.
 
-use tracer_common::ABSENT;
+use tracer_common::{ABSENT, Pages};
 
-use super::{Error, Lack, Probe, Setup, Why, btf::KernelTypes, hooks, layout};
+use super::{Error, Lack, Probe, Setup, Why, btf::KernelTypes, hooks, layout, pages};
 use crate::doctor::{Check, State};
 
 /// The smallest ring that the kernel accepts where pages are 64 KiB, bytes: enough to try.
@@ -79,8 +79,26 @@ fn of_types(types: &KernelTypes) -> Vec<Check> {
             "known for packets freed as done",
             "only a dropped packet's free says where; kernels tell the other from about 6.3",
         ));
+        checks.push(fragments(pages::read(types, &layout)));
     }
     checks
+}
+
+/// Many drivers leave a packet's headers in page fragments: virtio_net from 5.13, gve, ena.
+fn fragments(pages: Result<Pages, pages::Why>) -> Check {
+    let (state, detail) = match pages {
+        Ok(_) => (State::Ok, "readable".to_owned()),
+        Err(why) => (State::Missing, why.to_string()),
+    };
+    Check {
+        name: "page fragments".to_owned(),
+        state,
+        detail,
+        cost:
+            "hops are missing, and counted, where a network card's driver leaves a packet's headers in page fragments \
+               (virtio_net from 5.13, gve, ena); needs x86-64, CAP_SYS_RAWIO, and a /proc/kcore that no container masks"
+                .to_owned(),
+    }
 }
 
 fn programs(loaded: Result<(), Error>) -> Check {
@@ -104,6 +122,14 @@ fn first_line(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn fragments_that_cannot_be_read_are_missing_and_say_why() {
+        let refused = fragments(Err(std::io::Error::from_raw_os_error(libc::EPERM).into()));
+        let detail = "/proc/kcore, which tells where the kernel keeps pages: Operation not permitted (os error 1)";
+        assert_eq!((refused.state, refused.detail.as_str()), (State::Missing, detail));
+        assert_eq!(fragments(Ok(Pages::default())).state, State::Ok);
+    }
 
     #[test]
     fn a_refusal_is_fatal_and_says_why() {

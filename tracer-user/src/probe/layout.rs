@@ -1,5 +1,7 @@
 //! The one table of what the kernel programs read, by name.
 
+#[cfg(doc)]
+use tracer_common::Fragment;
 use tracer_common::{ABSENT, Layout};
 
 use super::{
@@ -41,6 +43,9 @@ pub fn resolve(types: &KernelTypes) -> Result<Layout, Error> {
         skb_head: must("sk_buff", "head")?.offset(),
         skb_data: must("sk_buff", "data")?.offset(),
         skb_network_header: must("sk_buff", "network_header")?.offset(),
+        skb_end: must("sk_buff", "end")?.offset(),
+        shared_nr_frags: must("skb_shared_info", "nr_frags")?.offset(),
+        shared_frags: fragments(types),
         skb_protocol: must("sk_buff", "protocol")?.offset(),
         skb_len: must("sk_buff", "len")?.offset(),
         skb_data_len: must("sk_buff", "data_len")?.offset(),
@@ -80,6 +85,14 @@ fn or_absent(types: &KernelTypes, structure: &str, path: &str) -> u32 {
 fn all<const N: usize>(types: &KernelTypes, fields: [(&str, &str); N]) -> [u32; N] {
     let found = fields.map(|(structure, path)| or_absent(types, structure, path));
     if found.contains(&ABSENT) { [ABSENT; N] } else { found }
+}
+
+/// Where the array of fragments is, if they are what [`Fragment`] is.
+fn fragments(types: &KernelTypes) -> u32 {
+    let are = |fields: [(&str, &str); 3]| all(types, fields) == [0, 8, 12];
+    let known = are([("skb_frag", "netmem"), ("skb_frag", "len"), ("skb_frag", "offset")])
+        || are([("bio_vec", "bv_page"), ("bio_vec", "bv_len"), ("bio_vec", "bv_offset")]);
+    if known { or_absent(types, "skb_shared_info", "frags") } else { ABSENT }
 }
 
 /// Arguments moved between kernels and distributions, so they are found by type.

@@ -12,7 +12,7 @@ use aya::{
     maps::{Array, MapData, MapError, PerCpuArray, RingBuf},
     programs::ProgramError,
 };
-use tracer_common::{MAX_RULES, Wanted, hook, scope_slots};
+use tracer_common::{MAX_RULES, Pages, Wanted, hook, scope_slots};
 
 use crate::{
     event::{Record, decode},
@@ -23,12 +23,14 @@ pub mod btf;
 pub mod doctor;
 pub mod hooks;
 pub mod layout;
+pub mod pages;
 mod programs;
 pub mod symbols;
 mod wanted;
 
 use btf::KernelTypes;
-use hooks::{HOOKS, HookPlace};
+use hooks::HookPlace;
+use programs::Skipped;
 pub use programs::{Lack, Why};
 
 /// The kernel object, built by `cargo xtask build`; empty if this binary was built without it.
@@ -122,7 +124,7 @@ pub struct Probe {
     /// Records taken out of the ring so far.
     recorded: u64,
     /// Known after [`Self::detach`].
-    skipped_frees: u64,
+    skipped: Skipped,
     attached: bool,
 }
 
@@ -165,9 +167,9 @@ impl Probe {
         Ok(probe)
     }
 
-    /// Attaches the programs of all places.
+    /// Attaches the programs of all places. The kprobes first: of the first packet that a tracepoint sees they then see all.
     pub fn attach_all(&mut self) -> Result<(), Error> {
-        HOOKS.iter().try_for_each(|hook| self.attach(hook))
+        hooks::kprobes().chain(hooks::tracepoints()).try_for_each(|hook| self.attach(hook))
     }
 
     /// Loads everything, attaches nothing.
@@ -185,9 +187,14 @@ impl Probe {
             (types, btf.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
         });
         let ((layout, types), btf) = (types?, btf?);
+        let pages = pages::read(&types, &layout).unwrap_or_else(|why| {
+            tracing::debug!(%why, "page fragments are not read");
+            Pages::default()
+        });
         let mut programs = EbpfLoader::new()
             .btf(Some(&btf))
             .override_global("LAYOUT", &layout, true)
+            .override_global("PAGES", &pages, true)
             .map_max_entries("EVENTS", setup.ring_size)
             .load(OBJECT)
             .map_err(not_permitted("create maps", Error::Object))?;
@@ -207,7 +214,7 @@ impl Probe {
             symbols: symbols::Symbols::read(&types),
             frees: Vec::new(),
             recorded: 0,
-            skipped_frees: 0,
+            skipped: Skipped::default(),
             attached: true,
         })
     }
@@ -266,16 +273,17 @@ impl Probe {
             lost_xmit: lost[usize::from(hook::XMIT)],
             lost_drop: lost[usize::from(hook::DROP)],
             lost_consume: lost[usize::from(hook::CONSUME)],
+            lost_rewrite: lost[usize::from(hook::REWRITE)],
             unread: lost[usize::from(hook::UNREAD)],
-            skipped_frees: self.skipped_frees,
+            skipped_frees: self.skipped.frees,
+            skipped_kprobes: self.skipped.kprobes,
         })
     }
 
     /// Detaches all programs. Records already in the ring can still be drained.
     pub fn detach(&mut self) -> Result<(), Error> {
         self.attached = false;
-        // The device hooks run with softirqs off, so that only the free hooks can be interrupted by themselves.
-        self.skipped_frees += programs::unload_all(&mut self.programs)?;
+        self.skipped += programs::unload_all(&mut self.programs)?;
         Ok(())
     }
 

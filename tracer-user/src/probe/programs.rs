@@ -143,11 +143,31 @@ pub(super) fn attach(ebpf: &mut Ebpf, hook: &'static HookPlace) -> Result<Option
     }
 }
 
-/// Detaches and unloads all programs. Returns how often the kernel passed one of them over.
-pub(super) fn unload_all(ebpf: &mut Ebpf) -> Result<u64, Error> {
-    let mut skipped = 0;
+/// How often the kernel passed programs over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Skipped {
+    /// Tracepoints'. The device hooks run with softirqs off, so that only those of frees can be interrupted by themselves.
+    pub(super) frees: u64,
+    /// Kprobes', where the kernel tells that of them (`trace_call_bpf`, likewise).
+    pub(super) kprobes: u64,
+}
+
+impl std::ops::AddAssign for Skipped {
+    fn add_assign(&mut self, other: Self) {
+        self.frees += other.frees;
+        self.kprobes += other.kprobes;
+    }
+}
+
+/// Detaches and unloads all programs. Returns how often the kernel passed them over.
+pub(super) fn unload_all(ebpf: &mut Ebpf) -> Result<Skipped, Error> {
+    let mut skipped = Skipped::default();
     for (name, program) in ebpf.programs_mut() {
-        skipped += program.fd().map(recursion_misses).unwrap_or_default();
+        let misses = program.fd().map(misses).unwrap_or_default();
+        match program {
+            Program::KProbe(_) => skipped.kprobes += misses,
+            _ => skipped.frees += misses,
+        }
         let unloaded = match program {
             Program::BtfTracePoint(program) => program.unload(),
             Program::KProbe(program) => program.unload(),
@@ -161,9 +181,9 @@ pub(super) fn unload_all(ebpf: &mut Ebpf) -> Result<u64, Error> {
     Ok(skipped)
 }
 
-/// How often the kernel passed a program over because it was running on that CPU already (`bpf_prog_inc_misses_counter`
-/// in kernel/trace/bpf_trace.c, from about 6.2); 0 where the kernel does not say.
-fn recursion_misses(program: &ProgramFd) -> u64 {
+/// How often the kernel passed a program over because one was running on that CPU already (`bpf_prog_inc_misses_counter` in
+/// kernel/trace/bpf_trace.c, from about 6.2); 0 where the kernel does not say.
+fn misses(program: &ProgramFd) -> u64 {
     let path = format!("/proc/self/fdinfo/{}", program.as_fd().as_raw_fd());
     let info = std::fs::read_to_string(path).unwrap_or_default();
     info.lines().find_map(|line| line.strip_prefix("recursion_misses:")?.trim().parse().ok()).unwrap_or(0)

@@ -196,12 +196,17 @@ pub struct Counters {
     pub lost_drop: u64,
     /// Lost at `consume_skb`.
     pub lost_consume: u64,
-    /// Packets received whose headers lay outside the readable part of the sk_buff (page fragments); some may have been of a
-    /// wanted flow.
+    /// Lost at `nf_nat_manip_pkt`: the moment of a translation.
+    pub lost_rewrite: u64,
+    /// How often a packet was passed over because its headers lay in page fragments, on a machine where those cannot be read;
+    /// some may have been of a wanted flow.
     pub unread: u64,
     /// Frees that the kernel did not show because a program of ours was already running on that CPU
     /// (`kernel/trace/bpf_trace.c`, `prog->active`); most are of packets nobody asked about.
     pub skipped_frees: u64,
+    /// How often a kprobe was passed over because a program was already running on that CPU (`trace_call_bpf` in kernel/trace/bpf_trace.c): the moment of a translation or what
+    /// evaluated rules last may be missing; most are of packets nobody asked about.
+    pub skipped_kprobes: u64,
 }
 
 impl Counters {
@@ -214,9 +219,11 @@ impl Counters {
             lost_xmit,
             lost_drop,
             lost_consume,
+            lost_rewrite,
             unread: _,
             skipped_frees: _,
+            skipped_kprobes: _,
         } = *self;
-        lost_receive + lost_queue + lost_xmit + lost_drop + lost_consume
+        lost_receive + lost_queue + lost_xmit + lost_drop + lost_consume + lost_rewrite
     }
 }

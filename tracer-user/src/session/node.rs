@@ -204,7 +204,7 @@ impl Node {
         let Counters { unread, .. } = counters.unwrap_or_default();
         if unread > 0 {
             driven.warnings.push(format!(
-                "node {name}: {unread} received packets could not be read, their headers lay in page fragments; a packet shown as lost on the way to this node may have arrived"
+                "node {name}: at {unread} sightings a packet could not be read, its headers lay in page fragments; a packet shown as lost on the way to this node may have arrived (`podpath doctor` there says what is missing)"
             ));
         }
         driven.evidence.nodes.push(NodeEvidence {

@@ -2,12 +2,12 @@
 #![cfg(target_os = "linux")]
 
 use std::{
-    io::{IoSlice, Write},
     net::IpAddr,
-    os::{fd::AsRawFd, unix::fs::MetadataExt},
+    os::unix::fs::MetadataExt,
     process::{Command, Stdio},
 };
 
+mod fragments;
 mod kprobes;
 mod tunnels;
 
@@ -306,47 +306,4 @@ fn what_a_node_sends_is_known_although_its_addresses_are_rewritten_before_any_de
     let service: IpAddr = "203.0.113.9".parse().unwrap();
     let at_devices = seen.iter().filter(|s| s.free.is_none());
     assert!(at_devices.into_iter().all(|s| s.packet.src != service && s.packet.dst != service), "{seen:#?}");
-}
-
-/// A TAP device whose packets lie in page fragments, as those of many NIC drivers do (`IFF_NAPI_FRAGS`, drivers/net/tun.c).
-fn tap_with_fragments(name: &str) -> std::fs::File {
-    let file = std::fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun").unwrap();
-    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_NAPI | libc::IFF_NAPI_FRAGS;
-    // SAFETY: all zeros is a valid ifreq.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-        *to = from as libc::c_char;
-    }
-    request.ifr_ifru.ifru_flags = flags as libc::c_short;
-    // SAFETY: TUNSETIFF reads an ifreq and writes the name into it.
-    let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) };
-    assert_eq!(result, 0, "TUNSETIFF: {}", std::io::Error::last_os_error());
-    file
-}
-
-#[test]
-fn a_packet_whose_headers_lie_in_a_page_fragment_is_counted_and_not_misread() {
-    let pair = Pair::new("frags");
-    let namespace = std::fs::File::open(format!("/run/netns/{}", pair.a)).unwrap();
-    let tap = std::thread::spawn(move || {
-        nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
-        tap_with_fragments("tap0")
-    });
-    let mut tap = tap.join().unwrap();
-    sh(&format!("ip -n {a} addr add 192.0.2.1/24 dev tap0; ip -n {a} link set tap0 up", a = pair.a));
-    let ip = |text: &str| text.parse::<IpAddr>().unwrap();
-    let ping = Flow { a: ip("192.0.2.1"), b: Some(ip("192.0.2.2")), protocol: 1, a_port: None, b_port: None };
-    let mut probe = start(&[ping], &pair.scope(), RING_SIZE);
-    // Ethernet to everybody, from an address of nobody, IPv4; then an echo request in a buffer of its own.
-    let ethernet = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 0, 9, 8, 0];
-    let mut packet = vec![0x45, 0, 0, 84, 0x12, 0x34, 0, 0, 64, 1, 0, 0, 192, 0, 2, 2, 192, 0, 2, 1];
-    packet.extend([8, 0, 0xf7, 0xfe, 0, 1, 0, 0]);
-    packet.resize(84, 0);
-    let sent = tap.write_vectored(&[IoSlice::new(&ethernet), IoSlice::new(&packet)]).unwrap();
-    assert_eq!(sent, ethernet.len() + packet.len());
-    probe.detach().unwrap();
-    let received = sightings(probe.drain().unwrap()).into_iter().filter(|s| s.hook == Hook::Receive).count();
-    let counters = probe.counters().unwrap();
-    assert_eq!((received as u64, counters.unread), (0, 1), "{counters:?}");
-    assert_eq!(counters.lost(), 0);
 }

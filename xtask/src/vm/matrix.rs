@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ALL_KERNELS, PAIR_KERNELS,
+    ALL_KERNELS, TEST_KERNELS,
     bench::{Bench, Vm},
     client::Event,
     kernel::{Kernel, Wanted},
@@ -94,7 +94,7 @@ pub(super) fn run(plan: &Plan, scenarios: &[(String, Scenario)], add: &[PathBuf]
         well &= two(plan, &bench, [kernel(first)?, kernel(second)?], &commit)?;
     }
     let columns = Column::all(&commit)?;
-    let all = ALL_KERNELS.iter().map(|kernel| (*kernel).to_owned()).chain([PAIR_KERNELS.join("+")]);
+    let all = ALL_KERNELS.iter().map(|kernel| (*kernel).to_owned()).chain([TEST_KERNELS.join("+")]);
     let missing: Vec<String> = all.filter(|all| columns.iter().all(|column| column.wanted != *all)).collect();
     let path = workspace_root().join(FILE);
     fs::write(&path, page::page(&commit, scenarios, &columns, &missing))

@@ -10,7 +10,8 @@ use crate::{
     path::touch::Way,
 };
 
-/// `NFPROTO_BRIDGE` and `NFPROTO_NETDEV` (uapi/linux/netfilter.h).
+/// `NFPROTO_UNSPEC`, which no hook has: not known; `NFPROTO_BRIDGE` and `NFPROTO_NETDEV` (uapi/linux/netfilter.h).
+const UNSPEC: u8 = 0;
 const BRIDGE: u8 = 7;
 const NETDEV: u8 = 5;
 
@@ -51,7 +52,7 @@ pub(super) fn hook_name(hook: u8) -> Option<&'static str> {
 
 /// The hooks that the packet can have died in; empty: not known.
 fn hooks(scene: &Scene<'_, '_>, seen: Option<&Netfilter>) -> Vec<u8> {
-    if let Some(seen) = seen {
+    if let Some(seen) = seen.filter(|seen| seen.family != UNSPEC) {
         return if seen.family == NETDEV { Vec::new() } else { vec![seen.hook] };
     }
     let namespaces = scene.world.namespaces(scene.node);
@@ -106,6 +107,7 @@ pub(super) fn suspects<'a>(scene: &Scene<'_, 'a>, seen: Option<&Netfilter>) -> V
 }
 
 fn of_family(scene: &Scene<'_, '_>, hit: &RuleHit, seen: Option<&Netfilter>) -> bool {
+    let seen = seen.filter(|seen| seen.family != UNSPEC);
     match hit.family.as_str() {
         "inet" => true,
         "ip" => scene.is_v4(),

@@ -264,8 +264,7 @@ fn where_the_kernel_was_seen_evaluating_excludes_the_rest() {
         table: Some(table.to_owned()),
         chain: Some("FORWARD".to_owned()),
     };
-    let at = |table: &str| {
-        let seen = seen(table);
+    let at = |seen: Netfilter| {
         one(At::Forward, "nf_hook_slow", None, |w| {
             for record in &mut w.evidence.nodes[1].records {
                 if let Record::Sighting(s) = record
@@ -277,8 +276,13 @@ fn where_the_kernel_was_seen_evaluating_excludes_the_rest() {
             w.evidence.nodes[1].facts.rules = vec![policy(w)];
         })
     };
-    assert_eq!(at("filter").rules.len(), 1);
-    assert!(at("mangle").rules.is_empty());
+    assert_eq!(at(seen("filter")).rules.len(), 1);
+    assert!(at(seen("mangle")).rules.is_empty());
+    assert!(at(Netfilter { hook: 0, ..seen("filter") }).rules.is_empty());
+    // A probe that was attached half-way through a hook does not know which one: what follows from the path counts.
+    let half_way = at(Netfilter { hook: 0, family: 0, ..seen("filter") });
+    assert_eq!(half_way.rules.len(), 1);
+    assert_eq!((half_way.hook, at(seen("filter")).hook), (None, Some("forward")));
 }
 
 #[test]

@@ -134,6 +134,10 @@ pub(super) struct Counters {
     unread: u64,
     #[prost(uint64, tag = "9")]
     skipped_frees: u64,
+    #[prost(uint64, tag = "10")]
+    lost_rewrite: u64,
+    #[prost(uint64, tag = "11")]
+    skipped_kprobes: u64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -354,6 +358,8 @@ impl From<(session::Counters, u64)> for Counters {
             lost_consume,
             unread,
             skipped_frees,
+            lost_rewrite,
+            skipped_kprobes,
         } = counters;
         Self {
             recorded,
@@ -365,6 +371,8 @@ impl From<(session::Counters, u64)> for Counters {
             discarded,
             unread,
             skipped_frees,
+            lost_rewrite,
+            skipped_kprobes,
         }
     }
 }
@@ -381,6 +389,8 @@ impl From<Counters> for (session::Counters, u64) {
             discarded,
             unread,
             skipped_frees,
+            lost_rewrite,
+            skipped_kprobes,
         } = counters;
         let counters = session::Counters {
             recorded,
@@ -391,6 +401,8 @@ impl From<Counters> for (session::Counters, u64) {
             lost_consume,
             unread,
             skipped_frees,
+            lost_rewrite,
+            skipped_kprobes,
         };
         (counters, discarded)
     }

@@ -351,10 +351,22 @@ fn message() -> impl Strategy<Value = Message> {
             Message::Probe(Probe { seq, protocol, id, dst_port, ip_id, nonce, rtt_ns, answer })
         },
     );
-    let counters = any::<([u64; 8], u64)>().prop_map(|(numbers, discarded)| {
-        let [recorded, lost_receive, lost_queue, lost_xmit, lost_drop, lost_consume, unread, skipped_frees] = numbers;
-        let counters =
-            Counters { recorded, lost_receive, lost_queue, lost_xmit, lost_drop, lost_consume, unread, skipped_frees };
+    let counters = any::<([u64; 10], u64)>().prop_map(|(numbers, discarded)| {
+        let [recorded, lost_receive, lost_queue, lost_xmit, lost_drop, lost_consume, lost_rewrite, others @ ..] =
+            numbers;
+        let [unread, skipped_frees, skipped_kprobes] = others;
+        let counters = Counters {
+            recorded,
+            lost_receive,
+            lost_queue,
+            lost_xmit,
+            lost_drop,
+            lost_consume,
+            lost_rewrite,
+            unread,
+            skipped_frees,
+            skipped_kprobes,
+        };
         Message::Counters(counters, discarded)
     });
     prop_oneof![
