@@ -69,7 +69,9 @@ pub fn problems(scenario: &Scenario, trace: &Trace, lab: &LabInfo, ground: &Grou
 /// Against the scenario.
 fn as_expected(expect: &Expect, trace: &Trace, lab: &LabInfo) -> Vec<String> {
     // Exit code and text are the runner's to check, shares the caller's.
-    let Expect { exit: _, text: _, text_with_reasons: _, text_without_reasons: _, shares: _, .. } = expect;
+    let Expect {
+        exit: _, text: _, text_with_reasons: _, text_without_reasons: _, without_reasons: _, shares: _, ..
+    } = expect;
     let Expect { exchanges, outcome, failed, routers, request, reply, notes, warnings, .. } = expect;
     let mut problems = Vec::new();
     if trace.exchanges.len() != *exchanges {

@@ -28,6 +28,8 @@ pub struct Scenario {
     /// What the lab must have: where this kernel cannot make it, the scenario is ignored (`LabInfo::absent`).
     #[serde(default)]
     pub needs: Vec<String>,
+    /// The oldest kernel that can show it, such as `5.12`.
+    pub needs_linux: Option<String>,
     /// Faults that stand while the trace runs.
     #[serde(default)]
     pub plants: Vec<Plant>,
@@ -86,6 +88,52 @@ pub struct Expect {
     /// The same, only on kernels that give none.
     #[serde(default)]
     pub text_without_reasons: Vec<String>,
+    /// What else differs on kernels that give none.
+    pub without_reasons: Option<WithoutReasons>,
+}
+
+/// What must come out instead on a kernel that gives no drop reasons.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WithoutReasons {
+    /// What traceroute would list.
+    pub routers: Vec<String>,
+    /// Hops of the request.
+    pub request: Vec<String>,
+    /// Notes of each exchange.
+    #[serde(default)]
+    pub notes: Vec<String>,
+}
+
+impl Scenario {
+    /// What it expects on a kernel that gives drop reasons, or none.
+    pub fn on_a_kernel(mut self, with_reasons: bool) -> Scenario {
+        let differing = self.expect.without_reasons.take();
+        if let (false, Some(WithoutReasons { routers, request, notes })) = (with_reasons, differing) {
+            self.expect = Expect { routers, request, notes, ..self.expect };
+        }
+        self
+    }
+
+    /// Why the running kernel is too old for it, if it is.
+    ///
+    /// # Errors
+    /// A release that is no two numbers.
+    pub fn too_new(&self) -> Result<Option<String>> {
+        let Some(needed) = &self.needs_linux else { return Ok(None) };
+        let running = fs::read_to_string("/proc/sys/kernel/osrelease").context("asking which kernel runs")?;
+        let old = version(&running)? < version(needed)?;
+        Ok(old.then(|| format!("needs Linux {needed} or later")))
+    }
+}
+
+/// The first two numbers of a kernel's release.
+fn version(release: &str) -> Result<(u32, u32)> {
+    let mut numbers = release.trim().split(['.', '-', '+']).map(str::parse);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => Ok((major, minor)),
+        _ => anyhow::bail!("`{}` is no kernel's release, such as 5.12", release.trim()),
+    }
 }
 
 impl Expect {
@@ -137,8 +185,19 @@ mod tests {
     fn every_scenario_of_the_clone_reads() {
         let scenarios = load(&crate::workspace_root().join("scenarios")).unwrap();
         for (name, scenario) in scenarios {
-            assert!(!scenario.about.is_empty() && !scenario.expect.text.is_empty(), "{name} says nothing");
+            assert!(!scenario.about.is_empty(), "{name} says nothing");
+            for reasons in [true, false] {
+                assert!(scenario.expect.text(reasons).next().is_some(), "{name} expects no text");
+            }
         }
+    }
+
+    #[test]
+    fn releases_are_compared_by_number() {
+        assert_eq!(version("5.10.0-32-cloud-amd64\n").unwrap(), (5, 10));
+        assert!(version("7.2.12+deb13").unwrap() > version("5.12").unwrap());
+        assert!(version("5.10").unwrap() > version("5.9").unwrap());
+        version("new").unwrap_err();
     }
 
     #[test]

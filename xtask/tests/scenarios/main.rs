@@ -67,6 +67,10 @@ fn slower() -> anyhow::Result<u32> {
 }
 
 fn run(scenario: &Scenario, labs: &Labs) -> anyhow::Result<Completion> {
+    if let Some(reason) = scenario.too_new()? {
+        return Ok(Completion::ignored_with(reason));
+    }
+    let scenario = &scenario.clone().on_a_kernel(scenario::kernel_gives_reasons()?);
     let tool = tool::Tool::find()?;
     let completion = labs.with(&scenario.lab, |lab| {
         let missing = |need: &&String| lab.absent.iter().any(|absent| absent.contains(need.as_str()));
