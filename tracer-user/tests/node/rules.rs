@@ -245,12 +245,12 @@ fn a_policy_drop_of_nftables_is_named_among_what_does_not_count() {
     Nftables inet guard: in #0 hook Some(1): policy
         Drop, understood, packets uncounted, comment ""
     Nftables ip kube-proxy: services > service-x > endpoint-1 #1 hook Some(0): meta l4proto tcp dnat to 10.2.0.2:6443
-        Dnat, not understood, packets uncounted, comment ""
+        Dnat("10.2.0.2:6443"), not understood, packets uncounted, comment ""
         Destination(10.96.0.1/32)
         Protocol(6)
         DestinationPort(443, 443)
     Nftables ip kube-proxy: services > service-x > endpoint-2 #1 hook Some(0): meta l4proto tcp dnat to 10.2.0.3:6443
-        Dnat, not understood, packets uncounted, comment ""
+        Dnat("10.2.0.3:6443"), not understood, packets uncounted, comment ""
         Destination(10.96.0.1/32)
         Protocol(6)
         DestinationPort(443, 443)
