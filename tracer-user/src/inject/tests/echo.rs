@@ -57,9 +57,10 @@ fn rtt_is_the_networks_time_and_not_our_threads() {
     )
     .expect("runs");
     let [first, second, third] = rtts[..] else { panic!("three answers in order: {rtts:?}") };
-    assert!(first < 15_000_000, "{first}");
-    assert!((60_000_000..130_000_000).contains(&second), "{second}");
-    assert!((140_000_000..240_000_000).contains(&third), "by our thread's clock it is over 360 ms: {third}");
+    // Wide, because a busy machine delays both sides; the third's bound is what this is about.
+    assert!(first < 80_000_000, "{first}");
+    assert!((60_000_000..180_000_000).contains(&second), "{second}");
+    assert!((140_000_000..300_000_000).contains(&third), "by our thread's clock it is over 360 ms: {third}");
 }
 
 #[test]
