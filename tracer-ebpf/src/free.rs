@@ -13,6 +13,9 @@ use crate::{
     packet::{Data, head, parse, submit},
 };
 
+/// What tunnels put before a packet, bytes at the most.
+const WRAPPED: u32 = 200;
+
 /// Runs at `kfree_skb` and `consume_skb`. The slot is looked up first: nearly every free on a machine is of a packet that
 /// nobody asked about, and `skb->dev` means nothing here.
 #[inline(always)]
@@ -24,9 +27,21 @@ pub fn freed(skb: Skb, hook: u8, location: u64, reason: Option<u32>) {
     }
     let track = *slot;
     slot.skb = 0;
+    if !skb.is_ip() {
+        // Another packet in a reused `sk_buff`: what a TCP socket kept until it was acknowledged, a netlink message.
+        return;
+    }
     let mut packet = skb.at_network_header();
-    if packet.may_be_cut() && !complete(&mut packet, skb.shared(), hook) {
-        return count(&LOST, hook);
+    if packet.may_be_cut() {
+        let len = packet.reach.wrapping_add(skb.elsewhere());
+        if !complete(&mut packet, skb.shared(), hook) {
+            // Of what cannot be read, only a packet of such a length may be the one that was recognised.
+            let more = len.wrapping_sub(u32::from(track.ip_len));
+            if more <= WRAPPED {
+                count(&LOST, hook);
+            }
+            return;
+        }
     }
     let bytes = packet.bytes;
     let mut headers = Headers::default();

@@ -237,15 +237,22 @@ impl Skb {
         }
     }
 
+    /// Bytes of it that do not lie in its linear part.
+    #[inline(always)]
+    pub fn elsewhere(self) -> u32 {
+        // SAFETY: a field of sk_buff.
+        unsafe { load(self.0, frozen(&LAYOUT.skb_data_len)) }
+    }
+
     /// So much of its linear part lies behind the byte that is so far behind `skb->data`; without fragments, all.
     #[inline(always)]
     fn reach(self, behind_data: impl Fn() -> u32) -> u32 {
-        // SAFETY: fields of sk_buff.
+        let elsewhere = self.elsewhere();
+        if elsewhere == 0 {
+            return endless();
+        }
+        // SAFETY: a field of sk_buff.
         unsafe {
-            let elsewhere: u32 = load(self.0, frozen(&LAYOUT.skb_data_len));
-            if elsewhere == 0 {
-                return endless();
-            }
             let len: u32 = load(self.0, frozen(&LAYOUT.skb_len));
             len.wrapping_sub(elsewhere).wrapping_sub(behind_data())
         }
