@@ -204,8 +204,9 @@ pub struct Counters {
     /// Frees that the kernel did not show because a program of ours was already running on that CPU
     /// (`kernel/trace/bpf_trace.c`, `prog->active`); most are of packets nobody asked about.
     pub skipped_frees: u64,
-    /// How often a kprobe was passed over because a program was already running on that CPU (`trace_call_bpf` in kernel/trace/bpf_trace.c): the moment of a translation or what
-    /// evaluated rules last may be missing; most are of packets nobody asked about.
+    /// How often a kprobe was passed over because a program was already running on that CPU (`trace_call_bpf` in
+    /// kernel/trace/bpf_trace.c): the moment of a translation or what evaluated rules last may be missing; most are of packets
+    /// nobody asked about.
     pub skipped_kprobes: u64,
 }
 

@@ -302,31 +302,49 @@ fn nat_options(name: &str, revision: u32, data: &[u8], v6: bool) -> String {
 
 /// Where SNAT and DNAT send to, as nft writes it; empty: not known.
 fn nat_target(revision: u32, data: &[u8], v6: bool) -> String {
-    let options = nat_range("DNAT", revision, data, v6).unwrap_or_default();
-    options.split(' ').nth(2).unwrap_or_default().to_owned()
+    NatRange::read(revision == 0, data, v6).map(|range| range.sent_to()).unwrap_or_default()
+}
+
+/// `nf_nat_range2`, or what came before it.
+struct NatRange {
+    flags: u32,
+    addresses: Option<(IpAddr, IpAddr)>,
+    ports: Option<String>,
+}
+
+impl NatRange {
+    /// Before revision 1 (MASQUERADE, REDIRECT: always) IPv4 has its own shape, which starts with a count.
+    fn read(old: bool, data: &[u8], v6: bool) -> Option<Self> {
+        const ADDRESSES: u32 = 1;
+        const PORTS: u32 = 2;
+        let old = old && !v6;
+        let width = if old || !v6 { 4 } else { 16 };
+        let (flags_at, first, second, ports) = if old { (4, 8, 12, 16) } else { (0, 4, 20, 36) };
+        let flags = u32_at(data, flags_at)?;
+        let end = |at: usize| address(data.get(at..at + width)?);
+        let port = |at: usize| Some(u16::from_be_bytes(*data.get(at..at + 2)?.as_array::<2>()?));
+        let ports = if flags & PORTS == 0 { None } else { Some(range(port(ports)?, port(ports + 2)?)) };
+        let addresses = if flags & ADDRESSES == 0 { None } else { Some((end(first)?, end(second)?)) };
+        Some(Self { flags, addresses, ports })
+    }
+
+    fn sent_to(&self) -> String {
+        nat_end(self.addresses, self.ports.as_deref())
+    }
 }
 
 fn nat_range(name: &str, revision: u32, data: &[u8], v6: bool) -> Option<String> {
-    const ADDRESSES: u32 = 1;
-    const PORTS: u32 = 2;
-    // Before revision 1 (MASQUERADE, REDIRECT: always) IPv4 has its own shape, which starts with a count.
-    let old = !v6 && (revision == 0 || matches!(name, "MASQUERADE" | "REDIRECT"));
-    let width = if old || !v6 { 4 } else { 16 };
-    let (flags_at, first, second, ports) = if old { (4, 8, 12, 16) } else { (0, 4, 20, 36) };
-    let flags = u32_at(data, flags_at)?;
-    let end = |at: usize| address(data.get(at..at + width)?);
-    let port = |at: usize| Some(u16::from_be_bytes(*data.get(at..at + 2)?.as_array::<2>()?));
-    let ports = if flags & PORTS == 0 { None } else { Some(range(port(ports)?, port(ports + 2)?)) };
-    let mut text = match name {
-        "MASQUERADE" | "REDIRECT" => ports.map(|ports| format!(" --to-ports {ports}")).unwrap_or_default(),
-        _ => {
+    let to_itself = matches!(name, "MASQUERADE" | "REDIRECT");
+    let range = NatRange::read(revision == 0 || to_itself, data, v6)?;
+    let mut text = match to_itself {
+        true => range.ports.as_ref().map(|ports| format!(" --to-ports {ports}")).unwrap_or_default(),
+        false => {
             let option = if name == "SNAT" { "--to-source" } else { "--to-destination" };
-            let addresses = if flags & ADDRESSES == 0 { None } else { Some((end(first)?, end(second)?)) };
-            format!(" {option} {}", nat_end(addresses, ports.as_deref()))
+            format!(" {option} {}", range.sent_to())
         }
     };
     for (bit, option) in [(4, " --random"), (16, " --random-fully"), (8, " --persistent")] {
-        if flags & bit != 0 {
+        if range.flags & bit != 0 {
             text += option;
         }
     }

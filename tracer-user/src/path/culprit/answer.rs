@@ -128,7 +128,8 @@ pub(in crate::path) fn is_of(rejection: &Rejection, with: &str) -> bool {
     let Some(kind) = rejection.icmp_type.zip(rejection.icmp_code) else {
         return with == "tcp-reset" || with == "tcp reset";
     };
-    let v6 = rejection.from.is_ipv6();
+    // nft_reject_icmp_code, nft_reject_icmpv6_code.
+    let by_version = |v4, v6| if rejection.from.is_ipv6() { v6 } else { v4 };
     let sent = match with {
         "tcp-reset" | "tcp reset" => return false,
         "icmp-net-unreachable" => (3, 0),
@@ -142,35 +143,10 @@ pub(in crate::path) fn is_of(rejection: &Rejection, with: &str) -> bool {
         "icmp6-adm-prohibited" => (1, 1),
         "icmp6-addr-unreachable" => (1, 3),
         "icmp6-port-unreachable" => (1, 4),
-        // By the packet's IP version: nft_reject_icmp_code, nft_reject_icmpv6_code.
-        "icmpx-no-route" => {
-            if v6 {
-                (1, 0)
-            } else {
-                (3, 0)
-            }
-        }
-        "icmpx-port-unreachable" => {
-            if v6 {
-                (1, 4)
-            } else {
-                (3, 3)
-            }
-        }
-        "icmpx-host-unreachable" => {
-            if v6 {
-                (1, 3)
-            } else {
-                (3, 1)
-            }
-        }
-        "icmpx-admin-prohibited" => {
-            if v6 {
-                (1, 1)
-            } else {
-                (3, 13)
-            }
-        }
+        "icmpx-no-route" => by_version((3, 0), (1, 0)),
+        "icmpx-port-unreachable" => by_version((3, 3), (1, 4)),
+        "icmpx-host-unreachable" => by_version((3, 1), (1, 3)),
+        "icmpx-admin-prohibited" => by_version((3, 13), (1, 1)),
         "icmp6-policy-fail" => (1, 5),
         "icmp6-reject-route" => (1, 6),
         _ => return true,
