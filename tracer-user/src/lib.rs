@@ -3,6 +3,7 @@
 //! `docs/ARCHITECTURE.md` follows a packet's bytes through these modules.
 
 pub mod cli;
+pub mod cluster;
 pub mod doctor;
 pub mod event;
 pub mod identity;

@@ -170,7 +170,7 @@ fn seconds(text: &str) -> Result<Duration, String> {
     Ok(time)
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || "not a duration such as 30s, 5m or 1h".to_owned();
     let unit_at = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
     let (number, unit) = text.split_at(unit_at);

@@ -1,0 +1,11 @@
+//! A Kubernetes cluster through its API: the nodes' agents, who is who, what is installed.
+//!
+//! All requests go through what a kubeconfig says, with the rights of its user; the API server decides who may do what. The
+//! number of requests of a trace grows with its path, never with the cluster.
+
+mod access;
+mod error;
+pub mod names;
+
+pub use access::{Access, Cluster};
+pub use error::Error;
