@@ -235,21 +235,21 @@ pub struct Rule {
     pub protocol: u64,
 }
 
-/// Number of [`Rule`]s a session can ask for: two per flow.
-pub const MAX_RULES: usize = 8;
+/// Number of flows a session can ask for.
+pub const MAX_FLOWS: usize = 4;
 
 /// The wanted flows: the one value of the map `WANTED`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[repr(C)]
 pub struct Wanted {
-    /// How many of `rules` are in use.
-    pub count: u32,
-    /// How many of `ends` are in use.
+    /// How many there are.
     pub flows: u32,
+    /// Always 0.
+    pub zero: u32,
     /// Per flow, the last four bytes of the end that is not a wildcard: a packet with neither address ending so is of no flow.
-    pub ends: [u32; MAX_RULES / 2],
-    /// The rules.
-    pub rules: [Rule; MAX_RULES],
+    pub ends: [u32; MAX_FLOWS],
+    /// Per flow, the rules of its two directions.
+    pub rules: [[Rule; 2]; MAX_FLOWS],
 }
 
 /// What a field or argument that this kernel lacks is set to in [`Layout`].

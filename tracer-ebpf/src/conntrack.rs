@@ -64,16 +64,18 @@ pub fn translation(nfct: u64, head: &Head) {
 #[inline(always)]
 pub fn is_of_wanted(nfct: u64) -> bool {
     match translating(nfct) {
-        Some((entry, _)) => original_is_wanted(entry),
+        Some((entry, _)) => original_is_wanted(entry) != 0,
         None => false,
     }
 }
 
+/// 1: it does. Looked at by the verifier once, as [`crate::packet::examine`].
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn original_is_wanted(entry: u64) -> bool {
+extern "C" fn original_is_wanted(entry: u64) -> u32 {
     let mut original = Tuple::default();
     if !tuple(entry + u64::from(frozen(&LAYOUT.ct_original)), &mut original) {
-        return false;
+        return 0;
     }
     let headers = Headers {
         src: original.src,
@@ -82,7 +84,7 @@ fn original_is_wanted(entry: u64) -> bool {
         protocol: original.protocol as u8,
         ..Headers::default()
     };
-    flow_wanted(&headers)
+    u32::from(flow_wanted(&headers))
 }
 
 /// Ports or ICMP identifier of a tuple, where they are in the L4 header; of its inverse on demand.

@@ -4,17 +4,38 @@ use tracer_common::{Learned, Rule, Track, Wanted, flow_mask, netfilter};
 
 use crate::parse::{Headers, protocol};
 
+/// Does the packet belong to one of these flows, in either direction? One way through for both rules of a flow: the verifier
+/// follows every branch, and comes here from everywhere.
+#[inline(always)]
+pub fn is_wanted(wanted: &Wanted, headers: &Headers) -> bool {
+    // Fragments other than the first are wanted by their addresses alone.
+    let l4_mask = u64::from(headers.fragment).wrapping_sub(1);
+    let mut misses = 1;
+    for (index, [there, back]) in wanted.rules.iter().enumerate() {
+        if index as u32 >= wanted.flows {
+            break;
+        }
+        misses &= is_not_0(differs(there, headers, l4_mask)) & is_not_0(differs(back, headers, l4_mask));
+    }
+    misses == 0
+}
+
+/// 1 for any number but 0, by arithmetic: BPF has comparisons only as branches.
+#[inline(always)]
+fn is_not_0(number: u64) -> u64 {
+    let folded = (number | number >> 32) & 0xffff_ffff;
+    (folded + 0xffff_ffff) >> 32
+}
+
 /// In what `headers` differs from the rule; 0: in nothing that matters.
 #[inline(always)]
-pub fn differs(rule: &Rule, headers: &Headers) -> u64 {
-    // Fragments other than the first are wanted by their addresses alone.
-    let l4_mask = if headers.fragment { 0 } else { rule.l4_mask };
+fn differs(rule: &Rule, headers: &Headers, l4_mask: u64) -> u64 {
     (headers.src[0] ^ rule.src[0]) & rule.src_mask[0]
         | (headers.src[1] ^ rule.src[1]) & rule.src_mask[1]
         | (headers.dst[0] ^ rule.dst[0]) & rule.dst_mask[0]
         | (headers.dst[1] ^ rule.dst[1]) & rule.dst_mask[1]
         | u64::from(headers.protocol) ^ rule.protocol
-        | (headers.l4[0] ^ rule.l4) & l4_mask
+        | (headers.l4[0] ^ rule.l4) & rule.l4_mask & l4_mask
 }
 
 /// Does a packet whose addresses end so belong to no flow for certain?

@@ -10,7 +10,7 @@ use core::{
 
 use aya_ebpf::{helpers::generated::bpf_probe_read_kernel, macros::map, maps::PerCpuArray};
 use tracer_common::{ABSENT, Pages, hook};
-use tracer_ebpf::parse::{self, Bytes, FIRST_READ, Headers, join};
+use tracer_ebpf::parse::{self, Bytes, FIRST_READ, join};
 
 use crate::kernel::{LAYOUT, Memory, frozen};
 
@@ -50,13 +50,6 @@ impl Packet {
     pub fn may_be_cut(&self) -> bool {
         self.reach < ENOUGH
     }
-}
-
-/// Are these headers, read from the packet, not all its own? A function, so that what it compares is forgotten when it returns:
-/// the verifier follows the rest once, not once for each way through here.
-#[inline(never)]
-pub fn cuts(packet: &Packet, headers: &Headers) -> bool {
-    headers.needed() > packet.reach
 }
 
 /// Brings linear part and first fragment together, unless what is linear is enough, as it is of all TCP. False: it cannot be done.

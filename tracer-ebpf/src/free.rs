@@ -1,16 +1,13 @@
 //! A packet is freed: if it is one that was recognised, say where and why.
 
-use tracer_common::{Free, flag};
-use tracer_ebpf::{
-    flow,
-    parse::{self, Headers},
-};
+use tracer_common::{Free, Track, flag};
+use tracer_ebpf::flow;
 
 use crate::{
-    fragments::complete,
+    fragments::{Packet, complete},
     kernel::{Device, Skb},
     maps::{LOST, count, slot},
-    packet::{Data, head, parse, submit},
+    packet::{Data, Work, begin, examine, found, head, submit, work},
 };
 
 /// What tunnels put before a packet, bytes at the most.
@@ -43,24 +40,38 @@ pub fn freed(skb: Skb, hook: u8, location: u64, reason: Option<u32>) {
             return;
         }
     }
-    let bytes = packet.bytes;
-    let mut headers = Headers::default();
-    if !parse(bytes.0, 0, &mut headers) {
-        count(&LOST, hook);
+    // Before 6.1 or so a free in a process can be interrupted by one in a softirq, that of another packet that was recognised.
+    if work(hook.into()).is_none_or(|work| core::mem::replace(&mut work.busy, 1) != 0) {
+        return count(&LOST, hook);
+    }
+    known(skb, identity, hook, packet, &track, location, reason);
+    if let Some(work) = work(hook.into()) {
+        work.busy = 0;
+    }
+}
+
+/// The packet is probably one that was recognised.
+#[inline(always)]
+fn known(skb: Skb, identity: u64, hook: u8, packet: Packet, track: &Track, location: u64, reason: Option<u32>) {
+    if begin(hook, packet).is_none() {
+        return count(&LOST, hook);
+    }
+    let found = examine(hook.into());
+    // What is cut was not recognised at a device either: it is another packet, in a reused `sk_buff`.
+    if found & found::CUT != 0 {
         return;
     }
-    let (offset, _) = parse::inner(&headers);
-    if offset != 0 && !parse(bytes.0, offset, &mut headers) && !parse(bytes.0, 0, &mut headers) {
-        count(&LOST, hook);
-        return;
+    if found & found::PACKET == 0 {
+        return count(&LOST, hook);
     }
-    if !flow::is_tracked(&track, &headers) {
+    let Some(Work { headers, .. }) = work(hook.into()) else { return };
+    if !flow::is_tracked(track, headers) {
         return;
     }
     let reason_flag = if reason.is_some() { flag::REASON } else { 0 };
     let fragment = if headers.fragment { flag::FRAGMENT } else { 0 };
     let device = Device { netns: track.netns, ifindex: track.ifindex };
-    let head = head(identity, hook, flag::TRACKED | flag::FREED | reason_flag | fragment, device, &headers);
+    let head = head(identity, hook, flag::TRACKED | flag::FREED | reason_flag | fragment, device, headers);
     let free = Free {
         location,
         reason: reason.unwrap_or(0),
@@ -73,5 +84,5 @@ pub fn freed(skb: Skb, hook: u8, location: u64, reason: Option<u32>) {
     let mut data = unsafe { core::mem::transmute::<Free, Data>(free) };
     let [.., a, b, c] = &mut data;
     [*a, *b, *c] = track.table;
-    submit(&head, &headers, skb.mark(), &data);
+    submit(&head, headers, skb.mark(), &data);
 }

@@ -4,7 +4,7 @@
 use tracer_common::{ABSENT, Rewrite, Track, flag, hook, netfilter};
 use tracer_ebpf::{
     flow,
-    parse::{Bytes, Headers, join},
+    parse::{Bytes, join},
 };
 
 use crate::{
@@ -12,7 +12,7 @@ use crate::{
     fragments::complete,
     kernel::{Device, LAYOUT, Memory, frozen, identity},
     maps::{LOST, count, in_scope, slot},
-    packet::{Data, head, parse, submit, unwrap},
+    packet::{Data, Work, begin, examine, found, head, submit, work},
 };
 
 /// The slot of the packet at this address, if it is one that was recognised.
@@ -91,28 +91,30 @@ pub fn translates(skb: u64, entry: u64, manip: u32) {
     if packet.may_be_cut() && !complete(&mut packet, Memory(skb).shared(), hook::REWRITE) {
         return count(&LOST, hook::REWRITE);
     }
-    let bytes = packet.bytes;
-    let mut headers = Headers::default();
-    let mut data = [0; 5];
-    if !parse(bytes.0, 0, &mut headers) {
+    if begin(hook::REWRITE, packet).is_none() {
         return;
     }
-    let flags = unwrap(&bytes, &mut headers, &mut data);
+    let found = examine(hook::REWRITE.into());
+    if found & found::PACKET == 0 {
+        return;
+    }
+    let Some(Work { headers, .. }) = work(hook::REWRITE.into()) else { return };
+    let flags = found as u8;
     // What is rewritten around a tunnelled packet is the tunnel's.
     if flags & flag::ENCAPSULATED != 0 {
         return;
     }
     if slot.skb != identity {
         // What a node sends itself is seen here before any device.
-        *slot = flow::track(identity, &headers, namespace_of(entry), 0);
-    } else if !flow::is_tracked(slot, &headers) {
+        *slot = flow::track(identity, headers, namespace_of(entry), 0);
+    } else if !flow::is_tracked(slot, headers) {
         return;
     }
     let device = Device { netns: slot.netns, ifindex: slot.ifindex };
-    let head = head(identity, hook::REWRITE, flags | flag::TRACKED, device, &headers);
+    let head = head(identity, hook::REWRITE, flags | flag::TRACKED, device, headers);
     // SAFETY: Rewrite is 40 bytes without padding.
-    data = unsafe { core::mem::transmute::<Rewrite, Data>(Rewrite { manip, zero: [0; 36] }) };
-    submit(&head, &headers, Memory(skb).half(frozen(&LAYOUT.skb_mark)), &data);
+    let data = unsafe { core::mem::transmute::<Rewrite, Data>(Rewrite { manip, zero: [0; 36] }) };
+    submit(&head, headers, Memory(skb).half(frozen(&LAYOUT.skb_mark)), &data);
 }
 
 /// Does the conntrack entry translate a wanted flow, in a namespace in scope?

@@ -3,16 +3,18 @@
 use aya_ebpf::{
     bindings::BPF_RB_NO_WAKEUP,
     helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns},
+    macros::map,
+    maps::PerCpuArray,
 };
 use tracer_common::{Head, Outer, Sighting, flag, hook, last_word};
 use tracer_ebpf::{
     flow,
-    parse::{self, Bytes, FIRST_READ, Headers, Start},
+    parse::{self, Bytes, Headers, Start},
 };
 
 use crate::{
     conntrack,
-    fragments::{complete, cuts},
+    fragments::{Packet, complete},
     kernel::{Device, Memory, Skb},
     maps::{EVENTS, LEARNED, LOST, WANTED, count, in_scope, maybe_learned, slot},
 };
@@ -38,14 +40,10 @@ pub fn seen(skb: Skb, hook: u8) {
     if packet.may_be_cut() && !complete(&mut packet, skb.shared(), hook) {
         return count(&LOST, hook::UNREAD);
     }
-    let bytes = packet.bytes;
-    let mut start = [0; FIRST_READ];
-    if !bytes.read(0, &mut start) {
-        return;
-    }
+    let Some(Work { start, .. }) = begin(hook, packet) else { return };
     let Some(wanted_flows) = WANTED.get(0) else { return };
     // The way nearly all packets go: ordinary, between strangers, not seen before.
-    if let Some((src, dst)) = parse::ordinary(&start)
+    if let Some((src, dst)) = parse::ordinary(start)
         && flow::strangers(wanted_flows, src, dst)
         && !maybe_learned(src, dst)
         && slot(identity).is_none_or(|slot| slot.skb != identity)
@@ -53,23 +51,141 @@ pub fn seen(skb: Skb, hook: u8) {
     {
         return;
     }
-    let mut headers = Headers::default();
-    let mut data = [0; 5];
-    if !parse_start(bytes.0, 0, &start, &mut headers) {
-        return;
-    }
-    let mut flags = unwrap(&bytes, &mut headers, &mut data);
-    if cuts(&packet, &headers) {
+    let found = examine(hook.into());
+    if found & found::CUT != 0 {
         return count(&LOST, hook::UNREAD);
     }
-    if !wanted(&bytes, &headers) {
-        let known = was_recognised(identity, &headers) || hook == hook::QUEUE && conntrack::is_of_wanted(skb.nfct());
+    if found & found::PACKET == 0 {
+        return;
+    }
+    let mut flags = found as u8;
+    let Some(Work { headers, data, .. }) = work(hook.into()) else { return };
+    if !wanted(hook.into(), packet.bytes, headers) {
+        let known = was_recognised(identity, headers) || hook == hook::QUEUE && conntrack::is_of_wanted(skb.nfct());
         if !known {
             return;
         }
         flags |= flag::TRACKED;
     }
-    record(skb, identity, hook, device, &headers, flags, &data);
+    record(skb, identity, hook, device, headers, flags, data);
+}
+
+/// What a program works on. In a map, because the verifier takes what is read from one for any number, and so follows what comes
+/// after only once; on the stack it would remember by which way each field was filled.
+#[repr(C)]
+pub struct Work {
+    packet: Packet,
+    /// A free of a packet is being looked at: see [`crate::free`].
+    pub busy: u64,
+    start: Start,
+    /// Headers of the innermost packet.
+    pub headers: Headers,
+    /// What wraps it.
+    data: Data,
+}
+
+/// One per hook, because the programs of two hooks may interrupt each other: a packet is freed in a process, another comes in.
+/// Those of one device hook do not: softirqs are off there. Nor do kprobes (`bpf_prog_active`).
+#[map]
+static WORK: PerCpuArray<Work> = PerCpuArray::with_max_entries(2 * QUOTED, 0);
+
+/// So far behind a hook's own lies what is for the packet that an ICMP error quotes.
+const QUOTED: u32 = hook::COUNT as u32;
+
+/// That of this hook on this CPU. Not to be kept while a function is called that asks for the same.
+#[inline(always)]
+pub fn work(index: u32) -> Option<&'static mut Work> {
+    let work = WORK.get_ptr_mut(index)?;
+    // SAFETY: a map value lives as long as the map, and this one belongs to this CPU and this hook.
+    Some(unsafe { &mut *work })
+}
+
+/// Reads a packet's first bytes, for [`examine`]; None where they cannot be read.
+#[inline(always)]
+pub fn begin(hook: u8, packet: Packet) -> Option<&'static mut Work> {
+    let work = work(hook.into())?;
+    work.packet = packet;
+    packet.bytes.read(0, &mut work.start).then_some(work)
+}
+
+/// What [`examine`] answers, above the eight bits of a sighting's flags.
+pub mod found {
+    /// An IP packet.
+    pub const PACKET: u32 = 1 << 8;
+    /// Its headers do not all lie where they were read.
+    pub const CUT: u32 = 1 << 9;
+}
+
+/// Lays out the headers of the innermost packet, of which the start has been read; answers [`found`] and a sighting's flags. A
+/// function that the verifier looks at once, for any arguments, and not again for each way to each call of it: so it does with
+/// functions of external linkage whose arguments are plain numbers (`do_check_subprogs` in kernel/bpf/verifier.c, from 5.6).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn examine(hook: u32) -> u32 {
+    if lay_out(hook, 0) == 0 {
+        return 0;
+    }
+    let Some(Work { headers, data, .. }) = work(hook) else { return 0 };
+    let mut flags = 0;
+    let (offset, encapsulation) = parse::inner(headers);
+    *data = [0; 5];
+    if offset != 0 {
+        // SAFETY: Outer is 40 bytes without padding.
+        *data = unsafe { core::mem::transmute::<Outer, Data>(parse::outer_fields(headers, encapsulation)) };
+        if read_at(hook, offset) {
+            flags = flag::ENCAPSULATED;
+        } else {
+            // Not a tunnel after all: ordinary UDP on that port.
+            if let Some(work) = work(hook) {
+                work.data = [0; 5];
+            }
+            read_at(hook, 0);
+        }
+    }
+    let Some(Work { packet, headers, .. }) = work(hook) else { return 0 };
+    if headers.fragment {
+        flags |= flag::FRAGMENT;
+    }
+    if headers.needed() > packet.reach {
+        return found::CUT;
+    }
+    found::PACKET | u32::from(flags)
+}
+
+/// Reads what lies at `offset` of the packet and lays out the headers there.
+#[inline(always)]
+fn read_at(index: u32, offset: u32) -> bool {
+    let Some(Work { packet, start, .. }) = work(index) else { return false };
+    packet.bytes.read(offset, start) && lay_out(index, offset) != 0
+}
+
+/// Lays out the headers at `offset` of the packet, whose first bytes have been read. 0: it is not IP, or cannot be read.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn lay_out(index: u32, offset: u32) -> u32 {
+    let Some(Work { packet, start, headers, .. }) = work(index) else { return 0 };
+    u32::from(parse::packet(&packet.bytes, offset, start, headers))
+}
+
+/// 1: the packet's headers are of a flow that is wanted.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn is_wanted(index: u32) -> u32 {
+    work(index).is_some_and(|work| flow_wanted(&work.headers)).into()
+}
+
+/// Is this packet wanted: by its own addresses, because conntrack translates a wanted flow into it, or because it is an ICMP
+/// error about one?
+#[inline(always)]
+fn wanted(hook: u32, bytes: Memory, headers: &Headers) -> bool {
+    if is_wanted(hook) != 0 {
+        return true;
+    }
+    let quoted = hook + QUOTED;
+    if !headers.is_icmp_error() || work(quoted).map(|work| work.packet.bytes = bytes).is_none() {
+        return false;
+    }
+    read_at(quoted, parse::quoted_offset(headers)) && is_wanted(quoted) != 0
 }
 
 /// Is this a packet of the node's own, of a wanted flow, of which conntrack rewrote both addresses before its first device? So
@@ -89,65 +205,12 @@ fn forget(skb: u64) {
     }
 }
 
-/// [`parse::packet`] as a function of its own, with its own stack frame.
-#[inline(never)]
-fn parse_start(address: u64, offset: u32, start: &Start, headers: &mut Headers) -> bool {
-    parse::packet(&Memory(address), offset, start, headers)
-}
-
-/// Reads and parses the headers at `offset`.
-#[inline(never)]
-pub fn parse(address: u64, offset: u32, headers: &mut Headers) -> bool {
-    let mut start = [0; FIRST_READ];
-    Memory(address).read(offset, &mut start) && parse::packet(&Memory(address), offset, &start, headers)
-}
-
-/// Goes to the innermost packet, keeping in `data` what wraps it. Returns the flags for it.
-#[inline(always)]
-pub fn unwrap(bytes: &Memory, headers: &mut Headers, data: &mut Data) -> u8 {
-    let mut flags = 0;
-    let (offset, encapsulation) = parse::inner(headers);
-    if offset != 0 {
-        // SAFETY: Outer is 40 bytes without padding.
-        *data = unsafe { core::mem::transmute::<Outer, Data>(parse::outer_fields(headers, encapsulation)) };
-        if parse(bytes.0, offset, headers) {
-            flags |= flag::ENCAPSULATED;
-        } else {
-            // Not a tunnel after all: ordinary UDP on that port.
-            *data = [0; 5];
-            parse(bytes.0, 0, headers);
-        }
-    }
-    if headers.fragment {
-        flags |= flag::FRAGMENT;
-    }
-    flags
-}
-
-/// Is this packet wanted: by its own addresses, because conntrack translates a wanted flow into it, or because it is an
-/// ICMP error about one?
-#[inline(always)]
-fn wanted(bytes: &Memory, headers: &Headers) -> bool {
-    flow_wanted(headers) || (headers.is_icmp_error() && quoted_wanted(bytes.0, parse::quoted_offset(headers)))
-}
-
-#[inline(never)]
-fn quoted_wanted(address: u64, offset: u32) -> bool {
-    let mut quoted = Headers::default();
-    parse(address, offset, &mut quoted) && flow_wanted(&quoted)
-}
-
 /// Does the packet belong to a wanted flow or to one that was learned?
-#[inline(never)]
+#[inline(always)]
 pub fn flow_wanted(headers: &Headers) -> bool {
     let Some(wanted) = WANTED.get(0) else { return false };
-    for (index, rule) in wanted.rules.iter().enumerate() {
-        if index as u32 >= wanted.count {
-            break;
-        }
-        if flow::differs(rule, headers) == 0 {
-            return true;
-        }
+    if flow::is_wanted(wanted, headers) {
+        return true;
     }
     let (src, dst) = (last_word(&headers.src), last_word(&headers.dst));
     // SAFETY: only read.

@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use tracer_common::{Address, MAX_RULES, Rule, Wanted, address, encapsulation};
+use tracer_common::{Address, MAX_FLOWS, Rule, Wanted, address, encapsulation};
 use tracer_ebpf::{
     flow,
     parse::{self, Bytes, FIRST_READ, Headers},
@@ -294,25 +294,57 @@ fn wanted() -> Wanted {
     let mask = u64::from_ne_bytes([0, 0, 0, 0, 0xff, 0xff, 0, 0]);
     let (a, b) = (v4("100.106.133.221"), v4("100.115.37.81"));
     let rule = |src, dst| Rule { src, src_mask: all, dst, dst_mask: all, l4: id, l4_mask: mask, protocol: 1 };
-    let mut rules = [Rule::default(); MAX_RULES];
-    (rules[0], rules[1]) = (rule(a, b), rule(b, a));
-    Wanted { count: 2, flows: 1, ends: [u32::from_ne_bytes([100, 106, 133, 221]), 0, 0, 0], rules }
+    let mut rules = [[Rule::default(); 2]; MAX_FLOWS];
+    rules[0] = [rule(a, b), rule(b, a)];
+    Wanted { flows: 1, zero: 0, ends: [u32::from_ne_bytes([100, 106, 133, 221]), 0, 0, 0], rules }
 }
 
 #[test]
 fn rules_match_both_ways_and_the_identifier() {
-    let wanted = wanted();
-    let mut headers = parsed(&ipv4(1, 0, &[], &ECHO)).expect("IPv4");
-    assert_eq!(flow::differs(&wanted.rules[0], &headers), 0);
-    assert_ne!(flow::differs(&wanted.rules[1], &headers), 0);
-    (headers.src, headers.dst) = (headers.dst, headers.src);
-    assert_eq!(flow::differs(&wanted.rules[1], &headers), 0);
+    let mut wanted = wanted();
+    let ask = |wanted: &Wanted, packet: &[u8]| flow::is_wanted(wanted, &parsed(packet).expect("IPv4"));
+    let reversed = |mut packet: Vec<u8>| {
+        packet[12..20].rotate_left(4);
+        packet
+    };
+    let echo = ipv4(1, 0, &[], &ECHO);
+    assert!(ask(&wanted, &echo));
+    assert!(ask(&wanted, &reversed(echo.clone())));
     let mut other = ECHO;
     other[5] ^= 1;
-    headers = parsed(&ipv4(1, 0, &[], &other)).expect("IPv4");
-    assert_ne!(flow::differs(&wanted.rules[0], &headers), 0);
-    headers = parsed(&ipv4(17, 0, &[], &ECHO)).expect("IPv4");
-    assert_ne!(flow::differs(&wanted.rules[0], &headers), 0);
+    assert!(!ask(&wanted, &ipv4(1, 0, &[], &other)), "another identifier");
+    assert!(!ask(&wanted, &ipv4(17, 0, &[], &ECHO)), "another protocol");
+    for at in [12, 15, 16, 19] {
+        let mut packet = echo.clone();
+        packet[at] ^= 0x80;
+        assert!(!ask(&wanted, &packet), "byte {at} of the addresses");
+    }
+    // A later fragment has no identifier to compare.
+    let mut fragment = parsed(&echo).expect("IPv4");
+    (fragment.fragment, fragment.l4) = (true, [0; 2]);
+    assert!(flow::is_wanted(&wanted, &fragment));
+    // The last of several, and none that is not in use.
+    wanted.rules[MAX_FLOWS - 1] = std::mem::take(&mut wanted.rules[0]);
+    assert!(!ask(&wanted, &echo));
+    wanted.flows = MAX_FLOWS as u32;
+    assert!(ask(&wanted, &echo));
+}
+
+/// Differences in high bits, in low ones, in one bit or in all must all count.
+#[test]
+fn no_difference_is_lost_in_the_arithmetic() {
+    let wanted = wanted();
+    let echo = parsed(&ipv4(1, 0, &[], &ECHO)).expect("IPv4");
+    for bit in 0..64 {
+        for word in 0..2 {
+            let mut headers = echo;
+            headers.src[word] ^= 1 << bit;
+            assert!(!flow::is_wanted(&wanted, &headers), "bit {bit} of word {word}");
+        }
+    }
+    let mut headers = echo;
+    headers.src = [!headers.src[0], !headers.src[1]];
+    assert!(!flow::is_wanted(&wanted, &headers));
 }
 
 /// The way that most packets take must never swallow one that the closer look would have found.

@@ -12,7 +12,7 @@ use aya::{
     maps::{Array, MapData, MapError, PerCpuArray, RingBuf},
     programs::ProgramError,
 };
-use tracer_common::{MAX_RULES, Pages, Wanted, hook, scope_slots};
+use tracer_common::{MAX_FLOWS, Pages, Wanted, hook, scope_slots};
 
 use crate::{
     event::{Record, decode},
@@ -97,7 +97,7 @@ pub enum Error {
         source: MapError,
     },
     /// Too many flows.
-    #[error("{asked} flows asked for; a session can follow {most} at a time", most = MAX_RULES / 2)]
+    #[error("{asked} flows asked for; a session can follow {most} at a time", most = MAX_FLOWS)]
     TooManyFlows {
         /// How many.
         asked: usize,

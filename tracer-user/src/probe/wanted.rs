@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use tracer_common::{MAX_RULES, Rule, Wanted, address};
+use tracer_common::{MAX_FLOWS, Rule, Wanted, address};
 
 use super::Error;
 use crate::{event, session::Flow};
@@ -10,17 +10,14 @@ use crate::{event, session::Flow};
 /// The two directions of each flow, as the programs compare them.
 pub(super) fn rules(flows: &[Flow]) -> Result<Wanted, Error> {
     let mut wanted = Wanted::default();
-    if flows.len() * 2 > MAX_RULES {
+    if flows.len() > MAX_FLOWS {
         return Err(Error::TooManyFlows { asked: flows.len() });
     }
     for flow in flows {
         let [.., a, b, c, d] = event::to_bytes(flow.a);
         wanted.ends[wanted.flows as usize] = u32::from_ne_bytes([a, b, c, d]);
+        wanted.rules[wanted.flows as usize] = both_ways(flow);
         wanted.flows += 1;
-        for rule in both_ways(flow) {
-            wanted.rules[wanted.count as usize] = rule;
-            wanted.count += 1;
-        }
     }
     Ok(wanted)
 }
@@ -83,10 +80,10 @@ mod tests {
         let flow =
             Flow { a: ip("10.0.0.1"), b: Some(ip("10.0.0.2")), protocol: 1, a_port: Some(0x1234), b_port: Some(9) };
         let wanted = rules(&[flow]).expect("fits");
-        assert_eq!((wanted.count, wanted.flows), (2, 1));
+        assert_eq!(wanted.flows, 1);
         assert_eq!(wanted.ends[0], u32::from_ne_bytes([10, 0, 0, 1]));
         let id = (word([0, 0, 0, 0, 0x12, 0x34, 0, 0]), word([0, 0, 0, 0, 0xff, 0xff, 0, 0]));
-        let [there, back] = [wanted.rules[0], wanted.rules[1]];
+        let [there, back] = wanted.rules[0];
         assert_eq!((there.src, there.dst, there.protocol), (bytes("10.0.0.1"), bytes("10.0.0.2"), 1));
         assert_eq!((back.src, back.dst), (there.dst, there.src));
         assert_eq!([(there.l4, there.l4_mask), (back.l4, back.l4_mask)], [id, id]);
@@ -97,7 +94,7 @@ mod tests {
     fn ports_change_places_on_the_way_back_and_wildcards_have_no_mask() {
         let flow = Flow { a: ip("fd00::1"), b: None, protocol: 6, a_port: None, b_port: Some(443) };
         let wanted = rules(&[flow]).expect("fits");
-        let [there, back] = [wanted.rules[0], wanted.rules[1]];
+        let [there, back] = wanted.rules[0];
         assert_eq!(
             (there.l4, there.l4_mask),
             (word([0, 0, 1, 0xbb, 0, 0, 0, 0]), word([0, 0, 0xff, 0xff, 0, 0, 0, 0]))
@@ -109,7 +106,7 @@ mod tests {
     #[test]
     fn too_many_flows_are_refused() {
         let flow = Flow { a: ip("10.0.0.1"), b: None, protocol: 1, a_port: None, b_port: None };
-        let most = MAX_RULES / 2;
+        let most = MAX_FLOWS;
         assert_eq!(rules(&vec![flow.clone(); most]).expect("fits").flows as usize, most);
         let refused = rules(&vec![flow; most + 1]).map_err(|error| error.to_string());
         assert_eq!(refused, Err("5 flows asked for; a session can follow 4 at a time".to_owned()));
