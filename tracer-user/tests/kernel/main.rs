@@ -156,6 +156,26 @@ fn a_wildcard_peer_matches_any() {
     assert_eq!(passed(&finish(&mut probe), 8).len(), 3);
 }
 
+/// A step that the verifier follows again from every place makes that many times as much: then a session takes seconds to get
+/// ready on a slow machine.
+#[test]
+fn the_verifier_looks_at_each_step_once() {
+    const MOST: u32 = 15_000;
+    let pair = Pair::new("verifier");
+    let _probe = start(&[flow()], &pair.scope(), RING_SIZE);
+    let infos = std::fs::read_dir("/proc/self/fdinfo").unwrap().flatten();
+    let infos: Vec<_> = infos.filter_map(|entry| std::fs::read_to_string(entry.path()).ok()).collect();
+    let count = |info: &String| info.lines().find_map(|line| line.strip_prefix("verified_insns:")?.trim().parse().ok());
+    // Those of tests beside this one are the same.
+    let verified: Vec<u32> = infos.iter().filter_map(count).collect();
+    assert!(verified.iter().all(|&count| count <= MOST), "{verified:?}");
+    // Kernels tell it from 5.16.
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split('.').map(|number| number.parse::<u32>().unwrap_or(0));
+    let told = (numbers.next(), numbers.next()) >= (Some(5), Some(16));
+    assert!(!told || verified.len() >= 5, "{verified:?}");
+}
+
 #[test]
 fn a_full_ring_loses_nothing_silently() {
     let pair = Pair::new("ring");
