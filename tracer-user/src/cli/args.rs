@@ -5,6 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::traffic::Traffic;
+use crate::cluster::Access;
 
 /// Shows the path that a packet really took through Kubernetes nodes.
 #[derive(Debug, Parser)]
@@ -133,12 +134,26 @@ pub struct TraceArgs {
     /// The running lab to trace in, if there are several
     #[arg(long, value_name = "NAME")]
     pub lab: Option<String>,
-    /// Namespace of pods given without one
-    #[arg(short, long, value_name = "NAMESPACE", default_value = "default")]
-    pub namespace: String,
+    /// Trace without installed agents: by a pod on each node concerned, for as long as the trace takes
+    #[arg(long, conflicts_with_all = ["local", "inventory", "lab"])]
+    pub ephemeral: bool,
+    /// With --ephemeral: the agent's image
+    #[arg(long, value_name = "IMAGE", requires = "ephemeral", default_value = crate::cluster::names::IMAGE)]
+    pub image: String,
+    /// Namespace of names given without one [default: the context's, or default]
+    #[arg(short, long, value_name = "NAMESPACE")]
+    pub namespace: Option<String>,
+    /// The cluster.
+    #[command(flatten)]
+    pub access: Access,
 }
 
 impl TraceArgs {
+    /// Namespace of names given without one.
+    pub(super) fn namespace(&self) -> &str {
+        self.namespace.as_deref().unwrap_or("default")
+    }
+
     /// What is traced.
     pub(super) fn traffic(&self) -> Traffic {
         match (self.tcp, self.udp) {

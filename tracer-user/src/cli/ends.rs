@@ -30,8 +30,8 @@ pub(super) struct Resolved {
 pub(super) async fn resolve(args: &TraceArgs, cluster: &Cluster) -> Result<Resolved, Error> {
     let Cluster { directory, .. } = cluster;
     let mut notes = Vec::new();
-    let source = Found::new(&args.source, directory.resolve(&args.source, &args.namespace)?);
-    let (destination, looked_up) = match directory.resolve(&args.destination, &args.namespace) {
+    let source = Found::new(&args.source, directory.resolve(&args.source, args.namespace())?);
+    let (destination, looked_up) = match directory.resolve(&args.destination, args.namespace()) {
         // Only a name with a dot: a mistyped pod must not become whatever a search domain makes of it.
         Err(unknown) if unknown.is_not_found() && args.destination.contains('.') => {
             (look_up(&args.destination, unknown.to_string()).await?, true)
@@ -152,7 +152,7 @@ mod tests {
     use super::{
         super::{
             args::{Cli, Command},
-            nodes::Node,
+            nodes::{Node, Reach},
         },
         *,
     };
@@ -178,8 +178,9 @@ items:
     fn cluster(nodes: &[&str]) -> Cluster {
         Cluster {
             context: None,
-            nodes: nodes.iter().map(|&name| Node { name: name.to_owned(), command: None }).collect(),
+            nodes: nodes.iter().map(|&name| Node { name: name.to_owned(), reach: Reach::Here }).collect(),
             directory: Directory::parse(PODS, "lab test").expect("parses"),
+            kubernetes: None,
         }
     }
 

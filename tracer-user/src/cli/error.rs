@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::{identity, session};
+use crate::{cluster, identity, session};
 
 /// Why a command could not do its work. Messages have the form `thing: cause; way out`, as all of the library's.
 #[derive(Debug, thiserror::Error)]
@@ -11,7 +11,7 @@ use crate::{identity, session};
 pub(super) enum Error {
     /// No lab runs, and nothing else was named.
     #[error(
-        "nodes: none known, no lab is running; start one with `cargo xtask lab up calico-bgp`, name the nodes with --inventory FILE, or trace on this machine only with --local"
+        "nodes: none known: no kubeconfig ($KUBECONFIG, ~/.kube/config) and no running lab; name a cluster with --kubeconfig FILE, nodes with --inventory FILE, trace on this machine only with --local, or start a lab with `cargo xtask lab up calico-bgp`"
     )]
     NoLab,
     /// Several labs run.
@@ -74,6 +74,9 @@ pub(super) enum Error {
         /// As typed.
         name: String,
     },
+    /// The cluster could not be asked, or refused.
+    #[error(transparent)]
+    Kubernetes(#[from] cluster::Error),
     /// A session cannot be had in this process.
     #[error(transparent)]
     Local(#[from] session::Failure),

@@ -8,6 +8,7 @@ pub mod args;
 mod doctor;
 mod ends;
 mod error;
+mod kubernetes;
 mod nodes;
 mod terminal;
 mod trace;

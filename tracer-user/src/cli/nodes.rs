@@ -1,13 +1,18 @@
-//! Which nodes to trace on: a running lab's, an inventory file's, or this machine.
+//! Which nodes to trace on: a Kubernetes cluster's, a running lab's, an inventory file's, or this machine.
 
 use std::path::{Path, PathBuf};
 
-use super::{args::TraceArgs, error::Error};
+use super::{
+    args::TraceArgs,
+    error::Error,
+    kubernetes::{self, Kubernetes},
+};
 #[cfg(not(target_os = "linux"))]
 use crate::session::Failure;
 #[cfg(target_os = "linux")]
 use crate::session::LiveNode;
 use crate::{
+    cluster::Access,
     identity::Directory,
     session::{Connection, DriveError, Inventory, InventoryNode, as_typed},
 };
@@ -17,10 +22,12 @@ use crate::{
 pub(super) struct Cluster {
     /// Its name.
     pub(super) context: Option<String>,
-    /// Its nodes.
+    /// Its nodes, or those that the trace concerns.
     pub(super) nodes: Vec<Node>,
     /// Who is who.
     pub(super) directory: Directory,
+    /// It is asked through the Kubernetes API.
+    pub(super) kubernetes: Option<Kubernetes>,
 }
 
 /// A node to trace on.
@@ -28,21 +35,39 @@ pub(super) struct Cluster {
 pub(super) struct Node {
     /// Its name.
     pub(super) name: String,
-    /// The command that starts a session there; None: this process.
-    pub(super) command: Option<InventoryNode>,
+    /// How a session is started there.
+    pub(super) reach: Reach,
 }
 
-impl Node {
-    /// Starts a session there.
+/// How a session is started on a node.
+#[derive(Clone, Debug)]
+pub(super) enum Reach {
+    /// In this process.
+    Here,
+    /// By a command.
+    Command(InventoryNode),
+    /// In a pod of ours, of this name.
+    Agent(String),
+}
+
+impl Cluster {
+    /// Starts sessions on all nodes.
     ///
     /// # Errors
-    /// The command cannot be started.
-    pub(super) fn connect(&self) -> Result<Connection, Error> {
-        let Some(command) = &self.command else { return local(&self.name) };
-        Connection::spawn(self.name.as_str(), &command.words()).map_err(|source| {
-            let (node, command) = (self.name.clone(), as_typed(&command.command));
-            DriveError::Start { node, command, source }.into()
-        })
+    /// One cannot be started.
+    pub(super) async fn connect(&self) -> Result<Vec<Connection>, Error> {
+        futures::future::try_join_all(self.nodes.iter().map(|node| self.connect_to(node))).await
+    }
+
+    async fn connect_to(&self, node: &Node) -> Result<Connection, Error> {
+        match (&node.reach, &self.kubernetes) {
+            (Reach::Agent(pod), Some(kubernetes)) => kubernetes.session(&node.name, pod).await,
+            (Reach::Command(command), _) => Connection::spawn(node.name.as_str(), &command.words()).map_err(|source| {
+                let (node, command) = (node.name.clone(), as_typed(&command.command));
+                DriveError::Start { node, command, source }.into()
+            }),
+            (Reach::Here | Reach::Agent(_), _) => local(&node.name),
+        }
     }
 }
 
@@ -57,20 +82,30 @@ fn local(name: &str) -> Result<Connection, Error> {
     Err(Failure::new(name, "only Linux can be traced", way_out).into())
 }
 
-/// Finds it as the arguments say.
+/// Finds it as the arguments say; and the arguments, with the ends called as the directory calls them.
+///
+/// An option decides; then `$KUBECONFIG`; then a lab that runs here; then `~/.kube/config`.
 ///
 /// # Errors
-/// No nodes known, or a file that cannot be used.
-pub(super) fn find(args: &TraceArgs) -> Result<Cluster, Error> {
+/// No nodes known, a file that cannot be used, or a cluster that cannot be asked.
+pub(super) async fn find(args: &TraceArgs) -> Result<(Cluster, TraceArgs), Error> {
     if args.local {
-        let nodes = vec![Node { name: this_machine(), command: None }];
-        return Ok(Cluster { context: None, nodes, directory: Directory::empty() });
+        let nodes = vec![Node { name: this_machine(), reach: Reach::Here }];
+        let cluster = Cluster { context: None, nodes, directory: Directory::empty(), kubernetes: None };
+        return Ok((cluster, args.clone()));
     }
-    let path = match &args.inventory {
-        Some(path) => path.clone(),
-        None => choose(Inventory::running_labs()?, args.lab.as_deref())?,
-    };
-    load(&path)
+    if let Some(path) = &args.inventory {
+        return Ok((load(path)?, args.clone()));
+    }
+    let chosen = args.access.is_named() || args.ephemeral || Access::is_in_environment();
+    if args.lab.is_none() {
+        let labs = if chosen { Vec::new() } else { Inventory::running_labs()? };
+        if chosen || labs.is_empty() && args.access.is_configured() {
+            return kubernetes::find(args).await;
+        }
+    }
+    let path = choose(Inventory::running_labs()?, args.lab.as_deref())?;
+    Ok((load(&path)?, args.clone()))
 }
 
 fn load(path: &Path) -> Result<Cluster, Error> {
@@ -85,8 +120,9 @@ fn load(path: &Path) -> Result<Cluster, Error> {
     };
     Ok(Cluster {
         context,
-        nodes: nodes.into_iter().map(|node| Node { name: node.name.clone(), command: Some(node) }).collect(),
+        nodes: nodes.into_iter().map(|node| Node { name: node.name.clone(), reach: Reach::Command(node) }).collect(),
         directory,
+        kubernetes: None,
     })
 }
 

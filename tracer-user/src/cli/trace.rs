@@ -8,7 +8,7 @@ use super::{
     args::{Format, TraceArgs},
     ends::{self, Resolved},
     error::Error,
-    nodes::{self, Cluster, Node},
+    nodes::{self, Cluster},
     terminal::{Line, Progress, Surroundings, write_stdout},
     traffic::Traffic,
     watch::Watch,
@@ -29,49 +29,36 @@ const NOT_ALL: u8 = 3;
 /// What a session may take beside getting ready and the probes: waiting for the others, reading back.
 const MARGIN: Duration = Duration::from_secs(60);
 
+/// How often a path may lead over nodes that were not asked the time before.
+const MOST_ROUNDS: usize = 3;
+
 /// Traces and prints; the exit code says how it went.
 ///
 /// # Errors
 /// It could not trace.
 pub(super) async fn run(args: &TraceArgs) -> Result<u8, Error> {
-    let cluster = nodes::find(args)?;
-    let resolved = ends::resolve(args, &cluster).await?;
-    let requests = requests(args, &cluster, &resolved);
-    let started = rfc3339(SystemTime::now());
-
-    let progress = Progress::start(format!("arming {}", plural(cluster.nodes.len(), "node")));
-    let connections = cluster.nodes.iter().map(Node::connect).collect::<Result<Vec<_>, _>>()?;
-    let record_for = args.passive.then_some(args.wait);
-    let home = cluster.nodes.iter().position(|node| Some(&node.name) == resolved.ends.source.node.as_ref());
-    let armed_last = home.filter(|_| args.passive);
-    let plan = Plan { armed_within: args.ready_within, record_for, armed_last };
-    let enough = Notify::new();
-    let home = home.map(|index| cluster.nodes[index].name.clone());
-    let mut report = Report::new(args, &resolved, home);
-    let driven = session::drive(
-        connections.into_iter().zip(requests).collect(),
-        plan,
-        stopped(&enough, progress.line()),
-        |step| {
-            if let Some(text) = report.step(&step) {
-                progress.now(text);
-            }
-            if report.enough() {
-                enough.notify_one();
-            }
-        },
-    )
-    .await?;
-    if driven.interrupted && driven.evidence.nodes.iter().all(|node| node.records.is_empty()) && !args.passive {
-        return Err(Error::Interrupted);
-    }
-    let unsent = if args.passive { 0 } else { usize::from(args.count).saturating_sub(driven.evidence.probes.len()) };
-    // Who ends it early knows that; what ended it otherwise took exchanges away that were asked for.
-    let cut_short = unsent > 0 && !driven.interrupted;
-    progress.now("putting the path together".to_owned());
-    let joined = join(&driven.evidence, &resolved.ends, &cluster.directory);
-    let trace = assemble(args, &cluster, resolved, started, (driven, joined));
-    drop(progress);
+    let (mut cluster, args) = nodes::find(args).await?;
+    let mut rounds = 0;
+    let (trace, cut_short) = loop {
+        let started = rfc3339(SystemTime::now());
+        let resolved = ends::resolve(&args, &cluster).await?;
+        let driven = drive(&args, &cluster, &resolved).await?;
+        rounds += 1;
+        let mut joined = join(&driven.evidence, &resolved.ends, &cluster.directory);
+        let more = cluster.meet(&joined).await;
+        // The path leads over a node that was not asked: once more, with that one.
+        if more && rounds < MOST_ROUNDS && !driven.interrupted && !args.passive {
+            continue;
+        }
+        if cluster.kubernetes.is_some() {
+            joined = join(&driven.evidence, &resolved.ends, &cluster.directory);
+        }
+        let unsent =
+            if args.passive { 0 } else { usize::from(args.count).saturating_sub(driven.evidence.probes.len()) };
+        // Who ends it early knows that; what ended it otherwise took exchanges away that were asked for.
+        let cut_short = unsent > 0 && !driven.interrupted;
+        break (assemble(&args, &cluster, resolved, started, (driven, joined)), cut_short);
+    };
 
     if let Some(path) = &args.save {
         let written = std::fs::write(path, render::json(&trace));
@@ -87,6 +74,39 @@ pub(super) async fn run(args: &TraceArgs) -> Result<u8, Error> {
     };
     write_stdout(&bytes).map_err(Error::Output)?;
     Ok(if cut_short { NOT_ALL } else { render::exit_code(&trace) })
+}
+
+/// One round: sessions on all nodes, probes from the source's.
+async fn drive(args: &TraceArgs, cluster: &Cluster, resolved: &Resolved) -> Result<Driven, Error> {
+    let requests = requests(args, cluster, resolved);
+    let progress = Progress::start(format!("arming {}", plural(cluster.nodes.len(), "node")));
+    let connections = cluster.connect().await?;
+    let record_for = args.passive.then_some(args.wait);
+    let home = cluster.nodes.iter().position(|node| Some(&node.name) == resolved.ends.source.node.as_ref());
+    let armed_last = home.filter(|_| args.passive);
+    let plan = Plan { armed_within: args.ready_within, record_for, armed_last };
+    let enough = Notify::new();
+    let home = home.map(|index| cluster.nodes[index].name.clone());
+    let mut report = Report::new(args, resolved, home);
+    let driven = session::drive(
+        connections.into_iter().zip(requests).collect(),
+        plan,
+        stopped(&enough, progress.line()),
+        |step| {
+            if let Some(text) = report.step(&step) {
+                progress.now(text);
+            }
+            if report.enough() {
+                enough.notify_one();
+            }
+        },
+    )
+    .await?;
+    progress.now("putting the path together".to_owned());
+    if driven.interrupted && driven.evidence.nodes.iter().all(|node| node.records.is_empty()) && !args.passive {
+        return Err(Error::Interrupted);
+    }
+    Ok(driven)
 }
 
 /// Ctrl-C or another request to end, or a passive trace has seen enough. A second one does not wait for anything: sessions
@@ -276,7 +296,7 @@ fn assemble(
         exchanges,
         routers,
         lost_events,
-        warnings: [notes, early, warnings, doubts, skipped].concat(),
+        warnings: [cluster.notes(), notes, early, warnings, doubts, skipped].concat(),
         context: cluster.context.clone(),
         started,
         nodes: nodes.collect(),
@@ -342,7 +362,10 @@ fn rfc3339(at: SystemTime) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        super::nodes::{Node, Reach},
+        *,
+    };
 
     const PODS: &str = "
 kind: List
@@ -361,8 +384,9 @@ items:
         };
         let cluster = Cluster {
             context: None,
-            nodes: ["node-1", "node-2"].map(|name| Node { name: name.to_owned(), command: None }).into(),
+            nodes: ["node-1", "node-2"].map(|name| Node { name: name.to_owned(), reach: Reach::Here }).into(),
             directory: crate::identity::Directory::parse(PODS, "test").expect("parses"),
+            kubernetes: None,
         };
         let resolved = ends::resolve(&args, &cluster).await.expect("known");
         requests(&args, &cluster, &resolved)

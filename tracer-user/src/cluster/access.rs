@@ -56,10 +56,15 @@ impl std::fmt::Debug for Cluster {
 impl Access {
     /// Whether an option names a cluster, or a kubeconfig lies where kubectl looks for one.
     pub fn is_configured(&self) -> bool {
-        self.is_named() || std::env::var_os("KUBECONFIG").is_some_and(|value| !value.is_empty()) || {
+        self.is_named() || Self::is_in_environment() || {
             let home = std::env::var_os("HOME").map(PathBuf::from);
             home.is_some_and(|home| home.join(".kube/config").is_file())
         }
+    }
+
+    /// Whether `$KUBECONFIG` names a file.
+    pub fn is_in_environment() -> bool {
+        std::env::var_os("KUBECONFIG").is_some_and(|value| !value.is_empty())
     }
 
     /// Whether an option names a cluster.

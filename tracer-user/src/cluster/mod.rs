@@ -4,8 +4,12 @@
 //! number of requests of a trace grows with its path, never with the cluster.
 
 mod access;
+mod agents;
+mod ask;
 mod error;
+mod lookup;
 pub mod names;
 
 pub use access::{Access, Cluster};
 pub use error::Error;
+pub use lookup::Lookup;

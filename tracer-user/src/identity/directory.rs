@@ -108,6 +108,20 @@ impl Directory {
             let found = if found.is_empty() { "no Kubernetes objects at all".to_owned() } else { found.join(", ") };
             return Err(Error::NoPods { origin: origin.to_owned(), found });
         }
+        Ok(Directory::of(Objects { pods, nodes, services, slices, others }, origin))
+    }
+
+    /// Of single objects, as the API server answers them; `origin` is how messages call the cluster. They may be few or none.
+    ///
+    /// # Errors
+    /// One is not what it says it is.
+    pub fn of_answers(objects: &[serde_json::Value], origin: &str) -> Result<Directory, Error> {
+        let list = serde_json::json!({ "apiVersion": "v1", "kind": "List", "items": objects });
+        Ok(Directory::of(read::read(&list.to_string(), origin)?, origin))
+    }
+
+    fn of(objects: Objects, origin: &str) -> Directory {
+        let Objects { pods, nodes, services, slices, others: _ } = objects;
         let mut directory = Directory {
             context: origin.to_owned(),
             pods: pods.into_iter().map(pod).collect(),
@@ -117,7 +131,7 @@ impl Directory {
         };
         directory.add_endpoints(&slices);
         directory.index();
-        Ok(directory)
+        directory
     }
 
     /// How messages call the place that was looked in: `lab calico-bgp`. Without this, the origin given to `parse`.

@@ -8,9 +8,11 @@ use std::{
     time::Duration,
 };
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Status;
+use kube::api::AttachedProcess;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite},
-    process::{Child, ChildStderr, Command},
+    process::{Child, Command},
     task::JoinHandle,
     time::timeout,
 };
@@ -22,6 +24,9 @@ const STDERR_KEPT: usize = 4096;
 
 /// After its input ended, the other side has this long to end by itself. Longer than a session takes to clean up.
 const GRACE: Duration = Duration::from_secs(7);
+
+/// A process in a container is not waited for longer than this: it is another machine that ends it.
+const ENDED_WITHIN: Duration = Duration::from_secs(2);
 
 /// A session that can be driven.
 pub struct Connection {
@@ -78,6 +83,22 @@ impl Connection {
     }
 }
 
+impl Connection {
+    /// Over a process in a container, started through the Kubernetes API; `typed` is how a person starts the same.
+    pub(crate) fn exec(name: impl Into<String>, mut process: AttachedProcess, typed: String) -> Self {
+        let (name, status) = (name.into(), process.take_status());
+        let (reader, writer) = match (process.stdout(), process.stdin()) {
+            (Some(reader), Some(writer)) => (Box::new(reader) as Box<_>, Box::new(writer) as Box<_>),
+            // It was not asked for; then the session ends before it begins.
+            _ => (Box::new(tokio::io::empty()) as Box<_>, Box::new(tokio::io::sink()) as Box<_>),
+        };
+        let stderr = process.stderr().map(|stderr| tokio::spawn(tail(stderr)));
+        let status = status.map(|status| tokio::spawn(status));
+        let exec = Exec { process, stderr, status, typed };
+        Self { name, reader, writer, host: Host::Exec(Box::new(exec)) }
+    }
+}
+
 /// A command as it can be typed into a shell.
 pub(crate) fn as_typed<W: AsRef<str>>(words: impl IntoIterator<Item = W>) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "_-./:=@%+,".contains(c);
@@ -93,7 +114,44 @@ pub(crate) fn as_typed<W: AsRef<str>>(words: impl IntoIterator<Item = W>) -> Str
 pub(super) enum Host {
     Process(Box<Process>),
     Task(JoinHandle<Result<(), Error>>),
+    Exec(Box<Exec>),
     Elsewhere,
+}
+
+/// A process in a container. Its end of input may never be told it (before v5 of the protocol there is no half-close), so that
+/// what ends it is the close of the connection, or its own limits on silence.
+pub(super) struct Exec {
+    process: AttachedProcess,
+    stderr: Option<JoinHandle<String>>,
+    status: Option<JoinHandle<Option<Status>>>,
+    typed: String,
+}
+
+impl fmt::Debug for Exec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Exec").field("typed", &self.typed).finish_non_exhaustive()
+    }
+}
+
+impl Exec {
+    async fn close(self) -> Remains {
+        let Self { process, stderr, status, typed } = self;
+        let status = match status {
+            Some(mut task) => timeout(ENDED_WITHIN, &mut task).await.ok().and_then(Result::ok).flatten(),
+            None => None,
+        };
+        process.abort();
+        let stderr = match stderr {
+            Some(mut task) => {
+                let text = timeout(Duration::from_secs(1), &mut task).await.ok().and_then(Result::ok);
+                task.abort();
+                text.unwrap_or_default()
+            }
+            None => String::new(),
+        };
+        let status = status.and_then(|status| status.message.or(status.reason));
+        Remains { command: typed, status, stderr, in_a_pod: true }
+    }
 }
 
 #[derive(Debug)]
@@ -111,6 +169,8 @@ pub(super) struct Remains {
     pub(super) status: Option<String>,
     /// The last lines of its stderr.
     pub(super) stderr: String,
+    /// It ran in a pod, and may have ended with it.
+    pub(super) in_a_pod: bool,
 }
 
 impl Host {
@@ -124,6 +184,7 @@ impl Host {
                 None
             }
             Self::Process(process) => Some(process.close().await),
+            Self::Exec(exec) => Some(exec.close().await),
         }
     }
 }
@@ -141,12 +202,12 @@ impl Process {
         // A grandchild may hold stderr open.
         let stderr = timeout(Duration::from_secs(1), &mut self.stderr).await.ok().and_then(Result::ok);
         self.stderr.abort();
-        Remains { command: self.command, status, stderr: stderr.unwrap_or_default() }
+        Remains { command: self.command, status, stderr: stderr.unwrap_or_default(), in_a_pod: false }
     }
 }
 
 /// The end of what a command says, until it closes stderr.
-async fn tail(mut stderr: ChildStderr) -> String {
+async fn tail(mut stderr: impl AsyncRead + Unpin) -> String {
     let (mut kept, mut chunk) = (VecDeque::new(), [0; 1024]);
     while let Ok(length @ 1..) = stderr.read(&mut chunk).await {
         kept.extend(&chunk[..length]);

@@ -174,10 +174,18 @@ impl Death {
     /// Cause and way out; the latter may be empty.
     fn parts(&self) -> (String, String) {
         let Self { cause, remains } = self;
-        let Some(Remains { command, status, stderr }) = remains else { return in_parts(cause) };
+        let Some(Remains { command, status, stderr, in_a_pod }) = remains else { return in_parts(cause) };
         match cause {
             // It said itself why.
             Error::Peer(_) | Error::Backend(_) | Error::Version { .. } => in_parts(cause),
+            Error::EndOfInput | Error::Read { .. } | Error::Write { .. } if *in_a_pod => {
+                let ended = status.as_deref().unwrap_or("the pod was deleted, or the way to it broke");
+                let said = if stderr.is_empty() { String::new() } else { format!("; it said: {stderr}") };
+                (
+                    format!("its session was cut off: {ended}{said}"),
+                    format!("see what became of the pod, or run it by hand: {command}"),
+                )
+            }
             Error::EndOfInput => {
                 let status = status.as_deref().unwrap_or("did not exit, killed");
                 let said = if stderr.is_empty() { "it said nothing" } else { stderr };

@@ -1,0 +1,168 @@
+//! A trace in a Kubernetes cluster: which nodes it concerns, and who is on its path.
+
+use std::net::IpAddr;
+
+use futures::future::join_all;
+
+use super::{
+    args::TraceArgs,
+    error::Error,
+    nodes::{Cluster, Node, Reach},
+};
+use crate::{
+    cluster::{self, Lookup},
+    identity::Directory,
+    path::{Joined, Names, model::Hop},
+    session::Connection,
+};
+
+/// Addresses of one path that are looked up after it is known, at most.
+const MOST_MET: usize = 16;
+
+/// A cluster, and what has been asked of it.
+#[derive(Debug)]
+pub(super) struct Kubernetes {
+    lookup: Lookup,
+    /// Nodes on the path that cannot be traced, with the reason.
+    missing: Vec<(String, cluster::Error)>,
+}
+
+/// The nodes of both ends, and the arguments with the ends called as the directory calls them.
+///
+/// # Errors
+/// The cluster cannot be asked or refuses; no node of the path can be traced, or not the source's.
+pub(super) async fn find(args: &TraceArgs) -> Result<(Cluster, TraceArgs), Error> {
+    let cluster = args.access.cluster().await?;
+    let context = Some(cluster.context.clone());
+    let namespace = args.namespace.clone().unwrap_or_else(|| cluster.namespace.clone());
+    let mut lookup = Lookup::new(cluster);
+    let source = lookup.end(&args.source, &namespace).await?;
+    let destination = lookup.end(&args.destination, &namespace).await?;
+    let directory = lookup.directory()?;
+    let node_of = |name: &str| directory.resolve(name, &namespace).ok().and_then(|target| target.node);
+    let (home, far) = (node_of(&source), node_of(&destination));
+    let concerned = home.iter().chain(far.iter().filter(|far| Some(*far) != home.as_ref())).cloned().collect();
+    let args = TraceArgs { source, destination, namespace: Some(namespace), ..args.clone() };
+    let kubernetes = Kubernetes { lookup, missing: Vec::new() };
+    let mut found = Cluster { context, nodes: Vec::new(), directory, kubernetes: Some(kubernetes) };
+    found.add(concerned).await?;
+    if let Some(kubernetes) = &mut found.kubernetes {
+        // The source's, or the only one: without it there is nothing to trace.
+        let needed = |node: &String| found.nodes.is_empty() || !args.passive && Some(node) == home.as_ref();
+        if let Some(place) = kubernetes.missing.iter().position(|(node, _)| needed(node)) {
+            return Err(kubernetes.missing.swap_remove(place).1.into());
+        }
+    }
+    Ok((found, args))
+}
+
+impl Cluster {
+    /// Adds these nodes, if they have agents; those that have none are remembered.
+    async fn add(&mut self, names: Vec<String>) -> Result<(), Error> {
+        let Some(kubernetes) = &mut self.kubernetes else { return Ok(()) };
+        let asked = join_all(names.iter().map(|name| kubernetes.lookup.cluster.agent(name))).await;
+        for (name, agent) in names.into_iter().zip(asked) {
+            match agent {
+                Ok(pod) => self.nodes.push(Node { name, reach: Reach::Agent(pod) }),
+                Err(error @ cluster::Error::NoAgent { .. }) => kubernetes.missing.push((name, error)),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes in whom the path met: names for its addresses, and nodes that were not traced. True: there are more nodes to trace
+    /// than before. What cannot be learned any more is a note: the path is known already.
+    pub(super) async fn meet(&mut self, joined: &Joined) -> bool {
+        match self.learn(joined).await {
+            Ok(more) => more,
+            Err(error) => {
+                if let Some(kubernetes) = &mut self.kubernetes {
+                    kubernetes.lookup.notes.push(format!("not all addresses of the path could be looked up: {error}"));
+                }
+                false
+            }
+        }
+    }
+
+    async fn learn(&mut self, joined: &Joined) -> Result<bool, Error> {
+        let Some(kubernetes) = &mut self.kubernetes else { return Ok(false) };
+        let (met, next) = met(joined);
+        let unknown = met.into_iter().filter(|address| !is_known(&self.directory, *address)).take(MOST_MET);
+        for address in unknown {
+            kubernetes.lookup.address(address).await?;
+        }
+        self.directory = kubernetes.lookup.directory()?;
+        let mut names: Vec<String> = next.into_iter().filter_map(|address| self.directory.node(address)).collect();
+        names.sort();
+        names.dedup();
+        names.retain(|name| {
+            let traced = self.nodes.iter().any(|node| node.name == *name);
+            !traced && kubernetes.missing.iter().all(|(missing, _)| missing != name)
+        });
+        let before = self.nodes.len();
+        self.add(names).await?;
+        Ok(self.nodes.len() > before)
+    }
+
+    /// What the reader should know about it, in sentences.
+    pub(super) fn notes(&self) -> Vec<String> {
+        let Some(Kubernetes { lookup, missing }) = &self.kubernetes else { return Vec::new() };
+        let missing = missing.iter().map(|(_, error)| format!("not traced: {error}"));
+        lookup.notes.iter().cloned().chain(missing).collect()
+    }
+}
+
+impl Kubernetes {
+    /// Starts a session in a pod of ours.
+    ///
+    /// # Errors
+    /// The cluster refuses, or cannot be asked.
+    pub(super) async fn session(&self, node: &str, pod: &str) -> Result<Connection, Error> {
+        Ok(self.lookup.cluster.session(node, pod).await?)
+    }
+}
+
+fn is_known(directory: &Directory, address: IpAddr) -> bool {
+    directory.pod(address).is_some() || directory.node(address).is_some()
+}
+
+/// The addresses of a path, and those of them that are the next machine's: gateways of routes, and far ends of tunnels.
+fn met(joined: &Joined) -> (Vec<IpAddr>, Vec<IpAddr>) {
+    let (mut met, mut next) = (Vec::new(), Vec::new());
+    let hops = joined.exchanges.iter().flat_map(|exchange| exchange.request.hops.iter().chain(&exchange.reply.hops));
+    for Hop { src, dst, detail, .. } in hops {
+        next.extend(detail.route.as_deref().and_then(gateway));
+        next.extend(detail.tunnel.as_ref().map(|tunnel| tunnel.dst));
+        met.extend([*src, *dst]);
+    }
+    met.extend(&joined.routers);
+    next.sort();
+    next.dedup();
+    met.extend(&next);
+    met.sort();
+    met.dedup();
+    met.retain(|address| !address.is_loopback() && !address.is_multicast() && !address.is_unspecified());
+    (met, next)
+}
+
+/// `100.115.37.64/26 via 172.20.50.50 dev ens5` -> 172.20.50.50. A gateway that no node has, such as the 169.254.1.1 of Calico's
+/// pods, is nobody's.
+fn gateway(route: &str) -> Option<IpAddr> {
+    let mut words = route.split(' ');
+    words.find(|word| *word == "via")?;
+    // `via inet6 fe80::1`
+    words.find_map(|word| word.parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_routes_gateway_is_the_next_machine() {
+        assert_eq!(gateway("100.115.37.64/26 via 172.20.50.50 dev ens5"), "172.20.50.50".parse().ok());
+        assert_eq!(gateway("10.0.0.0/8 via inet6 fe80::1 dev ens5"), "fe80::1".parse().ok());
+        assert_eq!(gateway("100.115.37.81 dev cali98fd8882b62 scope link"), None);
+    }
+}

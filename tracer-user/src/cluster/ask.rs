@@ -1,0 +1,94 @@
+//! Single requests: within a time, repeated where the server asks for it, and explained where it refuses.
+
+use std::{fmt::Debug, time::Duration};
+
+use kube::{
+    Api,
+    api::{ListParams, ObjectList},
+};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::{Cluster, Error};
+
+/// Where the server says "later" and not when.
+const LATER: Duration = Duration::from_millis(500);
+
+impl Cluster {
+    /// One object, or None where there is none of that name.
+    ///
+    /// # Errors
+    /// The server refuses, or cannot be asked.
+    pub(super) async fn get<K>(&self, api: &Api<K>, what: &str, name: &str) -> Result<Option<Value>, Error>
+    where
+        K: Clone + Debug + DeserializeOwned + Serialize,
+    {
+        let asked = format!("get {what} {name}");
+        self.repeat(&asked, || api.get_opt(name)).await?.map(|object| self.value(&asked, &object)).transpose()
+    }
+
+    /// What fits the parameters, which limit it: the first page.
+    ///
+    /// # Errors
+    /// As [`Cluster::get`].
+    pub(super) async fn list<K>(&self, api: &Api<K>, what: &str, parameters: &ListParams) -> Result<Vec<Value>, Error>
+    where
+        K: Clone + Debug + DeserializeOwned + Serialize,
+    {
+        let asked = format!("list {what}");
+        let list: ObjectList<K> = self.repeat(&asked, || api.list(parameters)).await?;
+        list.items.iter().map(|object| self.value(&asked, object)).collect()
+    }
+
+    fn value<K: Serialize>(&self, asked: &str, object: &K) -> Result<Value, Error> {
+        serde_json::to_value(object).map_err(|source| {
+            let (context, asked) = (self.context.clone(), asked.to_owned());
+            Error::Answer { context, asked, cause: source.to_string() }
+        })
+    }
+
+    /// Asks, and asks again where the server has too much to do (429, 503) or the connection broke, for as long as one request
+    /// may take. Only for what changes nothing.
+    ///
+    /// # Errors
+    /// Of the last try.
+    pub(super) async fn repeat<T, F>(&self, asked: &str, mut ask: impl FnMut() -> F) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, kube::Error>>,
+    {
+        let deadline = Instant::now() + self.request_timeout;
+        loop {
+            let error = match timeout_at(deadline, ask()).await {
+                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Err(error)) => error,
+                Err(_) => {
+                    let (context, asked, after) = (self.context.clone(), asked.to_owned(), self.request_timeout);
+                    return Err(Error::Slow { context, asked, after });
+                }
+            };
+            let Some(pause) = pause(&error).filter(|pause| Instant::now() + *pause < deadline) else {
+                return Err(Error::of(&self.context, asked, &error));
+            };
+            sleep(pause).await;
+        }
+    }
+}
+
+/// How long to wait before asking again; None: it would not help.
+fn pause(error: &kube::Error) -> Option<Duration> {
+    match error {
+        kube::Error::Api(status) if matches!(status.code, 429 | 503 | 504) => {
+            let seconds = status.details.as_ref().map_or(0, |details| details.retry_after_seconds);
+            Some(if seconds == 0 { LATER } else { Duration::from_secs(seconds.into()) })
+        }
+        kube::Error::Api(_) => None,
+        // A certificate that does not fit will not fit the next time either.
+        kube::Error::HyperError(error) if error.is_closed() || error.is_incomplete_message() => Some(LATER),
+        kube::Error::Service(source) => {
+            let text = super::error::chain(source.as_ref());
+            (text.contains("reset") || text.contains("closed before")).then_some(LATER)
+        }
+        _ => None,
+    }
+}
