@@ -5,6 +5,8 @@
 
 mod access;
 mod error;
+pub mod installation;
+pub mod manifests;
 pub mod names;
 
 pub use access::{Access, Cluster};
