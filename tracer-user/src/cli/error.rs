@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::{identity, session};
+use crate::{cluster, identity, session};
 
 /// Why a command could not do its work. Messages have the form `thing: cause; way out`, as all of the library's.
 #[derive(Debug, thiserror::Error)]
@@ -83,6 +83,12 @@ pub(super) enum Error {
     /// Asked to end before there was anything to show.
     #[error("trace: interrupted before the first packet was seen; start it again")]
     Interrupted,
+    /// There is no cluster that could be asked.
+    #[error(transparent)]
+    Cluster(#[from] cluster::Error),
+    /// It could not be installed or removed.
+    #[error(transparent)]
+    Installation(Box<cluster::installation::Error>),
     /// No threads or descriptors for the work.
     #[error("podpath could not start its threads: {0}; check the limits on threads and open files (ulimit -a)")]
     Runtime(#[source] io::Error),
@@ -103,6 +109,12 @@ pub(super) enum Error {
 impl From<session::DriveError> for Error {
     fn from(error: session::DriveError) -> Self {
         Self::Session(Box::new(error))
+    }
+}
+
+impl From<cluster::installation::Error> for Error {
+    fn from(error: cluster::installation::Error) -> Self {
+        Self::Installation(Box::new(error))
     }
 }
 

@@ -6,6 +6,7 @@ use k8s_openapi::{
     api::{
         apps::v1::DaemonSet,
         core::v1::{Event, Pod},
+        rbac::v1::ClusterRoleBinding,
     },
     apimachinery::pkg::version::Info,
 };
@@ -19,7 +20,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::{
     Cluster,
-    names::{AGENT, MANAGER, MANAGER_LABEL, NAME_LABEL, NAMESPACE},
+    names::{AGENT, MANAGER, MANAGER_LABEL, NAME_LABEL, NAMESPACE, USER_ROLE},
 };
 
 mod error;
@@ -193,6 +194,8 @@ pub struct Removed {
     pub gone: Vec<String>,
     /// What has one of our names and was not made by podpath: it stays.
     pub foreign: Vec<String>,
+    /// ClusterRoleBindings of others to our ClusterRole: they bind to nothing now.
+    pub bindings: Vec<String>,
 }
 
 /// Removes the objects in reverse order and waits until they are gone; `step` is told what is waited for.
@@ -237,7 +240,18 @@ pub async fn remove(
         }
         removed.gone.push(shown);
     }
+    removed.bindings = bindings(cluster).await;
     Ok(removed)
+}
+
+/// Who was given our ClusterRole. Whoever may not list bindings is told nothing of them.
+async fn bindings(cluster: &Cluster) -> Vec<String> {
+    let api: Api<ClusterRoleBinding> = Api::all(cluster.client.clone());
+    let all = ask(cluster, || "list clusterrolebindings".to_owned(), api.list(&ListParams::default())).await;
+    let all = all.map(|list| list.items).unwrap_or_default();
+    let ours =
+        all.into_iter().filter(|binding| binding.role_ref.kind == "ClusterRole" && binding.role_ref.name == USER_ROLE);
+    ours.filter_map(|binding| binding.metadata.name).collect()
 }
 
 #[cfg(test)]

@@ -153,7 +153,7 @@ fn of_container(container: &ContainerStatus, image: &str) -> Option<(String, Str
         | "ErrImageNeverPull"
         | "InvalidImageName"
         | "ImageInspectError"
-        | "RegistryUnavailable" => Some((format!("{reason}: image {image} is not on it"), image_way_out(image))),
+        | "RegistryUnavailable" => Some((format!("{reason}: image {image} is not there"), image_way_out(image))),
         "CrashLoopBackOff" => {
             let last = container.last_state.as_ref().and_then(|last| last.terminated.as_ref());
             Some((
