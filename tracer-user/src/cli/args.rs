@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::traffic::Traffic;
-use crate::cluster::Access;
+use crate::cluster::{Access, names};
 
 /// Shows the path that a packet really took through Kubernetes nodes.
 #[derive(Debug, Parser)]
@@ -25,12 +25,21 @@ pub enum Command {
     /// Show what this machine's kernel and user can do, what is missing, and what that costs
     #[command(after_help = DOCTOR_EXAMPLES)]
     Doctor(DoctorArgs),
+    /// Put an agent on every node of a cluster, and wait until they are ready
+    #[command(after_help = INSTALL_EXAMPLES)]
+    Install(Box<InstallArgs>),
+    /// Remove from a cluster everything that `podpath install` put there
+    Uninstall(Box<UninstallArgs>),
+    /// Print a shell's completions of this program
+    #[command(after_help = COMPLETION_EXAMPLES)]
+    Completion(CompletionArgs),
 }
 
 const EXAMPLES: &str = "\
 Examples:
   podpath trace bb2 bb1     the path of five pings from pod bb2 to pod bb1 and back
   podpath doctor            what can be traced on this machine
+  podpath install           agents for every node of the Kubernetes cluster in your kubeconfig
 
 Exit codes: 0 every exchange completed; 1 could not trace; 2 wrong usage;
 3 traced, and at least one exchange did not complete (dropped, rejected, lost)";
@@ -64,6 +73,96 @@ Examples:
   podpath doctor -o json    # for programs
 
 Exit codes: 0 tracing works here; 1 it does not";
+
+const INSTALL_EXAMPLES: &str = "\
+Examples:
+  podpath install                              into the current context of your kubeconfig
+  podpath install --no-inject                  agents that only watch
+  podpath install --image registry.example/podpath-agent:0.1.0
+  podpath install --dry-run -o yaml            print what would be applied
+  podpath uninstall                            take all of it out again
+
+The image is in no registry. `cargo xtask image` makes target/podpath-agent.tar, and a node gets it by
+  kind load image-archive target/podpath-agent.tar           or, on the node itself,
+  ctr -n k8s.io images import podpath-agent.tar
+
+It can be repeated, and then brings the cluster to what this version and these options say.
+
+Exit codes: 0 agents are ready on all nodes; 1 they are not; 2 wrong usage";
+
+const COMPLETION_EXAMPLES: &str = "\
+Examples:
+  source <(podpath completion bash)
+  podpath completion zsh > \"${fpath[1]}/_podpath\"
+  podpath completion fish > ~/.config/fish/completions/podpath.fish";
+
+/// Arguments of `podpath install`.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct InstallArgs {
+    /// The agents' image
+    #[arg(long, value_name = "IMAGE", help = format!("The agents' image [default: {}]", names::IMAGE))]
+    pub image: Option<String>,
+    /// Agents refuse to send probes: only `podpath trace --passive` works
+    #[arg(long)]
+    pub no_inject: bool,
+    /// Agents see the nodes' processes, to find pods whose network namespace is not in /run/netns (docker)
+    #[arg(long)]
+    pub hostpid: bool,
+    /// Agents are privileged containers, where the kernel or a security module refuses them the capabilities listed one by one
+    #[arg(long)]
+    pub privileged: bool,
+    /// Print what would be applied; nothing is asked of any cluster
+    #[arg(long)]
+    pub dry_run: bool,
+    /// With --dry-run: how to print it [default: yaml]
+    #[arg(short, long, value_name = "FORMAT", value_enum, requires = "dry_run")]
+    pub output: Option<ObjectFormat>,
+    /// How long to wait for the agents, such as 30s or 5m
+    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "2m")]
+    pub timeout: Duration,
+    /// The cluster.
+    #[command(flatten)]
+    pub access: Access,
+}
+
+/// Arguments of `podpath uninstall`.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct UninstallArgs {
+    /// How long to wait until all is gone, such as 30s or 5m
+    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "2m")]
+    pub timeout: Duration,
+    /// The cluster.
+    #[command(flatten)]
+    pub access: Access,
+}
+
+/// Arguments of `podpath completion`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Args)]
+pub struct CompletionArgs {
+    /// Whose
+    #[arg(value_enum)]
+    pub shell: Shell,
+}
+
+/// Shells that completions can be had for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Shell {
+    /// GNU bash
+    Bash,
+    /// zsh
+    Zsh,
+    /// fish
+    Fish,
+}
+
+/// How objects of a cluster are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ObjectFormat {
+    /// As kubectl apply takes it
+    Yaml,
+    /// The same
+    Json,
+}
 
 /// Arguments of `podpath doctor`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Args)]

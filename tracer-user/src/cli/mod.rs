@@ -2,14 +2,17 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches};
 
 pub mod args;
+mod completion;
 mod doctor;
 mod ends;
 mod error;
+mod install;
 mod kubernetes;
 mod nodes;
+mod plugin;
 mod terminal;
 mod trace;
 mod traffic;
@@ -22,14 +25,18 @@ const FAILED: u8 = 1;
 
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
+    let mut definition = Cli::command();
+    if plugin::called_by_kubectl(std::env::args_os().next()) {
+        definition = plugin::named(definition);
+    }
     // Prints help and version itself, and ends with 2 on wrong usage.
-    let cli = Cli::parse();
+    let cli = Cli::from_arg_matches(&definition.get_matches()).unwrap_or_else(|error| error.exit());
     let result = match &cli.command {
-        Command::Trace(args) => match tokio::runtime::Runtime::new() {
-            Ok(runtime) => runtime.block_on(trace::run(args)),
-            Err(cause) => Err(error::Error::Runtime(cause)),
-        },
+        Command::Trace(args) => block_on(trace::run(args)),
         Command::Doctor(args) => doctor::run(args),
+        Command::Install(args) => block_on(install::install(args)),
+        Command::Uninstall(args) => block_on(install::uninstall(args)),
+        Command::Completion(args) => completion::run(args),
     };
     match result {
         Ok(code) => ExitCode::from(code),
@@ -38,4 +45,8 @@ pub fn main() -> ExitCode {
             ExitCode::from(FAILED)
         }
     }
+}
+
+fn block_on(work: impl Future<Output = Result<u8, error::Error>>) -> Result<u8, error::Error> {
+    tokio::runtime::Runtime::new().map_err(error::Error::Runtime)?.block_on(work)
 }

@@ -101,6 +101,48 @@ impl Progress {
     }
 }
 
+/// Shows a person at a terminal how much of something is done; elsewhere only what is said.
+#[derive(Debug)]
+pub(super) struct Bar(ProgressBar);
+
+impl Bar {
+    /// Starts with nothing done.
+    pub(super) fn start(of: usize, text: &'static str) -> Self {
+        if !io::stderr().is_terminal() {
+            return Self(ProgressBar::hidden());
+        }
+        let bar = ProgressBar::new(of as u64).with_message(text);
+        bar.set_style(style(of));
+        bar.enable_steady_tick(Duration::from_millis(100));
+        Self(bar)
+    }
+
+    /// So many are done.
+    pub(super) fn at(&self, done: usize, of: usize, text: String) {
+        self.0.set_style(style(of));
+        self.0.set_length(of as u64);
+        self.0.set_position(done as u64);
+        self.0.set_message(text);
+    }
+
+    /// Writes to standard error, above the bar.
+    pub(super) fn say(&self, text: &str) {
+        self.0.suspend(|| write_stderr(text));
+    }
+}
+
+/// Of an unknown number of things only the text is shown.
+fn style(of: usize) -> ProgressStyle {
+    let template = if of == 0 { "{spinner} {msg}" } else { "{spinner} [{bar:30}] {pos}/{len} {msg}" };
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> ")
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
+
 /// The line that progress is shown on.
 #[derive(Clone, Debug)]
 pub(super) struct Line(ProgressBar);

@@ -7,7 +7,9 @@ mod access;
 mod agents;
 mod ask;
 mod error;
+pub mod installation;
 mod lookup;
+pub mod manifests;
 pub mod names;
 
 pub use access::{Access, Cluster};
