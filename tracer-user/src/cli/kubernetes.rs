@@ -8,9 +8,10 @@ use super::{
     args::TraceArgs,
     error::Error,
     nodes::{Cluster, Node, Reach},
+    trace::{MOST_ROUNDS, longest},
 };
 use crate::{
-    cluster::{self, Lookup},
+    cluster::{self, Ephemeral, Lookup, Wish},
     identity::Directory,
     path::{Joined, Names, model::Hop},
     session::Connection,
@@ -25,6 +26,9 @@ pub(super) struct Kubernetes {
     lookup: Lookup,
     /// Nodes on the path that cannot be traced, with the reason.
     missing: Vec<(String, cluster::Error)>,
+    /// Agents are made for this trace alone.
+    wish: Option<Wish>,
+    made: Ephemeral,
 }
 
 /// The nodes of both ends, and the arguments with the ends called as the directory calls them.
@@ -43,24 +47,56 @@ pub(super) async fn find(args: &TraceArgs) -> Result<(Cluster, TraceArgs), Error
     let (home, far) = (node_of(&source), node_of(&destination));
     let concerned = home.iter().chain(far.iter().filter(|far| Some(*far) != home.as_ref())).cloned().collect();
     let args = TraceArgs { source, destination, namespace: Some(namespace), ..args.clone() };
-    let kubernetes = Kubernetes { lookup, missing: Vec::new() };
+    let wish = args.ephemeral.then(|| Wish {
+        image: args.image.clone(),
+        lifetime: MOST_ROUNDS as u32 * longest(&args),
+        ready_within: args.ready_within,
+    });
+    let kubernetes = Kubernetes { lookup, missing: Vec::new(), wish, made: Ephemeral::default() };
     let mut found = Cluster { context, nodes: Vec::new(), directory, kubernetes: Some(kubernetes) };
-    found.add(concerned).await?;
-    if let Some(kubernetes) = &mut found.kubernetes {
-        // The source's, or the only one: without it there is nothing to trace.
-        let needed = |node: &String| found.nodes.is_empty() || !args.passive && Some(node) == home.as_ref();
-        if let Some(place) = kubernetes.missing.iter().position(|(node, _)| needed(node)) {
-            return Err(kubernetes.missing.swap_remove(place).1.into());
-        }
+    if let Err(error) = found.begin(concerned, home.as_deref(), args.passive).await {
+        // What was made before it failed.
+        found.clean_up().await;
+        return Err(error);
     }
     Ok((found, args))
 }
 
 impl Cluster {
+    /// The first nodes.
+    async fn begin(&mut self, concerned: Vec<String>, home: Option<&str>, passive: bool) -> Result<(), Error> {
+        self.add(concerned).await?;
+        let none = self.nodes.is_empty();
+        if let Some(kubernetes) = &mut self.kubernetes {
+            // The source's, or the only one: without it there is nothing to trace.
+            let needed = |node: &str| none || !passive && Some(node) == home;
+            if let Some(place) = kubernetes.missing.iter().position(|(node, _)| needed(node)) {
+                return Err(kubernetes.missing.swap_remove(place).1.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the agents that were made for this trace; a sentence about what could not be removed.
+    pub(super) async fn clean_up(&mut self) -> Option<String> {
+        let Kubernetes { lookup, made, .. } = self.kubernetes.as_mut()?;
+        let error = lookup.cluster.remove(std::mem::take(made)).await.err()?;
+        Some(format!("the agents of this trace could not be removed, and go by their deadline: {error}"))
+    }
+
     /// Adds these nodes, if they have agents; those that have none are remembered.
     async fn add(&mut self, names: Vec<String>) -> Result<(), Error> {
         let Some(kubernetes) = &mut self.kubernetes else { return Ok(()) };
-        let asked = join_all(names.iter().map(|name| kubernetes.lookup.cluster.agent(name))).await;
+        let Kubernetes { lookup, missing: _, wish, made } = kubernetes;
+        let mut asked = Vec::new();
+        match wish {
+            Some(wish) => {
+                for name in &names {
+                    asked.push(lookup.cluster.make_agent(made, name, wish).await);
+                }
+            }
+            None => asked = join_all(names.iter().map(|name| lookup.cluster.agent(name))).await,
+        }
         for (name, agent) in names.into_iter().zip(asked) {
             match agent {
                 Ok(pod) => self.nodes.push(Node { name, reach: Reach::Agent(pod) }),
@@ -107,7 +143,7 @@ impl Cluster {
 
     /// What the reader should know about it, in sentences.
     pub(super) fn notes(&self) -> Vec<String> {
-        let Some(Kubernetes { lookup, missing }) = &self.kubernetes else { return Vec::new() };
+        let Some(Kubernetes { lookup, missing, .. }) = &self.kubernetes else { return Vec::new() };
         let missing = missing.iter().map(|(_, error)| format!("not traced: {error}"));
         lookup.notes.iter().cloned().chain(missing).collect()
     }

@@ -30,7 +30,7 @@ const NOT_ALL: u8 = 3;
 const MARGIN: Duration = Duration::from_secs(60);
 
 /// How often a path may lead over nodes that were not asked the time before.
-const MOST_ROUNDS: usize = 3;
+pub(super) const MOST_ROUNDS: usize = 3;
 
 /// Traces and prints; the exit code says how it went.
 ///
@@ -38,27 +38,10 @@ const MOST_ROUNDS: usize = 3;
 /// It could not trace.
 pub(super) async fn run(args: &TraceArgs) -> Result<u8, Error> {
     let (mut cluster, args) = nodes::find(args).await?;
-    let mut rounds = 0;
-    let (trace, cut_short) = loop {
-        let started = rfc3339(SystemTime::now());
-        let resolved = ends::resolve(&args, &cluster).await?;
-        let driven = drive(&args, &cluster, &resolved).await?;
-        rounds += 1;
-        let mut joined = join(&driven.evidence, &resolved.ends, &cluster.directory);
-        let more = cluster.meet(&joined).await;
-        // The path leads over a node that was not asked: once more, with that one.
-        if more && rounds < MOST_ROUNDS && !driven.interrupted && !args.passive {
-            continue;
-        }
-        if cluster.kubernetes.is_some() {
-            joined = join(&driven.evidence, &resolved.ends, &cluster.directory);
-        }
-        let unsent =
-            if args.passive { 0 } else { usize::from(args.count).saturating_sub(driven.evidence.probes.len()) };
-        // Who ends it early knows that; what ended it otherwise took exchanges away that were asked for.
-        let cut_short = unsent > 0 && !driven.interrupted;
-        break (assemble(&args, &cluster, resolved, started, (driven, joined)), cut_short);
-    };
+    let traced = rounds(&args, &mut cluster).await;
+    let left = cluster.clean_up().await;
+    let (mut trace, cut_short) = traced?;
+    trace.warnings.extend(left);
 
     if let Some(path) = &args.save {
         let written = std::fs::write(path, render::json(&trace));
@@ -74,6 +57,32 @@ pub(super) async fn run(args: &TraceArgs) -> Result<u8, Error> {
     };
     write_stdout(&bytes).map_err(Error::Output)?;
     Ok(if cut_short { NOT_ALL } else { render::exit_code(&trace) })
+}
+
+/// Traces, and once more where the path leads over a node that was not asked; whether exchanges were taken away that were asked
+/// for.
+async fn rounds(args: &TraceArgs, cluster: &mut Cluster) -> Result<(Trace, bool), Error> {
+    let mut rounds = 0;
+    loop {
+        let started = rfc3339(SystemTime::now());
+        let resolved = ends::resolve(args, cluster).await?;
+        let driven = drive(args, cluster, &resolved).await?;
+        rounds += 1;
+        let mut joined = join(&driven.evidence, &resolved.ends, &cluster.directory);
+        let more = cluster.meet(&joined).await;
+        // The path leads over a node that was not asked: once more, with that one.
+        if more && rounds < MOST_ROUNDS && !driven.interrupted && !args.passive {
+            continue;
+        }
+        if cluster.kubernetes.is_some() {
+            joined = join(&driven.evidence, &resolved.ends, &cluster.directory);
+        }
+        let unsent =
+            if args.passive { 0 } else { usize::from(args.count).saturating_sub(driven.evidence.probes.len()) };
+        // Who ends it early knows that; what ended it otherwise took exchanges away that were asked for.
+        let cut_short = unsent > 0 && !driven.interrupted;
+        return Ok((assemble(args, cluster, resolved, started, (driven, joined)), cut_short));
+    }
 }
 
 /// One round: sessions on all nodes, probes from the source's.
@@ -234,18 +243,23 @@ fn requests(args: &TraceArgs, cluster: &Cluster, resolved: &Resolved) -> Vec<Req
         timeout: args.timeout,
         nonce_base: rand::random(),
     };
-    let busy = if args.passive { args.wait } else { args.interval * u32::from(args.count) + args.timeout };
     let masqueraded = masqueraded(cluster, resolved, &flow);
     let request = |index: usize| Request {
         flows: match &masqueraded {
             Some((home, masqueraded)) if cluster.nodes[index].name != *home => vec![flow.clone(), masqueraded.clone()],
             _ => vec![flow.clone()],
         },
-        time_limit: args.ready_within + busy + MARGIN,
+        time_limit: longest(args),
         ping: (*sender == Some(index)).then(|| ping.clone()),
         trace_rules: args.trace_rules,
     };
     (0..cluster.nodes.len()).map(request).collect()
+}
+
+/// How long a session may take, at most.
+pub(super) fn longest(args: &TraceArgs) -> Duration {
+    let busy = if args.passive { args.wait } else { args.interval * u32::from(args.count) + args.timeout };
+    args.ready_within + busy + MARGIN
 }
 
 /// The source's node, and the flow as other nodes see it if that node puts its own address in the source's place. The

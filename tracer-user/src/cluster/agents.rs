@@ -69,13 +69,13 @@ impl Cluster {
 }
 
 /// Its container runs.
-fn is_running(pod: &Value) -> bool {
+pub(super) fn is_running(pod: &Value) -> bool {
     let mut statuses = pod["status"]["containerStatuses"].as_array().into_iter().flatten();
     pod["status"]["phase"] == "Running" && statuses.all(|status| status["state"]["running"].is_object())
 }
 
 /// Why it cannot be used.
-fn unusable(node: &str, pod: &Value) -> Error {
+pub(super) fn unusable(node: &str, pod: &Value) -> Error {
     let name = pod["metadata"]["name"].as_str().unwrap_or_default();
     let mut statuses = pod["status"]["containerStatuses"].as_array().into_iter().flatten();
     let waiting = statuses.find_map(|status| {

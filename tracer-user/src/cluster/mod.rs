@@ -6,6 +6,7 @@
 mod access;
 mod agents;
 mod ask;
+mod ephemeral;
 mod error;
 pub mod installation;
 mod lookup;
@@ -13,5 +14,6 @@ pub mod manifests;
 pub mod names;
 
 pub use access::{Access, Cluster};
+pub use ephemeral::{Ephemeral, Wish};
 pub use error::Error;
 pub use lookup::Lookup;
