@@ -5,6 +5,7 @@ pub mod bench;
 pub mod build;
 pub mod demo;
 pub mod interrupt;
+pub mod kube;
 pub mod lab;
 pub mod packages;
 pub mod proc;

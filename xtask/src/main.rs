@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
-use xtask::{bench, build, demo, interrupt, lab, packages, test, traffic, vm};
+use xtask::{bench, build, demo, interrupt, kube, lab, packages, test, traffic, vm};
 
 /// podpath's workshop: everything around the code that cargo alone does not do.
 ///
@@ -74,6 +74,10 @@ enum Task {
     #[command(subcommand, hide = true)]
     Traffic(traffic::Traffic),
 
+    /// A Kubernetes API server for tests, whose nodes are a lab's (needs root)
+    #[command(subcommand, hide = true)]
+    Kube(Kube),
+
     /// Measure podpath's own cost on this machine (needs root)
     #[command(subcommand)]
     Bench(Bench),
@@ -81,6 +85,12 @@ enum Task {
     /// Bring up, list and remove labs: clusters made of network namespaces (needs root)
     #[command(subcommand)]
     Lab(Lab),
+}
+
+#[derive(Subcommand)]
+enum Kube {
+    /// Serve until interrupted; kubeconfigs are made on demand over the control socket in the folder
+    Serve(kube::Arguments),
 }
 
 #[derive(Subcommand)]
@@ -150,6 +160,7 @@ fn run(task: Task) -> Result<ExitCode> {
             return Ok(ExitCode::from(u8::try_from(vm::pipe(&socket, &words)?).unwrap_or(1)));
         }
         Task::Traffic(traffic) => traffic::run(&traffic)?,
+        Task::Kube(Kube::Serve(arguments)) => kube::run(&arguments)?,
         Task::Bench(Bench::Hooks) => bench::hooks()?,
         Task::Bench(Bench::Attach { kernel }) => return bench::attach(&kernel),
         Task::Lab(Lab::Up { profile, name }) => up(&profile, name.as_deref().unwrap_or(&profile))?,

@@ -29,6 +29,7 @@ mod tunnel;
 
 pub use netns::inside;
 pub use part::up_part;
+pub(crate) use state::digest;
 pub use tool::{PACKAGES, run};
 
 use plan::{Plan, namespace};
@@ -184,7 +185,7 @@ pub fn up(name: &str, profile: &str) -> Result<LabInfo> {
     check_root()?;
     let plan = Plan::new(name, &cluster);
     let identity = identity::yaml(&cluster)?;
-    let definition = state::digest(&(&plan, &identity))?;
+    let definition = digest(&(&plan, &identity))?;
 
     let state = State::lock()?;
     if let Ok(Some(standing)) = state.read(name)
