@@ -82,8 +82,8 @@ Examples:
   podpath install --dry-run -o yaml            print what would be applied
   podpath uninstall                            take all of it out again
 
-The image is in no registry. `cargo xtask image` makes target/podpath-agent.tar, and a node gets it by
-  kind load image-archive target/podpath-agent.tar           or, on the node itself,
+The image is in no registry: it is podpath-agent in the PATH of an otherwise empty image. A node gets it by
+  kind load docker-image localhost/podpath-agent:0.1.0       or, on the node itself,
   ctr -n k8s.io images import podpath-agent.tar
 
 It can be repeated, and then brings the cluster to what this version and these options say.

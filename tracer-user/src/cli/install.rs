@@ -83,8 +83,9 @@ fn installed(context: &str, nodes: usize, no_inject: bool) -> String {
     let next = if no_inject { "podpath trace --passive POD POD" } else { "podpath trace POD POD" };
     format!(
         "podpath {} is installed in context {context}: agents ready on {agents}, idle until a trace\n\
-         next: {next}; what the nodes can do: podpath nodes; who else may trace: docs/SECURITY.md\n",
+         next: {next}; others may trace who are bound to the roles {role}\n",
         env!("CARGO_PKG_VERSION"),
+        role = crate::cluster::names::USER_ROLE,
     )
 }
 

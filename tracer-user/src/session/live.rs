@@ -144,6 +144,15 @@ impl Backend for LiveNode {
     }
 
     fn arm(&mut self, request: &Request) -> Result<(), Failure> {
+        // As `podpath install --no-inject` sets it in the agents' pods, where nobody can unset it who may only exec.
+        if request.ping.is_some() && std::env::var_os("PODPATH_NO_INJECT").is_some_and(|value| !value.is_empty()) {
+            let cause = "the agent was installed with --no-inject and only watches";
+            return Err(Failure::new(
+                "probes",
+                cause,
+                "trace with --passive, or have it installed without --no-inject",
+            ));
+        }
         self.stamps = request.ping.as_ref().map(|_| inject::Stamps::keep());
         let setup = Setup { flows: &request.flows, scope: &[], ring_size: ring_size() };
         let addresses: Vec<IpAddr> = request.flows.iter().flat_map(|flow| [Some(flow.a), flow.b]).flatten().collect();

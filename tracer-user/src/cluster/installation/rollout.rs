@@ -179,11 +179,11 @@ fn ended(state: &ContainerStateTerminated) -> String {
 /// How an image comes to a node. One without a registry cannot be pulled.
 fn image_way_out(image: &str) -> String {
     if image.starts_with("localhost/") {
-        "load it there: cargo xtask image, then kind load image-archive target/podpath-agent.tar, or on the node: \
-         ctr -n k8s.io images import podpath-agent.tar; or push it to a registry of yours and podpath install --image"
+        "load it there (kind load docker-image, or on the node: ctr -n k8s.io images import FILE), or push it to a registry of yours \
+         and podpath install --image"
             .to_owned()
     } else {
-        "check that its registry has it and that nodes may pull from there; or load it: ctr -n k8s.io images import podpath-agent.tar"
+        "check that its registry has it and that nodes may pull from there; or load it: ctr -n k8s.io images import FILE"
             .to_owned()
     }
 }
