@@ -85,7 +85,7 @@ fn installed(context: &str, nodes: usize, no_inject: bool) -> String {
         "podpath {} is installed in context {context}: agents ready on {agents}, idle until a trace\n\
          next: {next}; others may trace who are bound to the roles {role}\n",
         env!("CARGO_PKG_VERSION"),
-        role = crate::cluster::names::USER_ROLE,
+        role = names::USER_ROLE,
     )
 }
 
