@@ -295,7 +295,7 @@ async fn drain(
             child.wait().await
         }
     };
-    Some(status.map_or_else(|error| Refusal::internal(error.to_string()).status(), |status| ended(status)))
+    Some(status.map_or_else(|error| Refusal::internal(error.to_string()).status(), ended))
 }
 
 /// Reads; at the end the stream is none any more.

@@ -41,6 +41,10 @@ pub(crate) struct People {
 }
 
 impl World {
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one place makes it, of what it has just put together by these names"
+    )]
     pub(crate) fn new(
         lab: LabInfo,
         agent: PathBuf,
