@@ -56,7 +56,9 @@ pub(super) async fn resolve(args: &TraceArgs, cluster: &Cluster) -> Result<Resol
     if source.address == destination.address {
         return Err(Error::SameEnds { name: args.destination.clone() });
     }
-    let sender = if args.passive { None } else { Some(sender(args, cluster, &source)?) };
+    // Of a cluster only the nodes of the two ends are there: with neither known there is nothing to watch either.
+    let watches = args.passive && !cluster.nodes.is_empty();
+    let sender = if watches { None } else { Some(sender(args, cluster, &source)?) };
     let source = match sender {
         // With one node there is only one place where it can be.
         Some(index) if source.node.is_none() => Target { node: Some(cluster.nodes[index].name.clone()), ..source },
@@ -110,7 +112,8 @@ fn sender(args: &TraceArgs, cluster: &Cluster, source: &Target) -> Result<usize,
         // This machine's host name need not be its name in the cluster; what it lacks the session says.
         _ if args.local => Some(0),
         Some(node) => nodes.iter().position(|known| known.name == *node),
-        None if nodes.len() == 1 => Some(0),
+        // But of a cluster it may be the other end's.
+        None if nodes.len() == 1 && cluster.kubernetes.is_none() => Some(0),
         None => None,
     };
     index.ok_or_else(|| Error::SourceOnNoNode {
@@ -181,6 +184,7 @@ items:
             nodes: nodes.iter().map(|&name| Node { name: name.to_owned(), reach: Reach::Here }).collect(),
             directory: Directory::parse(PODS, "lab test").expect("parses"),
             kubernetes: None,
+            choice: None,
         }
     }
 

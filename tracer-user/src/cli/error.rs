@@ -53,8 +53,8 @@ pub(super) enum Error {
     },
     /// The source lives on no node of the inventory.
     #[error(
-        "{source_name}: {}, so no probes can be sent from there (traced: {}); {}",
-        whereabouts(.node.as_deref(), *known), .nodes.join(", "), elsewhere(.node.as_deref(), *known)
+        "{source_name}: {}, so no probes can be sent from there{}; {}",
+        whereabouts(.node.as_deref(), *known), traced(.nodes), elsewhere(.node.as_deref(), *known)
     )]
     SourceOnNoNode {
         /// As typed.
@@ -142,6 +142,10 @@ fn whereabouts(node: Option<&str>, known: bool) -> String {
         None if known => "nobody knows which node it lives on".to_owned(),
         None => "no pod and no node known here has this address".to_owned(),
     }
+}
+
+fn traced(nodes: &[String]) -> String {
+    if nodes.is_empty() { String::new() } else { format!(" (traced: {})", nodes.join(", ")) }
 }
 
 fn elsewhere(node: Option<&str>, known: bool) -> &'static str {

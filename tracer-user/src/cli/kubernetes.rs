@@ -8,7 +8,7 @@ use super::{
     args::TraceArgs,
     error::Error,
     nodes::{Cluster, Node, Reach},
-    trace::{MOST_ROUNDS, longest},
+    trace::{MOST_ROUNDS, asked_to_end, longest},
 };
 use crate::{
     cluster::{self, Ephemeral, Lookup, Wish},
@@ -53,8 +53,14 @@ pub(super) async fn find(args: &TraceArgs) -> Result<(Cluster, TraceArgs), Error
         ready_within: args.ready_within,
     });
     let kubernetes = Kubernetes { lookup, missing: Vec::new(), wish, made: Ephemeral::default() };
-    let mut found = Cluster { context, nodes: Vec::new(), directory, kubernetes: Some(kubernetes) };
-    if let Err(error) = found.begin(concerned, home.as_deref(), args.passive).await {
+    let mut found = Cluster { context, nodes: Vec::new(), directory, kubernetes: Some(kubernetes), choice: None };
+    let ephemeral = args.ephemeral;
+    let begun = tokio::select! {
+        begun = found.begin(concerned, home.as_deref(), args.passive) => begun,
+        // Pods that are being made would be left to their deadline.
+        _code = asked_to_end(), if ephemeral => Err(Error::Interrupted),
+    };
+    if let Err(error) = begun {
         // What was made before it failed.
         found.clean_up().await;
         return Err(error);
@@ -87,7 +93,7 @@ impl Cluster {
     /// Adds these nodes, if they have agents; those that have none are remembered.
     async fn add(&mut self, names: Vec<String>) -> Result<(), Error> {
         let Some(kubernetes) = &mut self.kubernetes else { return Ok(()) };
-        let Kubernetes { lookup, missing: _, wish, made } = kubernetes;
+        let Kubernetes { lookup, missing, wish, made } = kubernetes;
         let mut asked = Vec::new();
         match wish {
             Some(wish) => {
@@ -100,7 +106,10 @@ impl Cluster {
         for (name, agent) in names.into_iter().zip(asked) {
             match agent {
                 Ok(pod) => self.nodes.push(Node { name, reach: Reach::Agent(pod) }),
-                Err(error @ cluster::Error::NoAgent { .. }) => kubernetes.missing.push((name, error)),
+                Err(error @ cluster::Error::NoAgent { .. }) => {
+                    let error = lookup.explain(&name, error);
+                    missing.push((name, error));
+                }
                 Err(error) => return Err(error.into()),
             }
         }
@@ -125,8 +134,12 @@ impl Cluster {
         let Some(kubernetes) = &mut self.kubernetes else { return Ok(false) };
         let (met, next) = met(joined);
         let unknown = met.into_iter().filter(|address| !is_known(&self.directory, *address)).take(MOST_MET);
-        for address in unknown {
-            kubernetes.lookup.address(address).await?;
+        let unknown: Vec<IpAddr> = unknown.collect();
+        for address in &unknown {
+            kubernetes.lookup.address(*address).await?;
+        }
+        for node in &self.nodes {
+            kubernetes.lookup.second_addresses(&unknown, &node.name).await?;
         }
         self.directory = kubernetes.lookup.directory()?;
         let mut names: Vec<String> = next.into_iter().filter_map(|address| self.directory.node(address)).collect();
@@ -155,7 +168,22 @@ impl Kubernetes {
     /// # Errors
     /// The cluster refuses, or cannot be asked.
     pub(super) async fn session(&self, node: &str, pod: &str) -> Result<Connection, Error> {
-        Ok(self.lookup.cluster.session(node, pod).await?)
+        let session = self.lookup.cluster.session(node, pod).await;
+        session.map_err(|error| self.lookup.explain(node, error).into())
+    }
+
+    /// Remembers why a node is not traced.
+    ///
+    /// # Errors
+    /// The reason, if it is not that node's.
+    pub(super) fn leave_out(&mut self, node: String, error: Error) -> Result<(), Error> {
+        match error {
+            Error::Cluster(error @ cluster::Error::NoAgent { .. }) => {
+                self.missing.push((node, error));
+                Ok(())
+            }
+            other => Err(other),
+        }
     }
 }
 

@@ -28,6 +28,8 @@ pub(super) struct Cluster {
     pub(super) directory: Directory,
     /// It is asked through the Kubernetes API.
     pub(super) kubernetes: Option<Kubernetes>,
+    /// Which of several it was chosen before, and how to have the other.
+    pub(super) choice: Option<String>,
 }
 
 /// A node to trace on.
@@ -51,12 +53,28 @@ pub(super) enum Reach {
 }
 
 impl Cluster {
-    /// Starts sessions on all nodes.
+    /// Starts sessions on all nodes. A node of a Kubernetes cluster that refuses one is left out, with a note, if there is another to
+    /// trace on and it is not the sender; the sender's place may change by that, and is answered.
     ///
     /// # Errors
-    /// One cannot be started.
-    pub(super) async fn connect(&self) -> Result<Vec<Connection>, Error> {
-        futures::future::try_join_all(self.nodes.iter().map(|node| self.connect_to(node))).await
+    /// One cannot be started, and the trace cannot do without it.
+    pub(super) async fn connect(&mut self, sender: Option<usize>) -> Result<(Vec<Connection>, Option<usize>), Error> {
+        let tried = futures::future::join_all(self.nodes.iter().map(|node| self.connect_to(node))).await;
+        let none = tried.iter().all(Result::is_err);
+        let (mut connections, mut place) = (Vec::new(), None);
+        for (index, (node, tried)) in std::mem::take(&mut self.nodes).into_iter().zip(tried).enumerate() {
+            let is_sender = sender == Some(index);
+            match (tried, &mut self.kubernetes) {
+                (Ok(connection), _) => {
+                    place = place.or(is_sender.then_some(connections.len()));
+                    connections.push(connection);
+                    self.nodes.push(node);
+                }
+                (Err(error), Some(kubernetes)) if !none && !is_sender => kubernetes.leave_out(node.name, error)?,
+                (Err(error), _) => return Err(error),
+            }
+        }
+        Ok((connections, place))
     }
 
     async fn connect_to(&self, node: &Node) -> Result<Connection, Error> {
@@ -91,21 +109,26 @@ fn local(name: &str) -> Result<Connection, Error> {
 pub(super) async fn find(args: &TraceArgs) -> Result<(Cluster, TraceArgs), Error> {
     if args.local {
         let nodes = vec![Node { name: this_machine(), reach: Reach::Here }];
-        let cluster = Cluster { context: None, nodes, directory: Directory::empty(), kubernetes: None };
+        let cluster = Cluster { context: None, nodes, directory: Directory::empty(), kubernetes: None, choice: None };
         return Ok((cluster, args.clone()));
     }
     if let Some(path) = &args.inventory {
         return Ok((load(path)?, args.clone()));
     }
-    let chosen = args.access.is_named() || args.ephemeral || Access::is_in_environment();
-    if args.lab.is_none() {
-        let labs = if chosen { Vec::new() } else { Inventory::running_labs()? };
-        if chosen || labs.is_empty() && args.access.is_configured() {
-            return kubernetes::find(args).await;
-        }
+    let labs = Inventory::running_labs()?;
+    let named = args.access.is_named() || args.ephemeral;
+    if args.lab.is_none() && (named || Access::is_in_environment() || labs.is_empty() && args.access.is_configured()) {
+        let (cluster, resolved) = kubernetes::find(args).await?;
+        let choice = (!named && !labs.is_empty()).then(|| {
+            "the cluster of $KUBECONFIG was taken, not the lab that runs here; --lab NAME takes that".to_owned()
+        });
+        return Ok((Cluster { choice, ..cluster }, resolved));
     }
-    let path = choose(Inventory::running_labs()?, args.lab.as_deref())?;
-    Ok((load(&path)?, args.clone()))
+    let choice = (args.lab.is_none() && args.access.is_configured()).then(|| {
+        "the lab that runs here was taken, not the cluster of your kubeconfig; --context NAME takes that".to_owned()
+    });
+    let path = choose(labs, args.lab.as_deref())?;
+    Ok((Cluster { choice, ..load(&path)? }, args.clone()))
 }
 
 fn load(path: &Path) -> Result<Cluster, Error> {
@@ -123,6 +146,7 @@ fn load(path: &Path) -> Result<Cluster, Error> {
         nodes: nodes.into_iter().map(|node| Node { name: node.name.clone(), reach: Reach::Command(node) }).collect(),
         directory,
         kubernetes: None,
+        choice: None,
     })
 }
 

@@ -9,14 +9,14 @@ use super::{
     ends::{self, Resolved},
     error::Error,
     nodes::{self, Cluster},
-    terminal::{Line, Progress, Surroundings, write_stdout},
+    terminal::{Line, Progress, Surroundings, write_stderr, write_stdout},
     traffic::Traffic,
     watch::Watch,
 };
 use crate::{
     path::{
-        Joined, join,
-        model::{Outcome, Trace, TracedNode},
+        Joined, Names, join,
+        model::{Endpoint, Outcome, Trace, TracedNode},
     },
     render,
     session::{self, Counters, Driven, DrivenNode, Flow, Ping, Plan, Request},
@@ -38,6 +38,10 @@ pub(super) const MOST_ROUNDS: usize = 3;
 /// It could not trace.
 pub(super) async fn run(args: &TraceArgs) -> Result<u8, Error> {
     let (mut cluster, args) = nodes::find(args).await?;
+    if let Some(choice) = &cluster.choice {
+        // Not a warning of the trace: it is about the command line.
+        write_stderr(&format!("podpath: {choice}\n"));
+    }
     let traced = rounds(&args, &mut cluster).await;
     let left = cluster.clean_up().await;
     let (mut trace, cut_short) = traced?;
@@ -65,8 +69,8 @@ async fn rounds(args: &TraceArgs, cluster: &mut Cluster) -> Result<(Trace, bool)
     let mut rounds = 0;
     loop {
         let started = rfc3339(SystemTime::now());
-        let resolved = ends::resolve(args, cluster).await?;
-        let driven = drive(args, cluster, &resolved).await?;
+        let mut resolved = ends::resolve(args, cluster).await?;
+        let driven = drive(args, cluster, &mut resolved).await?;
         rounds += 1;
         let mut joined = join(&driven.evidence, &resolved.ends, &cluster.directory);
         let more = cluster.meet(&joined).await;
@@ -75,6 +79,9 @@ async fn rounds(args: &TraceArgs, cluster: &mut Cluster) -> Result<(Trace, bool)
             continue;
         }
         if cluster.kubernetes.is_some() {
+            let Endpoint { name, address, .. } = &mut resolved.ends.destination;
+            *name =
+                name.take().or_else(|| cluster.directory.pod(*address)).or_else(|| cluster.directory.node(*address));
             joined = join(&driven.evidence, &resolved.ends, &cluster.directory);
         }
         let unsent =
@@ -86,10 +93,12 @@ async fn rounds(args: &TraceArgs, cluster: &mut Cluster) -> Result<(Trace, bool)
 }
 
 /// One round: sessions on all nodes, probes from the source's.
-async fn drive(args: &TraceArgs, cluster: &Cluster, resolved: &Resolved) -> Result<Driven, Error> {
-    let requests = requests(args, cluster, resolved);
+async fn drive(args: &TraceArgs, cluster: &mut Cluster, resolved: &mut Resolved) -> Result<Driven, Error> {
     let progress = Progress::start(format!("arming {}", plural(cluster.nodes.len(), "node")));
-    let connections = cluster.connect().await?;
+    let (connections, sender) = cluster.connect(resolved.sender).await?;
+    // Nodes may have been left out.
+    resolved.sender = sender;
+    let requests = requests(args, cluster, resolved);
     let record_for = args.passive.then_some(args.wait);
     let home = cluster.nodes.iter().position(|node| Some(&node.name) == resolved.ends.source.node.as_ref());
     let armed_last = home.filter(|_| args.passive);
@@ -136,7 +145,7 @@ async fn stopped(enough: &Notify, line: Line) {
 /// Until a signal asks the process to end; returns the exit code that says which, as shells count them. Not SIGHUP: with the
 /// terminal gone nobody reads what was seen, and nohup(1) is to be obeyed.
 #[cfg(unix)]
-async fn asked_to_end() -> i32 {
+pub(super) async fn asked_to_end() -> i32 {
     use tokio::signal::unix::{SignalKind, signal};
 
     let next = |kind: SignalKind| async move {
@@ -154,7 +163,7 @@ async fn asked_to_end() -> i32 {
 }
 
 #[cfg(not(unix))]
-async fn asked_to_end() -> i32 {
+pub(super) async fn asked_to_end() -> i32 {
     if tokio::signal::ctrl_c().await.is_err() {
         std::future::pending::<()>().await;
     }
@@ -401,6 +410,7 @@ items:
             nodes: ["node-1", "node-2"].map(|name| Node { name: name.to_owned(), reach: Reach::Here }).into(),
             directory: crate::identity::Directory::parse(PODS, "test").expect("parses"),
             kubernetes: None,
+            choice: None,
         };
         let resolved = ends::resolve(&args, &cluster).await.expect("known");
         requests(&args, &cluster, &resolved)

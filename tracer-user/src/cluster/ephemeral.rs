@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use k8s_openapi::api::{
+    apps::v1::DaemonSet,
     batch::v1::Job,
     core::v1::{Namespace, Pod},
 };
@@ -56,13 +57,14 @@ impl Cluster {
         self.make_namespace(made).await?;
         let api: Api<Job> = Api::namespaced(self.client.clone(), NAMESPACE);
         let asked = format!("create a job in namespace {NAMESPACE}");
-        let job: Job = serde_json::from_value(job(node, wish)).map_err(|source| {
+        // Remembered before it is asked for: who is interrupted in between removes it all the same.
+        let name = format!("{AGENT}-{:08x}", rand::random::<u32>());
+        let job: Job = serde_json::from_value(job(&name, node, wish)).map_err(|source| {
             let (context, asked) = (self.context.clone(), asked.clone());
             Error::Answer { context, asked, cause: source.to_string() }
         })?;
-        let created = self.once(&asked, api.create(&PostParams::default(), &job)).await?;
-        let name = created.metadata.name.unwrap_or_default();
         made.jobs.push(name.clone());
+        self.once(&asked, api.create(&PostParams::default(), &job)).await?;
         self.running(node, &name, wish.ready_within).await
     }
 
@@ -111,7 +113,8 @@ impl Cluster {
         Ok(())
     }
 
-    /// Removes what was made. What cannot be removed now goes by its deadline.
+    /// Removes what was made; the namespace stays if somebody else has begun to use it. What cannot be removed now goes by its
+    /// deadline.
     ///
     /// # Errors
     /// The first refusal; all else was tried.
@@ -119,18 +122,37 @@ impl Cluster {
         let Ephemeral { jobs, namespace } = made;
         let api: Api<Job> = Api::namespaced(self.client.clone(), NAMESPACE);
         let mut result = Ok(());
+        let alone = namespace && self.is_ours_alone(&jobs).await.unwrap_or(false);
         for job in jobs {
             let asked = format!("delete job {NAMESPACE}/{job}");
             let deleted = self.once(&asked, api.delete(&job, &DeleteParams::background())).await;
-            result = result.and(deleted.map(drop));
+            match deleted {
+                // It was never made, or its time to live was over.
+                Err(Error::Refused { code: 404, .. }) => {}
+                deleted => result = result.and(deleted.map(drop)),
+            }
         }
-        if namespace {
+        if alone {
             let api: Api<Namespace> = Api::all(self.client.clone());
             let asked = format!("delete namespace {NAMESPACE}");
             let deleted = self.once(&asked, api.delete(NAMESPACE, &DeleteParams::default())).await;
             result = result.and(deleted.map(drop));
         }
         result
+    }
+
+    /// Whether nothing runs in our namespace but these jobs: no agents that were installed meanwhile, and nobody else's trace.
+    async fn is_ours_alone(&self, jobs: &[String]) -> Result<bool, Error> {
+        let few = ListParams::default().limit(jobs.len() as u32 + 1);
+        let in_namespace = |what: &str| format!("{what} in namespace {NAMESPACE}");
+        let all: Api<Job> = Api::namespaced(self.client.clone(), NAMESPACE);
+        let there = self.list(&all, &in_namespace("jobs"), &few).await?;
+        let ours = |job: &Value| jobs.iter().any(|name| job["metadata"]["name"] == name.as_str());
+        if !there.iter().all(ours) {
+            return Ok(false);
+        }
+        let sets: Api<DaemonSet> = Api::namespaced(self.client.clone(), NAMESPACE);
+        Ok(self.list(&sets, &in_namespace("daemonsets"), &few).await?.is_empty())
     }
 
     /// What changes something is asked for once.
@@ -146,7 +168,7 @@ impl Cluster {
 }
 
 /// The Job of one node.
-fn job(node: &str, wish: &Wish) -> Value {
+fn job(name: &str, node: &str, wish: &Wish) -> Value {
     let Wish { image, lifetime, ready_within } = wish;
     let variant = Variant { image: Some(image.clone()), ..Variant::default() };
     let mut template = manifests::agent_template(&variant);
@@ -168,7 +190,7 @@ fn job(node: &str, wish: &Wish) -> Value {
     json!({
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": { "generateName": format!("{AGENT}-"), "namespace": NAMESPACE, "labels": labels },
+        "metadata": { "name": name, "namespace": NAMESPACE, "labels": labels },
         "spec": {
             "activeDeadlineSeconds": (*lifetime + *ready_within).as_secs().max(1),
             "ttlSecondsAfterFinished": KEPT,
@@ -189,7 +211,7 @@ mod tests {
             lifetime: Duration::from_secs(100),
             ready_within: Duration::from_secs(20),
         };
-        let job = job("node-1", &wish);
+        let job = job("podpath-agent-1f3c5a7b", "node-1", &wish);
         insta::assert_snapshot!(serde_norway::to_string(&job).expect("is YAML"));
         // The server knows all its fields.
         let typed: Job = serde_json::from_value(job.clone()).expect("is a Job");

@@ -12,7 +12,7 @@ use k8s_openapi::api::{
 use kube::{Api, api::ListParams};
 use serde_json::{Value, json};
 
-use super::{Cluster, Error};
+use super::{Cluster, Error, names::NAMESPACE};
 use crate::identity::Directory;
 
 /// Pods that a message may offer in place of one that is not there.
@@ -21,6 +21,8 @@ const SIMILAR_AMONG: u32 = 100;
 const OF_A_WORKLOAD: u32 = 50;
 /// Pods that one address may have: one that runs, and those that had it before.
 const OF_AN_ADDRESS: u32 = 10;
+/// Pods of a node that are looked through; kubelets run some 110, large ones up to 500.
+const OF_A_NODE: u32 = 500;
 
 /// What has been learned so far.
 #[derive(Debug)]
@@ -29,6 +31,8 @@ pub struct Lookup {
     pub cluster: Cluster,
     objects: Vec<Value>,
     asked: HashSet<IpAddr>,
+    /// Nodes whose pods were looked through.
+    searched: HashSet<String>,
     /// What the reader should know about the ends, in sentences.
     pub notes: Vec<String>,
 }
@@ -79,7 +83,7 @@ impl Kind {
 impl Lookup {
     /// Nothing is known yet.
     pub fn new(cluster: Cluster) -> Self {
-        Self { cluster, objects: Vec::new(), asked: HashSet::new(), notes: Vec::new() }
+        Self { cluster, objects: Vec::new(), asked: HashSet::new(), searched: HashSet::new(), notes: Vec::new() }
     }
 
     /// What is known, for the joiner and for the resolution of names.
@@ -214,6 +218,33 @@ impl Lookup {
         Ok(true)
     }
 
+    /// Why no session can be had on a node, by what is known of it: of a node that is not ready the rest only follows from that. What
+    /// concerns the whole cluster stays as it is.
+    pub fn explain(&self, node: &str, error: Error) -> Error {
+        let (cause, way_out) = match error {
+            Error::NoAgent { cause, way_out, .. } => (cause, way_out),
+            Error::Refused { message, code, .. } => (
+                format!("no session could be started there: {message} ({code})"),
+                format!("check the agent's pod: kubectl -n {NAMESPACE} get pods -o wide"),
+            ),
+            Error::Slow { after, .. } => (
+                format!("no session could be started there within {} s", after.as_secs_f64()),
+                "give it more time with --request-timeout".to_owned(),
+            ),
+            other => return other,
+        };
+        let known = self.objects.iter().find(|object| object["kind"] == "Node" && object["metadata"]["name"] == node);
+        let node = node.to_owned();
+        match known.and_then(not_ready) {
+            Some(why) => Error::NoAgent {
+                cause: format!("the node is not ready ({why}), and {cause}"),
+                way_out: format!("see why: kubectl describe node {node}"),
+                node,
+            },
+            None => Error::NoAgent { node, cause, way_out },
+        }
+    }
+
     async fn service(&mut self, namespace: &str, name: &str) -> Result<(), Error> {
         let api: Api<Service> = Api::namespaced(self.cluster.client.clone(), namespace);
         let Some(service) = self.cluster.get(&api, "service", name).await? else { return Ok(()) };
@@ -264,6 +295,30 @@ impl Lookup {
         Ok(())
     }
 
+    /// Learns which pods of a node that the path passed have one of these addresses as a further one. The API finds pods only by
+    /// their first address; the other family's are asked for among the pods of one node, and only in clusters that have both.
+    ///
+    /// # Errors
+    /// The server refuses, or cannot be asked.
+    pub async fn second_addresses(&mut self, wanted: &[IpAddr], node: &str) -> Result<(), Error> {
+        let second: Vec<bool> = self.objects.iter().filter_map(|object| second_family(&addresses(object))).collect();
+        let known: HashSet<IpAddr> = self.objects.iter().flat_map(addresses).collect();
+        let nobodys = |address: &IpAddr| !known.contains(address) && second.contains(&address.is_ipv4());
+        let wanted: Vec<IpAddr> = wanted.iter().copied().filter(nobodys).collect();
+        if wanted.is_empty() || !self.searched.insert(node.to_owned()) {
+            return Ok(());
+        }
+        let parameters = ListParams::default().fields(&format!("spec.nodeName={node}")).limit(OF_A_NODE);
+        let pods = self.pods(None, &format!("pods of node {node}"), &parameters).await?;
+        let of_node = |pod: &Value| pod["spec"]["hostNetwork"].as_bool().unwrap_or(false);
+        for pod in pods.into_iter().filter(|pod| !of_node(pod)) {
+            if addresses(&pod).iter().any(|address| wanted.contains(address)) {
+                self.learn_pod(pod).await?;
+            }
+        }
+        Ok(())
+    }
+
     async fn pods(&self, namespace: Option<&str>, what: &str, parameters: &ListParams) -> Result<Vec<Value>, Error> {
         let client = self.cluster.client.clone();
         let api: Api<Pod> =
@@ -289,8 +344,23 @@ fn addresses(pod: &Value) -> Vec<IpAddr> {
     all.chain(pod["status"]["podIP"].as_str()).filter_map(|text| text.parse().ok()).collect()
 }
 
+/// The family that comes second, if there are two: whether it is IPv4.
+fn second_family(addresses: &[IpAddr]) -> Option<bool> {
+    let (first, others) = addresses.split_first()?;
+    others.iter().map(IpAddr::is_ipv4).find(|is_ipv4| *is_ipv4 != first.is_ipv4())
+}
+
 fn runs(pod: &Value) -> bool {
     pod["status"]["phase"] == "Running" && pod["metadata"]["deletionTimestamp"].is_null()
+}
+
+/// What a node's condition says, if it is not that it is ready.
+fn not_ready(node: &Value) -> Option<String> {
+    let mut conditions = node["status"]["conditions"].as_array().into_iter().flatten();
+    let ready = conditions.find(|condition| condition["type"] == "Ready")?;
+    let status = ready["status"].as_str().filter(|status| *status != "True")?;
+    let message = ready["message"].as_str().filter(|message| !message.is_empty());
+    Some(message.map_or_else(|| format!("Ready: {status}"), |message| format!("Ready: {status}, {message}")))
 }
 
 fn is_ready(pod: &Value) -> bool {
@@ -345,6 +415,24 @@ mod tests {
         assert!(!runs(&going) && !is_ready(&going));
         let ended = json!({ "status": { "phase": "Succeeded" } });
         assert!(!runs(&ended));
+    }
+
+    #[test]
+    fn a_node_that_is_not_ready_says_so() {
+        let node = |ready: Value| json!({ "status": { "conditions": [{ "type": "DiskPressure", "status": "False" }, ready] } });
+        assert_eq!(
+            not_ready(&node(json!({ "type": "Ready", "status": "True", "message": "kubelet is posting" }))),
+            None
+        );
+        assert_eq!(
+            not_ready(&node(json!({ "type": "Ready", "status": "Unknown" }))).as_deref(),
+            Some("Ready: Unknown")
+        );
+        let stopped =
+            json!({ "type": "Ready", "status": "Unknown", "message": "Kubelet stopped posting node status." });
+        let said = not_ready(&node(stopped));
+        assert_eq!(said.as_deref(), Some("Ready: Unknown, Kubelet stopped posting node status."));
+        assert_eq!(not_ready(&json!({})), None, "nothing is known");
     }
 
     #[test]
