@@ -4,7 +4,7 @@ use tracer_common::{Free, Track, flag};
 use tracer_ebpf::flow;
 
 use crate::{
-    fragments::{Packet, complete},
+    fragments::complete,
     kernel::{Device, Skb},
     maps::{LOST, count, slot},
     packet::{Data, Work, begin, examine, found, head, submit, work},
@@ -28,6 +28,19 @@ pub fn freed(skb: Skb, hook: u8, location: u64, reason: Option<u32>) {
         // Another packet in a reused `sk_buff`: what a TCP socket kept until it was acknowledged, a netlink message.
         return;
     }
+    // Before 6.1 or so a free in a process can be interrupted by one in a softirq, that of another packet that was recognised.
+    if work(hook.into()).is_none_or(|work| core::mem::replace(&mut work.busy, 1) != 0) {
+        return count(&LOST, hook);
+    }
+    known(skb, identity, hook, &track, location, reason);
+    if let Some(work) = work(hook.into()) {
+        work.busy = 0;
+    }
+}
+
+/// The packet is probably one that was recognised.
+#[inline(always)]
+fn known(skb: Skb, identity: u64, hook: u8, track: &Track, location: u64, reason: Option<u32>) {
     let mut packet = skb.at_network_header();
     if packet.may_be_cut() {
         let len = packet.reach.wrapping_add(skb.elsewhere());
@@ -40,19 +53,6 @@ pub fn freed(skb: Skb, hook: u8, location: u64, reason: Option<u32>) {
             return;
         }
     }
-    // Before 6.1 or so a free in a process can be interrupted by one in a softirq, that of another packet that was recognised.
-    if work(hook.into()).is_none_or(|work| core::mem::replace(&mut work.busy, 1) != 0) {
-        return count(&LOST, hook);
-    }
-    known(skb, identity, hook, packet, &track, location, reason);
-    if let Some(work) = work(hook.into()) {
-        work.busy = 0;
-    }
-}
-
-/// The packet is probably one that was recognised.
-#[inline(always)]
-fn known(skb: Skb, identity: u64, hook: u8, packet: Packet, track: &Track, location: u64, reason: Option<u32>) {
     if begin(hook, packet).is_none() {
         return count(&LOST, hook);
     }

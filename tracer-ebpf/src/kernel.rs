@@ -64,11 +64,12 @@ unsafe impl Sync for Cell {}
 /// Always 0, which the verifier does not know.
 static ZERO: Cell = Cell(UnsafeCell::new(0));
 
-/// 0, of which the verifier does not know that it is, so that it follows what comes after only once for it and any other number.
+/// `u32::MAX`, of which the verifier does not know that it is, so that it follows what comes after only once for it and any
+/// other number.
 #[inline(always)]
-pub fn zero() -> u64 {
+pub fn endless() -> u32 {
     // SAFETY: the cell is a map's memory, valid and aligned.
-    unsafe { read_volatile(ZERO.0.get()) }
+    !unsafe { read_volatile(ZERO.0.get()) } as u32
 }
 
 /// What [`Skb::identity`] makes of the packet at `address`, which is a number here: a kprobe's arguments have no BTF types, and
@@ -248,7 +249,7 @@ impl Skb {
     fn reach(self, behind_data: impl Fn() -> u32) -> u32 {
         let elsewhere = self.elsewhere();
         if elsewhere == 0 {
-            return !zero() as u32;
+            return endless();
         }
         // SAFETY: a field of sk_buff.
         unsafe {

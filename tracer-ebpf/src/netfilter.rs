@@ -95,6 +95,9 @@ pub fn translates(skb: u64, entry: u64, manip: u32) {
         return;
     }
     let found = examine(hook::REWRITE.into());
+    if found & found::CUT != 0 {
+        return count(&LOST, hook::REWRITE);
+    }
     if found & found::PACKET == 0 {
         return;
     }

@@ -218,6 +218,8 @@ fn a_session_that_does_not_begin() {
     );
     insta::assert_snapshot!("agent_silent", told(&["false"]));
     insta::assert_snapshot!("agent_greets", told(&["echo", "Welcome to node-1"]));
+    // As in the pods of `podpath install --no-inject`.
+    insta::assert_snapshot!("agent_only_watches", told(&["env", "PODPATH_NO_INJECT=1", "podpath-agent", "session"]));
 }
 
 #[test]

@@ -56,8 +56,13 @@ Examples:
   podpath trace bb2 bb1 --passive        send nothing: wait for pings that others send
   podpath trace bb2 web --passive --tcp 80    watch handshakes and data of others
 
-Names: POD, NAMESPACE/POD, pod/POD, node/NODE, an address; the destination may be a host name.
-The nodes come from a running lab, or from an inventory file:
+  podpath trace -n shop deploy/web db-0  one of a workload's pods
+  podpath trace bb1 8.8.8.8 --ephemeral  in a cluster where podpath is not installed
+
+Names: POD, NAMESPACE/POD, pod/POD, node/NODE, an address; in a cluster deploy/NAME, sts/NAME, ds/NAME,
+rs/NAME and job/NAME too; the destination may be a host name. The nodes come from the cluster of --kubeconfig,
+--context or $KUBECONFIG; else from a lab that runs here; else from the cluster of ~/.kube/config. Without
+Kubernetes they come from an inventory file:
   identity = \"cluster.yaml\"    # kubectl get pods,nodes,services,endpointslices -A -o yaml
   [[node]]
   name = \"node-1\"

@@ -36,7 +36,7 @@ impl Cluster {
             (None, None) => Err(Error::NoAgent {
                 node: node.to_owned(),
                 cause: format!("no agent runs there (no pod of {AGENT} in namespace {NAMESPACE})"),
-                way_out: "install the agents: podpath install; or trace without them: --ephemeral".to_owned(),
+                way_out: "install the agents (podpath install), or trace without them (--ephemeral)".to_owned(),
             }),
         }
     }
@@ -92,7 +92,7 @@ pub(super) fn unusable(node: &str, pod: &Value) -> Error {
     };
     let way_out = match reason.as_deref() {
         Some("ErrImagePull" | "ImagePullBackOff" | "ErrImageNeverPull" | "InvalidImageName") => format!(
-            "load the image on that node, or name one that it can pull: podpath install --image IMAGE; see kubectl -n {NAMESPACE} describe pod {name}"
+            "load the image on that node, or name one that it can pull (podpath install --image IMAGE), and see kubectl -n {NAMESPACE} describe pod {name}"
         ),
         _ => format!("see why: kubectl -n {NAMESPACE} describe pod {name}"),
     };

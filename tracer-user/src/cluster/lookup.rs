@@ -106,6 +106,10 @@ impl Lookup {
             return Ok(typed.to_owned());
         }
         let parts: Vec<&str> = typed.split('/').collect();
+        // What no object can be called is not asked for: it would change the meaning of the request's path.
+        if !parts.iter().all(|part| is_name(part)) {
+            return Ok(typed.to_owned());
+        }
         match parts.as_slice() {
             [name] => self.bare(name, namespace).await,
             [first, name] => match Kind::parse(first) {
@@ -121,10 +125,10 @@ impl Lookup {
     }
 
     async fn bare(&mut self, name: &str, namespace: &str) -> Result<String, Error> {
-        // A name of a host or of a node, which no pod can have.
-        if !name.contains('.') && self.pod(namespace, name).await? {
+        if self.pod(namespace, name).await? {
             return Ok(name.to_owned());
         }
+        // With a dot it is more likely a host's name than a mistyped pod's.
         if !self.node(name).await? && !name.contains('.') {
             self.similar(namespace).await?;
         }
@@ -339,6 +343,12 @@ impl Lookup {
     }
 }
 
+/// Can an object have this name, in any letters (RFC 1123)?
+fn is_name(part: &str) -> bool {
+    part.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.'))
+}
+
 fn addresses(pod: &Value) -> Vec<IpAddr> {
     let all = pod["status"]["podIPs"].as_array().into_iter().flatten().filter_map(|entry| entry["ip"].as_str());
     all.chain(pod["status"]["podIP"].as_str()).filter_map(|text| text.parse().ok()).collect()
@@ -433,6 +443,12 @@ mod tests {
         let said = not_ready(&node(stopped));
         assert_eq!(said.as_deref(), Some("Ready: Unknown, Kubelet stopped posting node status."));
         assert_eq!(not_ready(&json!({})), None, "nothing is known");
+    }
+
+    #[test]
+    fn what_is_no_name_is_not_asked_for() {
+        assert!(["bb1", "etcd-ip-172-20-62-7.ec2.internal", "BB1"].into_iter().all(is_name));
+        assert!(["", "bb 1", "..", "bb1?x=y", "a%2fb", "-x"].into_iter().all(|part| !is_name(part)));
     }
 
     #[test]

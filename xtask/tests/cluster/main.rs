@@ -4,17 +4,17 @@
 
 use std::{
     path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
-    sync::{Mutex, MutexGuard},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use serde_json::{Value, json};
-use tempfile::TempDir;
-use xtask::kube::{Fault, Options, Server};
+use xtask::kube::{Fault, Options};
 
-use support::Lab;
+use harness::{Cluster, Said, assert_warned, nodes, outcomes, podpath, start, until};
 
+mod harness;
+mod states;
+#[path = "../support/mod.rs"]
 #[expect(dead_code, reason = "shared with other tests, which use more of it")]
 mod support;
 
@@ -22,146 +22,9 @@ const NODE1: &str = "ip-172-20-50-50.ec2.internal";
 const NODE2: &str = "ip-172-20-58-60.ec2.internal";
 const NODE3: &str = "ip-172-20-62-7.ec2.internal";
 
-/// A lab, the API server whose nodes are its, and who may ask it.
-struct Cluster {
-    server: Server,
-    _folder: TempDir,
-    _lab: Lab,
-    _turn: MutexGuard<'static, ()>,
-}
-
-/// What podpath said, and how it ended.
-struct Said {
-    code: Option<i32>,
-    out: String,
-    err: String,
-}
-
-impl Cluster {
-    /// With nothing installed.
-    fn up(name: &str, options: &Options) -> Cluster {
-        static TURN: Mutex<()> = Mutex::new(());
-        let turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let lab = Lab::up(name, "calico-bgp");
-        let folder = tempfile::tempdir().unwrap();
-        let server = Server::start(name, folder.path(), options).unwrap();
-        Cluster { server, _folder: folder, _lab: lab, _turn: turn }
-    }
-
-    /// With agents on all nodes.
-    fn installed(name: &str) -> Cluster {
-        let cluster = Cluster::up(name, &Options::default());
-        cluster.admin(&["install"]).succeeds();
-        cluster
-    }
-
-    fn admin(&self, words: &[&str]) -> Said {
-        podpath(&self.server.admin_kubeconfig(), words)
-    }
-
-    /// Kubeconfig of a user that may trace and nothing else.
-    fn user(&self, name: &str) -> PathBuf {
-        let subject = json!([{ "kind": "User", "name": name, "apiGroup": "rbac.authorization.k8s.io" }]);
-        let binding = |kind: &str, role: &str, namespace: Value| {
-            json!({
-                "apiVersion": "rbac.authorization.k8s.io/v1", "kind": kind,
-                "metadata": { "name": format!("podpath-{name}"), "namespace": namespace },
-                "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": role, "name": "podpath-user" },
-                "subjects": subject,
-            })
-        };
-        self.server.put(binding("ClusterRoleBinding", "ClusterRole", Value::Null));
-        self.server.put(binding("RoleBinding", "Role", json!("podpath")));
-        self.server.user(name, &[])
-    }
-}
-
-impl Said {
-    fn of(output: Output) -> Said {
-        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-        Said { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
-    }
-
-    #[track_caller]
-    fn ends_with(self, code: i32) -> Said {
-        assert_eq!(self.code, Some(code), "{}{}", self.out, self.err);
-        self
-    }
-
-    #[track_caller]
-    fn succeeds(self) -> Said {
-        self.ends_with(0)
-    }
-
-    /// It failed, and said all of this.
-    #[track_caller]
-    fn refuses(self, words: &[&str]) {
-        let said = self.ends_with(1);
-        assert!(words.iter().all(|word| said.err.contains(word)), "no {words:?} in {}", said.err);
-        assert!(said.err.lines().count() >= 2, "no way out: {}", said.err);
-    }
-
-    #[track_caller]
-    fn trace(&self) -> Value {
-        serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {}\n{}", self.out, self.err))
-    }
-}
-
-fn beside(name: &str) -> PathBuf {
-    let own = std::env::current_exe().unwrap();
-    let path = own.ancestors().nth(2).unwrap().join(name);
-    assert!(path.is_file(), "no {}: run the tests by `cargo xtask test`", path.display());
-    path
-}
-
-fn command(kubeconfig: &Path, words: &[&str]) -> Command {
-    let mut command = Command::new(beside("podpath"));
-    command.args(words).env("KUBECONFIG", kubeconfig).stdin(Stdio::null());
-    command
-}
-
-fn podpath(kubeconfig: &Path, words: &[&str]) -> Said {
-    Said::of(command(kubeconfig, words).output().unwrap())
-}
-
-/// The same, with its output to be read when it has ended.
-fn start(kubeconfig: &Path, words: &[&str]) -> Child {
-    command(kubeconfig, words).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
-}
-
-fn nodes(trace: &Value) -> Vec<&str> {
-    trace["nodes"].as_array().unwrap().iter().map(|node| node["name"].as_str().unwrap()).collect()
-}
-
-fn outcomes(trace: &Value) -> Vec<&str> {
-    trace["exchanges"].as_array().unwrap().iter().map(|exchange| exchange["outcome"].as_str().unwrap()).collect()
-}
-
-#[track_caller]
-fn assert_warned(trace: &Value, words: &[&str]) {
-    let warnings: Vec<&str> = trace["warnings"].as_array().unwrap().iter().map(|w| w.as_str().unwrap()).collect();
-    let said = warnings.iter().any(|warning| words.iter().all(|word| warning.contains(word)));
-    assert!(said, "no {words:?} in {warnings:#?}");
-}
-
-/// Agents' sessions of this server's that still run.
-fn sessions(server: &Server) -> usize {
-    let output = Command::new("pgrep").args(["-c", "-P", &server.id().to_string()]).output().unwrap();
-    String::from_utf8_lossy(&output.stdout).trim().parse().unwrap()
-}
-
-#[track_caller]
-fn until(what: &str, done: impl Fn() -> bool) {
-    let begin = Instant::now();
-    while !done() {
-        assert!(begin.elapsed() < Duration::from_secs(20), "not within 20 s: {what}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
 #[test]
 fn from_install_to_trace_to_uninstall() {
-    let cluster = Cluster::up("kube-whole", &Options::default());
+    let cluster = Cluster::up("kube-whole", "calico-bgp", &Options::default());
     cluster.admin(&["trace", "bb2", "bb1"]).refuses(&["no agent runs there", "podpath install", "--ephemeral"]);
     cluster.admin(&["install"]).succeeds();
     cluster.admin(&["install"]).succeeds();
@@ -189,12 +52,12 @@ fn from_install_to_trace_to_uninstall() {
     assert_eq!(cluster.server.get("/api/v1/namespaces/podpath"), None);
     assert_eq!(cluster.server.get("/apis/rbac.authorization.k8s.io/v1/clusterroles/podpath-user"), None);
     cluster.admin(&["uninstall"]).succeeds();
-    until("sessions end", || sessions(&cluster.server) == 0);
+    until("sessions end", || cluster.sessions() == 0);
 }
 
 #[test]
 fn a_workload_is_one_of_its_pods() {
-    let cluster = Cluster::installed("kube-work");
+    let cluster = Cluster::installed("kube-work", "calico-bgp");
     cluster.server.put(json!({
         "apiVersion": "apps/v1", "kind": "Deployment", "metadata": { "name": "web", "namespace": "default" },
         "spec": { "selector": { "matchLabels": { "run": "bb1" } } },
@@ -210,13 +73,30 @@ fn a_workload_is_one_of_its_pods() {
     cluster.admin(&["trace", "bb2", "deploy/none"]).refuses(&["no pod of it is running", "kubectl"]);
     cluster.admin(&["trace", "bb2", "deploy/nothing"]).refuses(&["no such deployment", "kubectl -n default get"]);
     cluster.admin(&["trace", "bb2", "bb11"]).refuses(&["no such pod", "context kube-work", "bb1"]);
+    // A static pod is called after its node.
+    let etcd = format!("kube-system/etcd-{NODE3}");
+    let said = cluster.admin(&["trace", "bb1", &etcd, "-c", "1", "-o", "json"]).succeeds();
+    assert_eq!(said.trace()["destination"]["name"], etcd);
+    let said = cluster.admin(&[
+        "trace",
+        "default/bb1",
+        &format!("etcd-{NODE3}"),
+        "-n",
+        "kube-system",
+        "-c",
+        "1",
+        "-o",
+        "json",
+    ]);
+    assert_eq!(said.succeeds().trace()["destination"]["name"], etcd);
+    cluster.admin(&["trace", "bb 2", "bb1"]).ends_with(1).says(&["is not a name podpath knows"]);
     cluster.admin(&["trace", "bb2", "bb1", "-n", "shop"]).refuses(&["bb2: no such pod", "kubectl"]);
 }
 
 #[test]
 fn requests_grow_with_the_path_not_with_the_cluster() {
     let options = Options { nodes: 5_000, pods: 150_000, ..Options::default() };
-    let cluster = Cluster::up("kube-large", &options);
+    let cluster = Cluster::up("kube-large", "calico-bgp", &options);
     cluster.admin(&["install"]).succeeds();
     let asked = |ends: [&str; 2]| {
         cluster.server.forget_requests();
@@ -235,7 +115,7 @@ fn requests_grow_with_the_path_not_with_the_cluster() {
 
 #[test]
 fn a_further_node_on_the_path_is_traced_too() {
-    let cluster = Cluster::installed("kube-further");
+    let cluster = Cluster::installed("kube-further", "calico-bgp");
     // No pod has this address; the block is the third node's.
     let said =
         cluster.admin(&["trace", "bb1", "100.104.132.9", "-c", "1", "--timeout", "0.3", "-o", "json"]).ends_with(3);
@@ -250,7 +130,7 @@ fn a_further_node_on_the_path_is_traced_too() {
 
 #[test]
 fn agents_for_one_trace_leave_nothing() {
-    let cluster = Cluster::up("kube-ephemeral", &Options::default());
+    let cluster = Cluster::up("kube-ephemeral", "calico-bgp", &Options::default());
     let said = cluster.admin(&["trace", "bb1", "8.8.8.8", "--ephemeral", "-c", "2", "-o", "json"]).succeeds();
     assert_eq!(outcomes(&said.trace()), ["delivered"; 2]);
     until("the namespace goes", || cluster.server.get("/api/v1/namespaces/podpath").is_none());
@@ -258,12 +138,12 @@ fn agents_for_one_trace_leave_nothing() {
     let words = ["trace", "bb1", "8.8.8.8", "--ephemeral", "--ready-within", "2"];
     cluster.admin(&words).refuses(&["ImagePullBackOff", "load the image"]);
     until("the namespace goes again", || cluster.server.get("/api/v1/namespaces/podpath").is_none());
-    until("sessions end", || sessions(&cluster.server) == 0);
+    until("sessions end", || cluster.sessions() == 0);
 }
 
 #[test]
 fn each_refusal_says_what_to_do() {
-    let cluster = Cluster::installed("kube-refusals");
+    let cluster = Cluster::installed("kube-refusals", "calico-bgp");
     let words = ["trace", "bb2", "bb1", "-c", "1", "--request-timeout", "2s"];
     let nobody = cluster.server.user("nobody", &[]);
     podpath(&nobody, &words).refuses(&["not allowed", "podpath-user"]);
@@ -290,7 +170,7 @@ fn each_refusal_says_what_to_do() {
 
 #[test]
 fn one_of_two_nodes_without_an_agent() {
-    let cluster = Cluster::installed("kube-half");
+    let cluster = Cluster::installed("kube-half", "calico-bgp");
     let gone = |node: &str, without| {
         cluster.server.fault(Fault::NoAgent { node: node.to_owned(), without });
         until("agents come and go", || cluster.server.pod_on("podpath", "podpath-agent", node).is_none() == without);
@@ -311,12 +191,12 @@ fn one_of_two_nodes_without_an_agent() {
 
 #[test]
 fn what_breaks_in_mid_trace_is_told() {
-    let cluster = Cluster::installed("kube-broken");
+    let cluster = Cluster::installed("kube-broken", "calico-bgp");
     let admin = cluster.server.admin_kubeconfig();
     let words = ["trace", "bb2", "bb1", "-c", "40", "-i", "0.1", "-o", "json"];
     let run = |break_it: &dyn Fn()| {
         let child = start(&admin, &words);
-        until("it traces", || sessions(&cluster.server) >= 2);
+        until("it traces", || cluster.sessions() >= 2);
         std::thread::sleep(Duration::from_millis(1500));
         break_it();
         Said::of(child.wait_with_output().unwrap())
@@ -335,11 +215,11 @@ fn what_breaks_in_mid_trace_is_told() {
     until("the agent is back", || cluster.admin(&["trace", "bb2", "bb1", "-c", "1"]).code == Some(0));
     let said = run(&|| cluster.server.fault(Fault::CutAllExecs));
     assert_ne!(said.code, Some(0), "{}", said.out);
-    until("sessions end", || sessions(&cluster.server) == 0);
+    until("sessions end", || cluster.sessions() == 0);
     // A server that never tells the agents of an end of input.
     cluster.server.fault(Fault::NoHalfClose(true));
     cluster.admin(&["trace", "bb2", "bb1", "-c", "1"]).succeeds();
-    until("sessions end all the same", || sessions(&cluster.server) == 0);
+    until("sessions end all the same", || cluster.sessions() == 0);
 }
 
 /// A cluster of your own: `PODPATH_TEST_KUBECONFIG=FILE PODPATH_TEST_ENDS='POD POD' cargo test -p xtask --test cluster -- --ignored`,

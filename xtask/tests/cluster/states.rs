@@ -1,72 +1,31 @@
-//! `podpath trace` through a Kubernetes API whose nodes, pods and users are in odd states: what is traced all the same, what is said,
-//! and that nothing stays. The server is `xtask::kube`. Needs root, the tools of `xtask::lab::PACKAGES`, and `podpath`,
-//! `podpath-agent` and `xtask` in the target folder; fails without them.
+//! `podpath trace` where nodes, pods and users are in odd states: what is traced all the same, what is said, and that nothing stays.
 
 use std::{
-    path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
-    sync::{Mutex, MutexGuard},
+    process::{Child, Command},
     time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
-use tempfile::TempDir;
-use xtask::kube::{Fault, Options, Server};
+use xtask::kube::{Fault, Options};
 
-use support::Lab;
-
-#[expect(dead_code, reason = "shared with other tests, which use more of it")]
-mod support;
-
-const NODE1: &str = "ip-172-20-50-50.ec2.internal";
-const NODE2: &str = "ip-172-20-58-60.ec2.internal";
-
-/// A lab, and the API server whose nodes are its.
-struct Cluster {
-    server: Server,
-    _folder: TempDir,
-    _lab: Lab,
-    _turn: MutexGuard<'static, ()>,
-}
+use crate::{
+    NODE1, NODE2,
+    harness::{Cluster, Said, assert_warned, nodes, start, until},
+};
 
 impl Cluster {
-    fn up(name: &str, profile: &str) -> Cluster {
-        static TURN: Mutex<()> = Mutex::new(());
-        let turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let lab = Lab::up(name, profile);
-        let folder = tempfile::tempdir().unwrap();
-        let server = Server::start(name, folder.path(), &Options::default()).unwrap();
-        Cluster { server, _folder: folder, _lab: lab, _turn: turn }
-    }
-
-    fn installed(name: &str, profile: &str) -> Cluster {
-        let cluster = Cluster::up(name, profile);
-        cluster.run(&["install"], 0);
-        cluster
-    }
-
     fn start(&self, words: &[&str]) -> Child {
-        let mut command = Command::new(beside("podpath"));
-        command.args(words).env("KUBECONFIG", self.server.admin_kubeconfig()).stdin(Stdio::null());
-        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
-    }
-
-    /// Standard output and standard error of podpath, which must end with this code.
-    #[track_caller]
-    fn run(&self, words: &[&str], code: i32) -> (String, String) {
-        ended(self.start(words).wait_with_output().unwrap(), code)
+        start(&self.server.admin_kubeconfig(), words)
     }
 
     #[track_caller]
     fn trace(&self, words: &[&str], code: i32) -> Value {
-        let (out, _) = self.run(&[&["trace"], words, &["-c", "1", "-o", "json"]].concat(), code);
-        serde_json::from_str(&out).unwrap()
+        self.admin(&[&["trace"], words, &["-c", "1", "-o", "json"]].concat()).ends_with(code).trace()
     }
 
     #[track_caller]
     fn refuses(&self, words: &[&str], said: &[&str]) {
-        let (_, err) = self.run(&[&["trace"], words].concat(), 1);
-        assert!(said.iter().all(|word| err.contains(word)), "no {said:?} in {err}");
+        self.admin(&[&["trace"], words].concat()).refuses(said);
     }
 
     fn pod(&self, name: &str) -> Value {
@@ -87,47 +46,11 @@ impl Cluster {
         let requests = self.server.requests();
         requests.iter().filter(|request| request.method == "POST" && request.path.ends_with("/jobs")).count()
     }
-
-    /// Sessions of agents, which are the server's children.
-    fn sessions(&self) -> usize {
-        let output = Command::new("pgrep").args(["-c", "-P", &self.server.id().to_string()]).output().unwrap();
-        String::from_utf8_lossy(&output.stdout).trim().parse().unwrap()
-    }
 }
 
-#[track_caller]
-fn ended(output: Output, code: i32) -> (String, String) {
-    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-    let (status, out, err) = (output.status, text(output.stdout), text(output.stderr));
-    assert_eq!(status.code(), Some(code), "{out}{err}");
-    (out, err)
-}
-
-fn beside(name: &str) -> PathBuf {
-    let own = std::env::current_exe().unwrap();
-    let path = own.ancestors().nth(2).map(|folder: &Path| folder.join(name)).unwrap();
-    assert!(path.is_file(), "no {}: run the tests by `cargo xtask test`", path.display());
-    path
-}
-
-#[track_caller]
-fn until(what: &str, done: impl Fn() -> bool) {
-    let begin = Instant::now();
-    while !done() {
-        assert!(begin.elapsed() < Duration::from_secs(20), "not within 20 s: {what}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
-fn nodes(trace: &Value) -> Vec<&str> {
-    trace["nodes"].as_array().unwrap().iter().map(|node| node["name"].as_str().unwrap()).collect()
-}
-
-#[track_caller]
-fn assert_warned(trace: &Value, words: &[&str]) {
-    let warnings = trace["warnings"].as_array().unwrap();
-    let said = |warning: &Value| words.iter().all(|word| warning.as_str().unwrap().contains(word));
-    assert!(warnings.iter().any(said), "no {words:?} in {warnings:#?}");
+/// What a run that was begun said in the end.
+fn ended(child: Child, code: i32) -> Said {
+    Said::of(child.wait_with_output().unwrap()).ends_with(code)
 }
 
 #[test]
@@ -159,11 +82,10 @@ fn a_server_that_goes_in_mid_trace_ends_it() {
     std::thread::sleep(Duration::from_millis(1500));
     cluster.server.stop();
     let begin = Instant::now();
-    let output = child.wait_with_output().unwrap();
+    let said = ended(child, 3);
     assert!(begin.elapsed() < Duration::from_secs(30), "{:?}", begin.elapsed());
     // What was seen until then is shown.
-    let (out, _) = ended(output, 3);
-    let trace: Value = serde_json::from_str(&out).unwrap();
+    let trace = said.trace();
     assert_warned(&trace, &[NODE1, "its session ended half-way"]);
     assert_warned(&trace, &[NODE2, "its session ended half-way"]);
     assert!(trace["nodes"].as_array().unwrap().iter().all(|node| node["complete"] == false), "{trace:#}");
@@ -232,26 +154,25 @@ fn a_second_address_is_found_among_the_pods_of_the_nodes_on_the_path() {
 
 #[test]
 fn agents_that_are_being_made_go_with_an_interrupt() {
-    let cluster = Cluster::up("kf-interrupt", "calico-bgp");
+    let cluster = Cluster::up("kf-interrupt", "calico-bgp", &Options::default());
     cluster.server.fault(Fault::Delay(4_000));
     let child = cluster.start(&["trace", "bb1", "8.8.8.8", "--ephemeral"]);
     until("a job is asked for", || cluster.jobs() > 0);
     std::thread::sleep(Duration::from_millis(300));
     let id = child.id().to_string();
     assert!(Command::new("kill").args(["-INT", &id]).status().unwrap().success());
-    let (_, err) = ended(child.wait_with_output().unwrap(), 1);
-    assert!(err.contains("interrupted"), "{err}");
+    ended(child, 1).says(&["interrupted"]);
     cluster.server.fault(Fault::Delay(100));
     until("all goes", || cluster.server.get("/api/v1/namespaces/podpath").is_none());
 }
 
 #[test]
 fn a_namespace_that_others_use_meanwhile_stays() {
-    let cluster = Cluster::up("kf-shared", "calico-bgp");
+    let cluster = Cluster::up("kf-shared", "calico-bgp", &Options::default());
     let child = cluster.start(&["trace", "bb1", "8.8.8.8", "--ephemeral", "-c", "40", "-i", "0.1"]);
     until("it traces", || cluster.sessions() > 0);
-    cluster.run(&["install"], 0);
-    ended(child.wait_with_output().unwrap(), 0);
+    cluster.admin(&["install"]).succeeds();
+    ended(child, 0);
     std::thread::sleep(Duration::from_secs(1));
     cluster.trace(&["bb2", "bb1"], 0);
     until("sessions end", || cluster.sessions() == 0);
@@ -260,8 +181,7 @@ fn a_namespace_that_others_use_meanwhile_stays() {
 #[test]
 fn a_lab_that_runs_beside_it_is_not_passed_over_in_silence() {
     let cluster = Cluster::installed("kf-both", "calico-bgp");
-    let (_, err) = cluster.run(&["trace", "bb2", "bb1", "-c", "1"], 0);
-    assert!(err.contains("$KUBECONFIG was taken") && err.contains("--lab"), "{err}");
-    let (out, err) = cluster.run(&["trace", "bb2", "bb1", "-c", "1", "--lab", "kf-both"], 0);
-    assert!(!err.contains("was taken") && out.contains("context lab kf-both"), "{out}{err}");
+    cluster.admin(&["trace", "bb2", "bb1", "-c", "1"]).succeeds().says(&["$KUBECONFIG was taken", "--lab"]);
+    let said = cluster.admin(&["trace", "bb2", "bb1", "-c", "1", "--lab", "kf-both"]).succeeds();
+    assert!(!said.err.contains("was taken") && said.out.contains("context lab kf-both"), "{}{}", said.out, said.err);
 }
