@@ -128,7 +128,9 @@ impl Planted {
         // Neither answers nor asks: from a question of the pod's, the node would learn its address too.
         self.ip(&pod.namespace, "link set eth0 arp off", Some("link set eth0 arp on"))?;
         let node = &lab.node(&pod.node)?.namespace;
-        self.ip(node, &format!("neigh flush dev {}", pod.host_interface), None)
+        let forget = format!("neigh flush dev {}", pod.host_interface);
+        // When it is taken out too: else what comes next waits for the node to ask again, which is up to a second (retrans_time).
+        self.ip(node, &forget, Some(&forget))
     }
 
     /// Run `ip` with `arguments`, and remember `undo`.
