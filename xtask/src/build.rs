@@ -20,7 +20,7 @@ use crate::{
 const TARGET: &str = if cfg!(target_endian = "big") { "bpfeb-unknown-none" } else { "bpfel-unknown-none" };
 /// BTF is made from debug information; aya and the verifier need it. Without the last one LLVM turns every clearing of an array
 /// into a call of a byte-by-byte memset, a loop that the verifier follows for each of its bytes.
-const FLAGS: &str = "-Cdebuginfo=2\x1f-Clink-arg=--btf\x1f-Clink-arg=--disable-expand-memcpy-in-order";
+const FLAGS: [&str; 3] = ["-Cdebuginfo=2", "-Clink-arg=--btf", "-Clink-arg=--disable-expand-memcpy-in-order"];
 
 /// Builds the kernel object and returns its path, `target/ebpf/podpath-ebpf.o` in the clone. The file is touched only
 /// when its bytes change, so that what embeds it is not built again for nothing.
@@ -28,7 +28,7 @@ const FLAGS: &str = "-Cdebuginfo=2\x1f-Clink-arg=--btf\x1f-Clink-arg=--disable-e
 /// # Errors
 /// The toolchain for the BPF target cannot be had, or the kernel programs do not compile.
 pub fn kernel_object() -> Result<PathBuf> {
-    let mut command = kernel_cargo("build", &toolchain::ensure()?);
+    let mut command = kernel_cargo("build", &toolchain::ensure()?)?;
     proc::step("kernel object: compile", || proc::quiet(&mut command)).context("build the kernel programs")?;
     let built = target_dir().join(TARGET).join("release/tracer-ebpf");
     let object = workspace_root().join("target/ebpf/podpath-ebpf.o");
@@ -42,7 +42,7 @@ pub fn kernel_object() -> Result<PathBuf> {
 /// # Errors
 /// The toolchain for the BPF target cannot be had, or clippy finds something.
 pub fn kernel_clippy() -> Result<()> {
-    let mut command = kernel_cargo("clippy", &toolchain::ensure()?);
+    let mut command = kernel_cargo("clippy", &toolchain::ensure()?)?;
     command.args(["--", "-D", "warnings"]);
     proc::quiet(&mut command).map(drop)
 }
@@ -69,7 +69,9 @@ fn program(line: &str) -> Option<(String, PathBuf)> {
 }
 
 /// A cargo command on the kernel programs for the BPF target.
-fn kernel_cargo(subcommand: &str, toolchain: &Toolchain) -> Command {
+fn kernel_cargo(subcommand: &str, toolchain: &Toolchain) -> Result<Command> {
+    let mut flags = without_paths(&toolchain.library)?;
+    flags.extend(FLAGS.map(str::to_owned));
     let mut command = Command::new(crate::cargo());
     command
         .args([subcommand, "--release", "-p", "tracer-ebpf", "--bin", "tracer-ebpf", "-Z", "build-std=core"])
@@ -83,10 +85,21 @@ fn kernel_cargo(subcommand: &str, toolchain: &Toolchain) -> Command {
         // way that leaves the user's toolchain untouched. Should it go, cargo itself will say that rust-src is missing.
         .env("__CARGO_TESTS_ONLY_SRC_ROOT", &toolchain.library)
         .env(linker_variable(), &toolchain.linker)
-        .env("CARGO_ENCODED_RUSTFLAGS", FLAGS)
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
         .env_remove("CARGO_BUILD_TARGET")
         .env_remove("RUSTC_WORKSPACE_WRAPPER");
-    command
+    Ok(command)
+}
+
+/// Flags that keep the places of sources on this machine out of what is compiled: of the clone, of crates, and of the
+/// standard library in `library`. So a clone elsewhere gives the same bytes.
+pub(crate) fn without_paths(library: &Path) -> Result<Vec<String>> {
+    let crates = match std::env::var_os("CARGO_HOME") {
+        Some(home) => PathBuf::from(home),
+        None => std::env::home_dir().context("there is no home folder: set CARGO_HOME")?.join(".cargo"),
+    };
+    let places = [(workspace_root(), "podpath"), (&*crates, "cargo"), (library, "rust")];
+    Ok(places.map(|(from, to)| format!("--remap-path-prefix={}={to}", from.display())).to_vec())
 }
 
 fn target_dir() -> PathBuf {

@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
-use xtask::{bench, build, demo, interrupt, kube, lab, packages, test, traffic, vm};
+use xtask::{bench, build, demo, image, interrupt, kube, lab, packages, proc, test, traffic, vm};
 
 /// podpath's workshop: everything around the code that cargo alone does not do.
 ///
@@ -36,6 +36,16 @@ enum Task {
         /// Handed to the test programs: parts of the names of the tests to run, --nocapture, ...
         #[arg(last = true, value_name = "ARGS")]
         arguments: Vec<String>,
+    },
+
+    /// Build the container image of the agents, as an archive: no container daemon is needed
+    ///
+    /// On a node: ctr -n k8s.io images import FILE. In kind: kind load image-archive FILE. For a registry: docker load -i FILE, then
+    /// tag and push, and podpath install --image. The same sources and compiler give the same digest.
+    Image {
+        /// Where to write it [default: target/podpath-agent-VERSION-ARCHITECTURE.tar]
+        #[arg(long, short, value_name = "FILE")]
+        output: Option<PathBuf>,
     },
 
     /// Build all, bring up a lab of two Kubernetes-like nodes, trace pings across it, remove it again (needs root)
@@ -149,6 +159,11 @@ fn main() -> ExitCode {
 fn run(task: Task) -> Result<ExitCode> {
     match task {
         Task::Build => println!("{}", build::kernel_object()?.display()),
+        Task::Image { output } => {
+            let image::Image { name, file, digest, size } = image::build(output.as_deref())?;
+            println!("{}", file.display());
+            proc::say(&format!("image: {name}, {:.1} MB, {digest}", size as f64 / 1e6));
+        }
         Task::Test { skip, arguments } => return test::run(&test::Options { skip, arguments }),
         Task::Demo => return demo::run(),
         Task::Vm(options) => return vm::run(&options),

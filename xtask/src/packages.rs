@@ -14,7 +14,13 @@ type Package = (&'static str, &'static str);
 pub const LAB: &[Package] =
     &[("iproute2", "ip"), ("iputils-ping", "ping"), ("iptables", "iptables"), ("ipset", "ipset"), ("nftables", "nft")];
 /// What the tests call beyond that.
-pub const TESTS: &[Package] = &[("conntrack", "conntrack"), ("tcpdump", "tcpdump"), ("wireguard-tools", "wg")];
+pub const TESTS: &[Package] = &[
+    ("conntrack", "conntrack"),
+    ("tcpdump", "tcpdump"),
+    ("wireguard-tools", "wg"),
+    ("containerd", "containerd"),
+    ("runc", "runc"),
+];
 
 const LIMIT: Duration = Duration::from_secs(300);
 

@@ -45,13 +45,8 @@ impl Server {
     /// # Errors
     /// No `xtask` or `podpath-agent` beside the running program, or the process ended or did not answer.
     pub fn start(lab: &str, folder: &Path, options: &Options) -> Result<Server> {
-        let own = std::env::current_exe().context("find this program")?;
-        let beside = |name: &str| {
-            let found = own.ancestors().skip(1).take(2).map(|folder| folder.join(name)).find(|path| path.is_file());
-            found.with_context(|| format!("no {name} beside {}; build it by: cargo build", own.display()))
-        };
-        let agent = options.agent.clone().map_or_else(|| beside("podpath-agent"), Ok)?;
-        let mut command = Command::new(beside("xtask")?);
+        let agent = options.agent.clone().map_or_else(|| crate::beside("podpath-agent"), Ok)?;
+        let mut command = Command::new(crate::beside("xtask")?);
         command.args(["kube", "serve", "--until-eof", "--lab", lab, "--folder"]).arg(folder).arg("--agent").arg(agent);
         for (name, number) in [("--nodes", options.nodes), ("--pods", options.pods)] {
             command.args([name, &number.to_string()]);
