@@ -52,8 +52,8 @@ impl Cluster {
         value.map_err(|source| Error::of(&self.context, Purpose::Look, asked, &kube::Error::SerdeError(source)))
     }
 
-    /// Asks, and asks again where the server has too much to do (429, 503) or the connection broke, for as long as one request
-    /// may take. Only for what changes nothing.
+    /// Asks, and asks again where the server has too much to do or is ill (429, 500, 503) or the connection broke, for as long as
+    /// one request may take. Only for what may be done twice: questions, applying, deleting.
     ///
     /// # Errors
     /// Of the last try.
@@ -80,7 +80,7 @@ impl Cluster {
         }
     }
 
-    /// Asks once: what changes something.
+    /// Asks once: what would be made or started twice.
     ///
     /// # Errors
     /// The server refuses, or does not answer in time.
@@ -105,7 +105,7 @@ impl Cluster {
 /// How long to wait before asking again; None: it would not help.
 fn pause(error: &kube::Error) -> Option<Duration> {
     match error {
-        kube::Error::Api(status) if matches!(status.code, 429 | 503 | 504) => {
+        kube::Error::Api(status) if matches!(status.code, 429 | 500 | 502..=504) => {
             let seconds = status.details.as_ref().map_or(0, |details| details.retry_after_seconds);
             Some(if seconds == 0 { LATER } else { Duration::from_secs(seconds.into()) })
         }

@@ -119,9 +119,10 @@ impl Cluster {
         let api: Api<Job> = Api::namespaced(self.client.clone(), NAMESPACE);
         let mut result = Ok(());
         let alone = namespace && self.is_ours_alone(&jobs).await.unwrap_or(false);
+        let background = DeleteParams::background();
         for job in jobs {
             let asked = format!("delete job {NAMESPACE}/{job}");
-            let deleted = self.once(Purpose::Ephemeral, &asked, api.delete(&job, &DeleteParams::background())).await;
+            let deleted = self.repeat(Purpose::Ephemeral, &asked, || api.delete(&job, &background)).await;
             match deleted {
                 // It was never made, or its time to live was over.
                 Err(error) if error.is_not_found() => {}
@@ -131,7 +132,7 @@ impl Cluster {
         if alone {
             let api: Api<Namespace> = Api::all(self.client.clone());
             let asked = format!("delete namespace {NAMESPACE}");
-            let deleted = self.once(Purpose::Ephemeral, &asked, api.delete(NAMESPACE, &DeleteParams::default())).await;
+            let deleted = self.repeat(Purpose::Ephemeral, &asked, || api.delete(NAMESPACE, &background)).await;
             result = result.and(deleted.map(drop));
         }
         result

@@ -102,9 +102,8 @@ pub async fn apply(cluster: &Cluster, objects: &[Value], mut done: impl FnMut(&s
         // These objects are nobody else's, so that what another manager once set in them gives way.
         let params = PatchParams::apply(MANAGER).force();
         let patch = Patch::Apply(object);
-        cluster
-            .once(Purpose::Install, &format!("apply {}", target.shown()), api.patch(&target.name, &params, &patch))
-            .await?;
+        let asked = format!("apply {}", target.shown());
+        cluster.repeat(Purpose::Install, &asked, || api.patch(&target.name, &params, &patch)).await?;
         done(&target.shown());
     }
     Ok(())
@@ -219,7 +218,7 @@ pub async fn remove(
         // Foreground: what depends on it goes first, so that its end is the end of its pods too.
         let params =
             DeleteParams { propagation_policy: Some(PropagationPolicy::Foreground), ..DeleteParams::default() };
-        match cluster.once(Purpose::Install, &format!("delete {shown}"), api.delete(&target.name, &params)).await {
+        match cluster.repeat(Purpose::Install, &format!("delete {shown}"), || api.delete(&target.name, &params)).await {
             // Somebody else was faster.
             Ok(_) => {}
             Err(error) if error.is_not_found() => {}
