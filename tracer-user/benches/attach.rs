@@ -50,7 +50,7 @@ fn podpath() -> Result<Times> {
         nonce_base: 1,
     };
     let request = Request { flows: vec![flow], time_limit: LIMIT, ping: Some(ping), trace_rules: false };
-    let plan = Plan { armed_within: LIMIT, record_for: None, armed_last: None };
+    let plan = Plan { armed_within: LIMIT, record_for: None, armed_last: None, all_needed: true };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut times = Times::default();

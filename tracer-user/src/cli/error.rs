@@ -83,12 +83,9 @@ pub(super) enum Error {
     /// Asked to end before there was anything to show.
     #[error("trace: interrupted before the first packet was seen; start it again")]
     Interrupted,
-    /// There is no cluster that could be asked.
+    /// There is no cluster that could be asked, it refuses, or what was to be done there did not come about.
     #[error(transparent)]
     Cluster(#[from] cluster::Error),
-    /// It could not be installed or removed.
-    #[error(transparent)]
-    Installation(Box<cluster::installation::Error>),
     /// No threads or descriptors for the work.
     #[error("podpath could not start its threads: {0}; check the limits on threads and open files (ulimit -a)")]
     Runtime(#[source] io::Error),
@@ -109,12 +106,6 @@ pub(super) enum Error {
 impl From<session::DriveError> for Error {
     fn from(error: session::DriveError) -> Self {
         Self::Session(Box::new(error))
-    }
-}
-
-impl From<cluster::installation::Error> for Error {
-    fn from(error: cluster::installation::Error) -> Self {
-        Self::Installation(Box::new(error))
     }
 }
 

@@ -102,7 +102,8 @@ async fn drive(args: &TraceArgs, cluster: &mut Cluster, resolved: &mut Resolved)
     let record_for = args.passive.then_some(args.wait);
     let home = cluster.nodes.iter().position(|node| Some(&node.name) == resolved.ends.source.node.as_ref());
     let armed_last = home.filter(|_| args.passive);
-    let plan = Plan { armed_within: args.ready_within, record_for, armed_last };
+    let plan =
+        Plan { armed_within: args.ready_within, record_for, armed_last, all_needed: cluster.kubernetes.is_none() };
     let enough = Notify::new();
     let home = home.map(|index| cluster.nodes[index].name.clone());
     let mut report = Report::new(args, resolved, home);

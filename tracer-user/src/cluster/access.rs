@@ -105,7 +105,7 @@ impl Access {
         config.write_timeout = None;
         let namespace = config.default_namespace.clone();
         let client = Client::try_from(config)
-            .map_err(|source| Error::Client { context: context.clone(), source: Box::new(source) })?;
+            .map_err(|source| Error::Client { context: context.clone(), cause: super::error::chain(&source) })?;
         Ok(Cluster { client, context, namespace, request_timeout })
     }
 }

@@ -6,10 +6,10 @@ use kube::{
     api::{AttachParams, ListParams},
 };
 use serde_json::Value;
-use tokio::time::timeout;
 
 use super::{
     Cluster, Error,
+    error::Purpose,
     names::{AGENT, CONTAINER, NAME_LABEL, NAMESPACE, SESSION},
 };
 use crate::session::Connection;
@@ -56,13 +56,7 @@ impl Cluster {
             .tty(false)
             .max_stdin_buf_size(BUFFER)
             .max_stdout_buf_size(BUFFER);
-        let process = match timeout(self.request_timeout, api.exec(pod, SESSION, &parameters)).await {
-            Ok(Ok(process)) => process,
-            Ok(Err(error)) => return Err(Error::of(&self.context, &asked, &error)),
-            Err(_) => {
-                return Err(Error::Slow { context: self.context.clone(), asked, after: self.request_timeout });
-            }
-        };
+        let process = self.once(Purpose::Exec, &asked, api.exec(pod, SESSION, &parameters)).await?;
         let typed = format!("kubectl -n {NAMESPACE} exec -i {pod} -c {CONTAINER} -- {}", SESSION.join(" "));
         Ok(Connection::exec(node, process, typed))
     }

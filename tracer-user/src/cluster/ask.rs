@@ -8,9 +8,12 @@ use kube::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::{Cluster, Error};
+use super::{
+    Cluster, Error,
+    error::{Purpose, chain},
+};
 
 /// Where the server says "later" and not when.
 const LATER: Duration = Duration::from_millis(500);
@@ -25,7 +28,10 @@ impl Cluster {
         K: Clone + Debug + DeserializeOwned + Serialize,
     {
         let asked = format!("get {what} {name}");
-        self.repeat(&asked, || api.get_opt(name)).await?.map(|object| self.value(&asked, &object)).transpose()
+        self.repeat(Purpose::Look, &asked, || api.get_opt(name))
+            .await?
+            .map(|object| self.value(&asked, &object))
+            .transpose()
     }
 
     /// What fits the parameters, which limit it: the first page.
@@ -37,23 +43,26 @@ impl Cluster {
         K: Clone + Debug + DeserializeOwned + Serialize,
     {
         let asked = format!("list {what}");
-        let list: ObjectList<K> = self.repeat(&asked, || api.list(parameters)).await?;
+        let list: ObjectList<K> = self.repeat(Purpose::Look, &asked, || api.list(parameters)).await?;
         list.items.iter().map(|object| self.value(&asked, object)).collect()
     }
 
     fn value<K: Serialize>(&self, asked: &str, object: &K) -> Result<Value, Error> {
-        serde_json::to_value(object).map_err(|source| {
-            let (context, asked) = (self.context.clone(), asked.to_owned());
-            Error::Answer { context, asked, cause: source.to_string() }
-        })
+        let value = serde_json::to_value(object);
+        value.map_err(|source| Error::of(&self.context, Purpose::Look, asked, &kube::Error::SerdeError(source)))
     }
 
-    /// Asks, and asks again where the server has too much to do (429, 503) or the connection broke, for as long as one request
-    /// may take. Only for what changes nothing.
+    /// Asks, and asks again where the server has too much to do or is ill (429, 500, 503) or the connection broke, for as long as
+    /// one request may take. Only for what may be done twice: questions, applying, deleting.
     ///
     /// # Errors
     /// Of the last try.
-    pub(super) async fn repeat<T, F>(&self, asked: &str, mut ask: impl FnMut() -> F) -> Result<T, Error>
+    pub(super) async fn repeat<T, F>(
+        &self,
+        purpose: Purpose,
+        asked: &str,
+        mut ask: impl FnMut() -> F,
+    ) -> Result<T, Error>
     where
         F: Future<Output = Result<T, kube::Error>>,
     {
@@ -62,23 +71,41 @@ impl Cluster {
             let error = match timeout_at(deadline, ask()).await {
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(error)) => error,
-                Err(_) => {
-                    let (context, asked, after) = (self.context.clone(), asked.to_owned(), self.request_timeout);
-                    return Err(Error::Slow { context, asked, after });
-                }
+                Err(_) => return Err(self.slow(asked)),
             };
             let Some(pause) = pause(&error).filter(|pause| Instant::now() + *pause < deadline) else {
-                return Err(Error::of(&self.context, asked, &error));
+                return Err(Error::of(&self.context, purpose, asked, &error));
             };
             sleep(pause).await;
         }
+    }
+
+    /// Asks once: what would be made or started twice.
+    ///
+    /// # Errors
+    /// The server refuses, or does not answer in time.
+    pub(super) async fn once<T>(
+        &self,
+        purpose: Purpose,
+        asked: &str,
+        ask: impl Future<Output = Result<T, kube::Error>>,
+    ) -> Result<T, Error> {
+        match timeout(self.request_timeout, ask).await {
+            Ok(answer) => answer.map_err(|error| Error::of(&self.context, purpose, asked, &error)),
+            Err(_) => Err(self.slow(asked)),
+        }
+    }
+
+    fn slow(&self, asked: &str) -> Error {
+        let (context, asked, after) = (self.context.clone(), asked.to_owned(), self.request_timeout);
+        Error::Slow { context, asked, after }
     }
 }
 
 /// How long to wait before asking again; None: it would not help.
 fn pause(error: &kube::Error) -> Option<Duration> {
     match error {
-        kube::Error::Api(status) if matches!(status.code, 429 | 503 | 504) => {
+        kube::Error::Api(status) if matches!(status.code, 429 | 500 | 502..=504) => {
             let seconds = status.details.as_ref().map_or(0, |details| details.retry_after_seconds);
             Some(if seconds == 0 { LATER } else { Duration::from_secs(seconds.into()) })
         }
@@ -86,7 +113,7 @@ fn pause(error: &kube::Error) -> Option<Duration> {
         // A certificate that does not fit will not fit the next time either.
         kube::Error::HyperError(error) if error.is_closed() || error.is_incomplete_message() => Some(LATER),
         kube::Error::Service(source) => {
-            let text = super::error::chain(source.as_ref());
+            let text = chain(source.as_ref());
             (text.contains("reset") || text.contains("closed before")).then_some(LATER)
         }
         _ => None,

@@ -12,12 +12,14 @@ use kube::{
     Api,
     api::{DeleteParams, ListParams, PostParams},
 };
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 use super::{
     Cluster, Error,
     agents::{is_running, unusable},
+    error::Purpose,
     manifests::{self, Variant},
     names::{AGENT, MANAGER, MANAGER_LABEL, NAME_LABEL, NAMESPACE},
 };
@@ -59,12 +61,9 @@ impl Cluster {
         let asked = format!("create a job in namespace {NAMESPACE}");
         // Remembered before it is asked for: who is interrupted in between removes it all the same.
         let name = format!("{AGENT}-{:08x}", rand::random::<u32>());
-        let job: Job = serde_json::from_value(job(&name, node, wish)).map_err(|source| {
-            let (context, asked) = (self.context.clone(), asked.clone());
-            Error::Answer { context, asked, cause: source.to_string() }
-        })?;
+        let job: Job = self.typed(&asked, job(&name, node, wish))?;
         made.jobs.push(name.clone());
-        self.once(&asked, api.create(&PostParams::default(), &job)).await?;
+        self.once(Purpose::Ephemeral, &asked, api.create(&PostParams::default(), &job)).await?;
         self.running(node, &name, wish.ready_within).await
     }
 
@@ -104,11 +103,8 @@ impl Cluster {
         let objects = manifests::objects(&Variant::default());
         let object = objects.into_iter().find(|object| object["kind"] == "Namespace").unwrap_or_default();
         let asked = format!("create namespace {NAMESPACE}");
-        let namespace: Namespace = serde_json::from_value(object).map_err(|source| {
-            let (context, asked) = (self.context.clone(), asked.clone());
-            Error::Answer { context, asked, cause: source.to_string() }
-        })?;
-        self.once(&asked, api.create(&PostParams::default(), &namespace)).await?;
+        let namespace: Namespace = self.typed(&asked, object)?;
+        self.once(Purpose::Ephemeral, &asked, api.create(&PostParams::default(), &namespace)).await?;
         made.namespace = true;
         Ok(())
     }
@@ -123,19 +119,20 @@ impl Cluster {
         let api: Api<Job> = Api::namespaced(self.client.clone(), NAMESPACE);
         let mut result = Ok(());
         let alone = namespace && self.is_ours_alone(&jobs).await.unwrap_or(false);
+        let background = DeleteParams::background();
         for job in jobs {
             let asked = format!("delete job {NAMESPACE}/{job}");
-            let deleted = self.once(&asked, api.delete(&job, &DeleteParams::background())).await;
+            let deleted = self.repeat(Purpose::Ephemeral, &asked, || api.delete(&job, &background)).await;
             match deleted {
                 // It was never made, or its time to live was over.
-                Err(Error::Refused { code: 404, .. }) => {}
+                Err(error) if error.is_not_found() => {}
                 deleted => result = result.and(deleted.map(drop)),
             }
         }
         if alone {
             let api: Api<Namespace> = Api::all(self.client.clone());
             let asked = format!("delete namespace {NAMESPACE}");
-            let deleted = self.once(&asked, api.delete(NAMESPACE, &DeleteParams::default())).await;
+            let deleted = self.repeat(Purpose::Ephemeral, &asked, || api.delete(NAMESPACE, &background)).await;
             result = result.and(deleted.map(drop));
         }
         result
@@ -155,15 +152,10 @@ impl Cluster {
         Ok(self.list(&sets, &in_namespace("daemonsets"), &few).await?.is_empty())
     }
 
-    /// What changes something is asked for once.
-    async fn once<T>(&self, asked: &str, ask: impl Future<Output = Result<T, kube::Error>>) -> Result<T, Error> {
-        match timeout(self.request_timeout, ask).await {
-            Ok(answer) => answer.map_err(|error| Error::of(&self.context, asked, &error)),
-            Err(_) => {
-                let (context, asked, after) = (self.context.clone(), asked.to_owned(), self.request_timeout);
-                Err(Error::Slow { context, asked, after })
-            }
-        }
+    /// An object of ours as the client wants it.
+    fn typed<K: DeserializeOwned>(&self, asked: &str, object: Value) -> Result<K, Error> {
+        let typed = serde_json::from_value(object);
+        typed.map_err(|source| Error::of(&self.context, Purpose::Ephemeral, asked, &kube::Error::SerdeError(source)))
     }
 }
 

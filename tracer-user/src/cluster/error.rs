@@ -2,7 +2,12 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use super::names::{NAMESPACE, USER_ROLE};
+use kube::client::UpgradeConnectionError;
+
+use super::{
+    installation::Rollout,
+    names::{EPHEMERAL_ROLE, MANAGER, MANAGER_LABEL, NAMESPACE, USER_ROLE},
+};
 
 /// Why the cluster could not be asked, or what it refused.
 #[derive(Debug, thiserror::Error)]
@@ -24,18 +29,16 @@ pub enum Error {
         /// Those that are.
         known: Vec<String>,
     },
-    /// No client can be made of what the kubeconfig says.
-    #[error("context {context}: {source}; check its certificates and its user in the kubeconfig")]
+    /// No client can be made of what the kubeconfig says, or its user has no credential to show.
+    #[error("context {context}: {cause}; log in again, or check its certificates and its user in the kubeconfig")]
     Client {
         /// The context.
         context: String,
         /// The cause.
-        source: Box<kube::Error>,
+        cause: String,
     },
     /// The API server cannot be reached.
-    #[error(
-        "context {context}: the API server does not answer ({cause}); check that it is up and that the kubeconfig's address is right: kubectl --context {context} version"
-    )]
+    #[error("context {context}: {}", unreachable(.context, .cause))]
     Unreachable {
         /// The context.
         context: String,
@@ -43,7 +46,7 @@ pub enum Error {
         cause: String,
     },
     /// It did not answer in time.
-    #[error("context {context}: {asked}: no answer within {} s; give it more time with --request-timeout", .after.as_secs_f64())]
+    #[error("context {context}: {asked}: no answer within {} s; try again, or give it more time with --request-timeout", .after.as_secs_f64())]
     Slow {
         /// The context.
         context: String,
@@ -52,38 +55,24 @@ pub enum Error {
         /// The limit.
         after: Duration,
     },
-    /// It does not accept the credential.
-    #[error(
-        "context {context}: the API server does not accept who you are (401: {message}); log in again, or renew the user's credential in the kubeconfig"
-    )]
-    Unauthorized {
-        /// The context.
-        context: String,
-        /// Its words.
-        message: String,
-    },
-    /// It knows the user, who may not do this.
-    #[error("{asked}: not allowed: {message}; {}", allow(.message))]
-    Forbidden {
-        /// What was asked.
-        asked: String,
-        /// Its words.
-        message: String,
-    },
-    /// It refuses for another reason.
-    #[error("context {context}: {asked}: {message} ({code})")]
+    /// It refuses.
+    #[error("context {context}: {asked}: {cause} ({code}); {way_out}")]
     Refused {
         /// The context.
         context: String,
         /// What was asked.
         asked: String,
-        /// Its words.
-        message: String,
+        /// What the code means, and its words.
+        cause: String,
         /// HTTP status.
         code: u16,
+        /// What to do.
+        way_out: String,
     },
     /// Its answer cannot be understood.
-    #[error("context {context}: {asked}: the answer cannot be read: {cause}; is this a Kubernetes API server?")]
+    #[error(
+        "context {context}: {asked}: the answer cannot be read: {cause}; check that this is a Kubernetes API server, and that a proxy before it lets WebSockets through"
+    )]
     Answer {
         /// The context.
         context: String,
@@ -126,37 +115,78 @@ pub enum Error {
         /// What to do.
         way_out: String,
     },
+    /// The namespace is there and is not ours.
+    #[error(
+        "namespace {NAMESPACE}: exists in context {context} and was not made by podpath; if it is meant for podpath: kubectl label namespace {NAMESPACE} {MANAGER_LABEL}={MANAGER}"
+    )]
+    ForeignNamespace {
+        /// Where.
+        context: String,
+    },
+    /// The installed agents do not run.
+    #[error("{}", not_ready(.after, .rollout))]
+    NotReady {
+        /// How long they had.
+        after: Duration,
+        /// How far they are.
+        rollout: Box<Rollout>,
+    },
+    /// Something does not go away.
+    #[error("{what}: still there {} s after its deletion; see what holds it (kubectl -n {NAMESPACE} get {what} -o yaml, its finalizers), or wait longer by --timeout", .after.as_secs())]
+    NotGone {
+        /// What.
+        what: String,
+        /// How long it had.
+        after: Duration,
+    },
+}
+
+/// What a request is for: who may not make it is told who can allow that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// Who is who.
+    Look,
+    /// A session in an agent.
+    Exec,
+    /// Agents for one trace.
+    Ephemeral,
+    /// To install, or to remove that.
+    Install,
 }
 
 impl Error {
     /// What `kube` says, as a person understands it.
-    pub(super) fn of(context: &str, asked: &str, error: &kube::Error) -> Error {
+    pub(super) fn of(context: &str, purpose: Purpose, asked: &str, error: &kube::Error) -> Error {
         let (context, asked) = (context.to_owned(), asked.to_owned());
-        match error {
-            kube::Error::Api(status) => {
-                let message = if status.message.is_empty() { status.reason.clone() } else { status.message.clone() };
-                match status.code {
-                    401 => Error::Unauthorized { context, message },
-                    403 => Error::Forbidden { asked, message },
-                    code => Error::Refused { context, asked, message, code },
-                }
+        let (code, message) = match error {
+            kube::Error::Api(status) if status.message.is_empty() => (status.code, status.reason.clone()),
+            kube::Error::Api(status) => (status.code, status.message.clone()),
+            // The words that come with it are not kept.
+            kube::Error::UpgradeConnection(UpgradeConnectionError::ProtocolSwitch(code)) => {
+                (code.as_u16(), "no stream was opened".to_owned())
             }
-            kube::Error::UpgradeConnection(kube::client::UpgradeConnectionError::ProtocolSwitch(code)) => {
-                match code.as_u16() {
-                    401 => Error::Unauthorized { context, message: "Unauthorized".to_owned() },
-                    403 => Error::Forbidden { asked, message: "the server says only 403 Forbidden".to_owned() },
-                    code => Error::Refused { context, asked, message: "no stream was opened".to_owned(), code },
-                }
+            kube::Error::UpgradeConnection(_) | kube::Error::SerdeError(_) => {
+                return Error::Answer { context, asked, cause: chain(error) };
             }
-            kube::Error::SerdeError(source) => Error::Answer { context, asked, cause: source.to_string() },
-            kube::Error::Auth(source) => Error::Unauthorized { context, message: chain(source) },
-            other => Error::Unreachable { context, cause: chain(other) },
-        }
+            kube::Error::Auth(source) => return Error::Client { context, cause: chain(source) },
+            other => return Error::Unreachable { context, cause: chain(other) },
+        };
+        let cause = match code {
+            401 => format!("the API server does not accept who you are: {message}"),
+            403 => format!("not allowed: {message}"),
+            _ => message,
+        };
+        Error::Refused { context, asked, cause, code, way_out: way_out(code, purpose) }
     }
 
     /// Whether it is the server's word that this user may not.
     pub(super) fn is_forbidden(&self) -> bool {
-        matches!(self, Error::Forbidden { .. })
+        matches!(self, Error::Refused { code: 403, .. })
+    }
+
+    /// Whether it is the server's word that there is no such object.
+    pub(super) fn is_not_found(&self) -> bool {
+        matches!(self, Error::Refused { code: 404, .. })
     }
 }
 
@@ -169,18 +199,65 @@ pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     inner.to_string()
 }
 
-/// Who can allow it.
-fn allow(message: &str) -> String {
-    if message.contains("exec") {
-        format!(
+/// What to do about a refusal.
+fn way_out(code: u16, purpose: Purpose) -> String {
+    match (code, purpose) {
+        (401, _) => "log in again, or renew the user's credential in the kubeconfig".to_owned(),
+        (403, Purpose::Look) => format!(
+            "an administrator allows it with kubectl create clusterrolebinding podpath-YOU --clusterrole {USER_ROLE} --user YOU"
+        ),
+        (403, Purpose::Exec) => format!(
             "tracing runs the agents by exec in namespace {NAMESPACE}: an administrator allows it with kubectl -n {NAMESPACE} create \
              rolebinding podpath-YOU --role {USER_ROLE} --user YOU"
+        ),
+        (403, Purpose::Ephemeral) => format!(
+            "an administrator allows it with podpath install and kubectl -n {NAMESPACE} create rolebinding podpath-YOU-ephemeral \
+             --role {EPHEMERAL_ROLE} --user YOU"
+        ),
+        (403, Purpose::Install) => {
+            "have someone do it who may (installing takes a cluster's administrator), or name another --context"
+                .to_owned()
+        }
+        (404, _) => "it is not there, or not any more: try again, or bring podpath in by podpath install".to_owned(),
+        (409 | 410, _) => "something else changes it at the same time: try again".to_owned(),
+        (429 | 500.., _) => "the server is busy or ill: try again later".to_owned(),
+        (_, Purpose::Install | Purpose::Ephemeral) => {
+            "compare what is applied, which `podpath install --dry-run -o yaml` prints, with what this server takes"
+                .to_owned()
+        }
+        (_, Purpose::Look | Purpose::Exec) => {
+            "see whether kubectl is refused too (kubectl -v=8 shows what it asks), and report it if not".to_owned()
+        }
+    }
+}
+
+/// Cause and way out. A certificate that does not fit is no server that is down.
+fn unreachable(context: &str, cause: &str) -> String {
+    if cause.contains("certificate") {
+        format!(
+            "the API server and the kubeconfig do not trust each other ({cause}); get the cluster's kubeconfig anew, or check \
+             its certificates and the server's address in it"
         )
     } else {
         format!(
-            "an administrator allows it with kubectl create clusterrolebinding podpath-YOU --clusterrole {USER_ROLE} --user YOU"
+            "the API server does not answer ({cause}); check that it is up and that the kubeconfig's address is right: \
+             kubectl --context {context} version"
         )
     }
+}
+
+fn not_ready(after: &Duration, rollout: &Rollout) -> String {
+    let Rollout { ready, wanted, troubles, .. } = rollout;
+    let mut text = format!("agents: {ready} of {wanted} ready after {} s", after.as_secs());
+    for trouble in troubles {
+        text.push_str(&format!("\n  {trouble}"));
+    }
+    if troubles.is_empty() {
+        text.push_str(&format!(
+            "; look at them by kubectl -n {NAMESPACE} get pods -o wide, or wait longer by --timeout"
+        ));
+    }
+    text
 }
 
 fn shown(path: &Option<PathBuf>) -> String {
@@ -196,4 +273,46 @@ fn named(context: &str) -> &str {
 
 fn choices(known: &[String]) -> String {
     if known.is_empty() { "it has none".to_owned() } else { format!("choose one with --context: {}", known.join(", ")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_refusal_says_what_to_do() {
+        let of = |purpose, error| Error::of("kind", purpose, "ask for something", &error);
+        let api = |purpose, code: u16, message: &str| {
+            of(purpose, kube::Error::Api(kube::core::Status::failure(message, "Reason").with_code(code).boxed()))
+        };
+        let no_stream = |code: u16| {
+            let error = UpgradeConnectionError::ProtocolSwitch(code.try_into().expect("a status"));
+            of(Purpose::Exec, kube::Error::UpgradeConnection(error))
+        };
+        let broken = |cause: &str| of(Purpose::Look, kube::Error::Service(cause.into()));
+        let all = [
+            api(Purpose::Look, 401, "Unauthorized"),
+            api(Purpose::Look, 403, "pods \"exec\" is forbidden: User \"bob\" cannot get resource \"pods\""),
+            api(Purpose::Exec, 403, "pods \"podpath-agent-1\" is forbidden"),
+            api(Purpose::Ephemeral, 403, "jobs.batch is forbidden"),
+            api(Purpose::Install, 403, "clusterroles.rbac.authorization.k8s.io \"podpath-user\" is forbidden"),
+            api(Purpose::Install, 404, "daemonsets.apps \"podpath-agent\" not found"),
+            api(Purpose::Install, 409, "the object has been modified"),
+            api(Purpose::Install, 410, "the provided continue parameter is too old"),
+            api(Purpose::Look, 429, ""),
+            api(Purpose::Look, 500, "etcdserver: request timed out"),
+            api(Purpose::Install, 400, "field not declared in schema"),
+            api(Purpose::Look, 400, "field label not supported"),
+            no_stream(403),
+            no_stream(502),
+            of(Purpose::Exec, kube::Error::UpgradeConnection(UpgradeConnectionError::MissingUpgradeWebSocketHeader)),
+            broken("Connection refused (os error 111)"),
+            broken("invalid peer certificate: UnknownIssuer"),
+            Error::Slow { context: "kind".into(), asked: "get pod bb1".into(), after: Duration::from_secs(10) },
+            Error::ForeignNamespace { context: "kind".into() },
+            Error::NotGone { what: "namespace/podpath".into(), after: Duration::from_secs(120) },
+            Error::NotReady { after: Duration::from_secs(5), rollout: Box::default() },
+        ];
+        insta::assert_snapshot!(all.map(|error| error.to_string()).join("\n"));
+    }
 }

@@ -227,8 +227,8 @@ impl Lookup {
     pub fn explain(&self, node: &str, error: Error) -> Error {
         let (cause, way_out) = match error {
             Error::NoAgent { cause, way_out, .. } => (cause, way_out),
-            Error::Refused { message, code, .. } => (
-                format!("no session could be started there: {message} ({code})"),
+            Error::Refused { cause, code, .. } if !matches!(code, 401 | 403) => (
+                format!("no session could be started there: {cause} ({code})"),
                 format!("check the agent's pod: kubectl -n {NAMESPACE} get pods -o wide"),
             ),
             Error::Slow { after, .. } => (

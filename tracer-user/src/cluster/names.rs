@@ -16,5 +16,7 @@ pub const CONTAINER: &str = "agent";
 pub const SESSION: [&str; 2] = ["podpath-agent", "session"];
 /// The ClusterRole (to look up the ends of a trace) and the Role (exec in [`NAMESPACE`]) of those who may trace.
 pub const USER_ROLE: &str = "podpath-user";
+/// The Role of those who may also make agents for one trace.
+pub const EPHEMERAL_ROLE: &str = "podpath-ephemeral";
 /// The agent's image, with this release as its tag. It is in no registry.
 pub const IMAGE: &str = concat!("localhost/podpath-agent:", env!("CARGO_PKG_VERSION"));

@@ -3,15 +3,23 @@
 use std::{
     collections::VecDeque,
     ffi::OsString,
-    fmt, io,
+    fmt,
+    future::ready,
+    io,
+    pin::Pin,
     process::{ExitStatus, Stdio},
+    task::{Context, Poll},
     time::Duration,
 };
 
+use futures::{
+    FutureExt,
+    future::{BoxFuture, FusedFuture, Shared},
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Status;
 use kube::api::AttachedProcess;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
     process::{Child, Command},
     task::JoinHandle,
     time::timeout,
@@ -86,14 +94,17 @@ impl Connection {
 impl Connection {
     /// Over a process in a container, started through the Kubernetes API; `typed` is how a person starts the same.
     pub(crate) fn exec(name: impl Into<String>, mut process: AttachedProcess, typed: String) -> Self {
-        let (name, status) = (name.into(), process.take_status());
+        let name = name.into();
+        let status = process.take_status().map_or_else(|| ready(None).boxed(), FutureExt::boxed).shared();
         let (reader, writer) = match (process.stdout(), process.stdin()) {
-            (Some(reader), Some(writer)) => (Box::new(reader) as Box<_>, Box::new(writer) as Box<_>),
+            (Some(reader), Some(writer)) => {
+                (Box::new(Until { reader, ended: status.clone() }) as Box<_>, Box::new(writer) as Box<_>)
+            }
             // It was not asked for; then the session ends before it begins.
             _ => (Box::new(tokio::io::empty()) as Box<_>, Box::new(tokio::io::sink()) as Box<_>),
         };
-        let stderr = process.stderr().map(|stderr| tokio::spawn(tail(stderr)));
-        let status = status.map(|status| tokio::spawn(status));
+        let stderr = process.stderr();
+        let stderr = stderr.map(|reader| tokio::spawn(tail(Until { reader, ended: status.clone() })));
         let exec = Exec { process, stderr, status, typed };
         Self { name, reader, writer, host: Host::Exec(Box::new(exec)) }
     }
@@ -118,12 +129,39 @@ pub(super) enum Host {
     Elsewhere,
 }
 
+/// When the connection of an exec is over, however it ended; its process's status, if that was still told.
+type EndOfExec = Shared<BoxFuture<'static, Option<Status>>>;
+
+/// A stream of a process in a container, which ends with the connection. Of its own it only ends where that is closed in order:
+/// `kube` leaves it open for ever when the connection breaks.
+struct Until<R> {
+    reader: R,
+    ended: EndOfExec,
+}
+
+impl<R: AsyncRead + Unpin> AsyncRead for Until<R> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let Self { reader, ended } = &mut *self;
+        if let read @ Poll::Ready(_) = Pin::new(&mut *reader).poll_read(cx, buffer) {
+            return read;
+        }
+        if !ended.is_terminated() && ended.poll_unpin(cx).is_pending() {
+            return Poll::Pending;
+        }
+        // What came between the two looks; after the end nothing more does.
+        match Pin::new(reader).poll_read(cx, buffer) {
+            Poll::Pending => Poll::Ready(Ok(())),
+            read => read,
+        }
+    }
+}
+
 /// A process in a container. Its end of input may never be told it (before v5 of the protocol there is no half-close), so that
 /// what ends it is the close of the connection, or its own limits on silence.
 pub(super) struct Exec {
     process: AttachedProcess,
     stderr: Option<JoinHandle<String>>,
-    status: Option<JoinHandle<Option<Status>>>,
+    status: EndOfExec,
     typed: String,
 }
 
@@ -136,10 +174,7 @@ impl fmt::Debug for Exec {
 impl Exec {
     async fn close(self) -> Remains {
         let Self { process, stderr, status, typed } = self;
-        let status = match status {
-            Some(mut task) => timeout(ENDED_WITHIN, &mut task).await.ok().and_then(Result::ok).flatten(),
-            None => None,
-        };
+        let status = timeout(ENDED_WITHIN, status).await.ok().flatten();
         process.abort();
         let stderr = match stderr {
             Some(mut task) => {
@@ -229,7 +264,20 @@ fn last_lines(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::as_typed;
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+
+    /// The writing half stays, as with `kube` when a connection breaks.
+    #[tokio::test]
+    async fn a_stream_ends_with_its_connection_and_not_before_its_last_words() {
+        let (reader, mut writer) = tokio::io::simplex(64);
+        writer.write_all(b"last words").await.unwrap();
+        let ended = ready(None).boxed().shared();
+        let mut said = String::new();
+        Until { reader, ended }.read_to_string(&mut said).await.unwrap();
+        assert_eq!(said, "last words");
+    }
 
     #[test]
     fn a_command_is_shown_as_a_shell_takes_it() {

@@ -45,6 +45,9 @@ pub struct Plan {
     /// Index of a node that is armed only when all others are. Where others send, it is the sender's: then whatever was
     /// seen from its beginning has been seen by all.
     pub armed_last: Option<usize>,
+    /// Whether a node whose session dies before it is armed ends the trace. Otherwise it is left out, with a warning, unless it
+    /// is where the sender is, or the last one.
+    pub all_needed: bool,
 }
 
 /// What happens, while it happens.
@@ -94,7 +97,7 @@ pub enum Progress<'a> {
 pub struct Driven {
     /// For the joiner.
     pub evidence: Evidence,
-    /// One per connection, in order.
+    /// One per connection, in order, but for those that were left out.
     pub nodes: Vec<DrivenNode>,
     /// What a reader must know, in sentences.
     pub warnings: Vec<String>,
@@ -245,8 +248,8 @@ impl fmt::Display for Death {
 /// their commands killed; the sessions then end by themselves.
 ///
 /// # Errors
-/// Until something is fired, any session that dies or does not get armed. Later that is a warning, and that node's evidence is
-/// marked incomplete.
+/// Until something is fired, any session that does not get armed in time, or dies and is needed. Later that is a warning, and that
+/// node's evidence is marked incomplete.
 pub async fn drive(
     nodes: Vec<(Connection, Request)>,
     plan: Plan,
@@ -303,7 +306,7 @@ impl<P: FnMut(Progress<'_>)> Driver<P> {
         }
         for last in [false, true] {
             for (index, node) in self.nodes.iter_mut().enumerate() {
-                if (plan.armed_last == Some(index)) == last {
+                if (plan.armed_last == Some(index)) == last && node.ended.is_none() {
                     node.requested = true;
                     node.outbox.send(Message::Request(PROTOCOL, node.request.clone()));
                 }
@@ -341,7 +344,7 @@ impl<P: FnMut(Progress<'_>)> Driver<P> {
         Ok(())
     }
 
-    /// Waits until all nodes are `ready`. Returns whether `stop` came first.
+    /// Waits until all nodes are `ready`, or left out. Returns whether `stop` came first.
     async fn all(
         &mut self,
         deadline: Instant,
@@ -349,17 +352,27 @@ impl<P: FnMut(Progress<'_>)> Driver<P> {
         stop: Pin<&mut impl FusedFuture<Output = ()>>,
         ready: impl Fn(&Node) -> bool,
     ) -> Result<bool, DriveError> {
-        let settled = |nodes: &[Node]| nodes.iter().any(|node| node.ended.is_some()) || nodes.iter().all(&ready);
+        let missed = |nodes: &[Node]| {
+            let all_dead = nodes.iter().all(|node| node.ended.is_some());
+            nodes.iter().enumerate().position(|(index, node)| {
+                let sends = node.request.ping.is_some() || plan.armed_last == Some(index);
+                node.ended.is_some() && (plan.all_needed || all_dead || sends)
+            })
+        };
+        let waits = |node: &Node| node.ended.is_none() && !ready(node);
+        let settled = |nodes: &[Node]| missed(nodes).is_some() || !nodes.iter().any(waits);
         let pumped = self.pump(settled, Some(deadline), stop).await;
-        if let Some(dead) = self.nodes.iter_mut().find(|node| node.ended.is_some()) {
-            let when =
-                if dead.hello.is_none() { "session ended before hello" } else { "session ended before it was armed" };
+        if let Some(missed) = missed(&self.nodes) {
+            let dead = &mut self.nodes[missed];
             let cause = Error::EndOfInput;
             let death = dead.ended.replace(Ok(())).and_then(Result::err).unwrap_or(Death { cause, remains: None });
-            return Err(DriveError::Node { node: dead.name.clone(), when, death: Box::new(death) });
+            return Err(DriveError::Node { node: dead.name.clone(), when: dead.died(), death: Box::new(death) });
+        }
+        for node in &mut self.nodes {
+            node.left_out = node.ended.is_some() && !node.armed;
         }
         if pumped == Pumped::TimedOut {
-            let late = self.nodes.iter().filter(|node| !ready(node));
+            let late = self.nodes.iter().filter(|node| waits(node));
             let nodes = late.map(|node| format!("{} ({})", node.name, node.waits_for())).collect();
             return Err(DriveError::NotReady { nodes, after: plan.armed_within });
         }

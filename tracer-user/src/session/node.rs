@@ -69,6 +69,8 @@ pub(super) struct Node {
     pub(super) armed: bool,
     pub(super) fired: bool,
     pub(super) ended: Option<Result<(), Death>>,
+    /// It died before it was armed, and the trace went on without it.
+    pub(super) left_out: bool,
     records: Vec<Record>,
     unknown: u64,
     collected: Collected,
@@ -90,6 +92,7 @@ impl Node {
             armed: false,
             fired: false,
             ended: None,
+            left_out: false,
             records: Vec::new(),
             unknown: 0,
             collected: Collected::default(),
@@ -107,6 +110,11 @@ impl Node {
     /// What is missing until it is armed.
     pub(super) fn waits_for(&self) -> &'static str {
         if self.hello.is_none() { "no hello" } else { "not armed" }
+    }
+
+    /// How far it got that did not get armed.
+    pub(super) fn died(&self) -> &'static str {
+        if self.hello.is_none() { "session ended before hello" } else { "session ended before it was armed" }
     }
 
     /// Takes in one message; one that makes no sense ends the session.
@@ -178,6 +186,12 @@ impl Node {
 
     /// Adds what it said to the whole.
     pub(super) fn conclude(self, driven: &mut Driven) {
+        if self.left_out {
+            let when = self.died();
+            let why = self.ended.and_then(Result::err).map_or_else(String::new, |death| format!(": {death}"));
+            driven.warnings.push(format!("not traced: node {}: {when}{why}", self.name));
+            return;
+        }
         let Self { name, hello, records, unknown, collected, counters, drained, stopped_ns, ended, requested, .. } =
             self;
         let (counters, discarded) = counters.map_or((None, 0), |(counters, discarded)| (Some(counters), discarded));

@@ -103,10 +103,8 @@ fn order(world: &World, line: &str) -> Result<Value> {
         }
         Order::Expire { name } => json!(world.people().expired.insert(name)),
         Order::Fault(fault) => {
-            match fault {
-                Fault::CutAllExecs => world.kill(super::exec::CUT),
-                Fault::CutWatches => world.kill(super::watch::CUT),
-                _ => {}
+            if fault == Fault::CutAllExecs {
+                world.kill(super::exec::CUT);
             }
             let named = |node: &str| world.lab.node(node).map_or_else(|_| node.to_owned(), |node| node.name.clone());
             world.faults().set(fault, named);

@@ -131,7 +131,7 @@ fn job(world: &World, asked: &Asked, target: &Target) -> Result<Job, Refusal> {
         let message = format!("cannot exec into a container in a completed pod; current phase is {phase}");
         return Err(Refusal::bad_request(message));
     }
-    let mut faults = world.faults();
+    let faults = world.faults();
     if faults.not_ready.contains(node) {
         let host = pod["status"]["hostIP"].as_str().unwrap_or(node);
         let message = format!("error dialing backend: dial tcp {host}:10250: connect: connection refused");
@@ -160,7 +160,7 @@ fn job(world: &World, asked: &Asked, target: &Target) -> Result<Job, Refusal> {
         }
         command
     });
-    let cut = super::fault::take(&mut faults.cut_exec.1).then_some(faults.cut_exec.0);
+    let cut = faults.cut_exec.get(node).copied();
     Ok(Job {
         command,
         word: (*word).to_owned(),

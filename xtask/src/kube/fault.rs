@@ -1,6 +1,6 @@
 //! What can be wrong with the cluster.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -25,12 +25,12 @@ pub enum Fault {
     },
     /// Every answer comes this much later, in milliseconds.
     Slow(u64),
-    /// The connections of the next execs are cut after so many bytes of output.
+    /// The connections of execs on a node are cut after so many bytes of output.
     CutExec {
-        /// Bytes, of both streams together.
-        after: u64,
-        /// How many execs.
-        times: u32,
+        /// The node.
+        node: String,
+        /// Bytes, of both streams together; None: they are cut no more.
+        after: Option<u64>,
     },
     /// Running execs are cut now.
     CutAllExecs,
@@ -38,13 +38,6 @@ pub enum Fault {
     NoHalfClose(bool),
     /// Exec speaks only `v4.channel.k8s.io`, as servers before 1.29 do, which has no end of input.
     OnlyV4(bool),
-    /// The next watches are answered by 410.
-    WatchGone {
-        /// How many watches.
-        times: u32,
-    },
-    /// Running watches end now.
-    CutWatches,
     /// Images cannot be had on a node; pods that start there stay ImagePullBackOff.
     ImageMissing {
         /// The node.
@@ -77,10 +70,9 @@ pub(crate) struct Faults {
     pub(crate) too_many: (u32, u32),
     pub(crate) broken: u32,
     pub(crate) slow: Duration,
-    pub(crate) cut_exec: (u64, u32),
+    pub(crate) cut_exec: BTreeMap<String, u64>,
     pub(crate) no_half_close: bool,
     pub(crate) only_v4: bool,
-    pub(crate) watch_gone: u32,
     pub(crate) image_missing: BTreeSet<String>,
     pub(crate) not_ready: BTreeSet<String>,
     pub(crate) no_agent: BTreeSet<String>,
@@ -102,16 +94,16 @@ impl Faults {
             Fault::TooMany { retry_after, times } => self.too_many = (retry_after, times),
             Fault::Broken { times } => self.broken = times,
             Fault::Slow(ms) => self.slow = Duration::from_millis(ms),
-            Fault::CutExec { after, times } => self.cut_exec = (after, times),
+            Fault::CutExec { node, after: Some(after) } => drop(self.cut_exec.insert(named(&node), after)),
+            Fault::CutExec { node, after: None } => drop(self.cut_exec.remove(&named(&node))),
             Fault::NoHalfClose(on) => self.no_half_close = on,
             Fault::OnlyV4(on) => self.only_v4 = on,
-            Fault::WatchGone { times } => self.watch_gone = times,
             Fault::ImageMissing { node, missing } => put(&mut self.image_missing, &node, missing),
             Fault::NodeReady { node, ready } => put(&mut self.not_ready, &node, !ready),
             Fault::NoAgent { node, without } => put(&mut self.no_agent, &node, without),
             Fault::Delay(ms) => self.delay = Duration::from_millis(ms),
             // Of the moment; nothing to remember.
-            Fault::CutAllExecs | Fault::CutWatches => {}
+            Fault::CutAllExecs => {}
         }
     }
 }

@@ -91,11 +91,6 @@ impl Refusal {
         Refusal::new(403, "Forbidden", message).about(kind, name)
     }
 
-    /// Of a watch or a list from a version that is no longer kept.
-    pub(crate) fn expired(version: u64, oldest: u64) -> Refusal {
-        Refusal::new(410, "Expired", format!("too old resource version: {version} ({oldest})"))
-    }
-
     pub(crate) fn too_many(retry_after: u32) -> Refusal {
         let mut refusal = Refusal::new(429, "TooManyRequests", "Too many requests, please try again later.".to_owned());
         refusal.details = Some(json!({ "retryAfterSeconds": retry_after }));

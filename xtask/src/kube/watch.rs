@@ -10,7 +10,6 @@ use hyper::{Response, body::Frame, header};
 use serde_json::{Value, json};
 
 use super::{
-    fault::take,
     http::{Asked, Body},
     place::Target,
     refusal::Refusal,
@@ -18,9 +17,6 @@ use super::{
     store::Change,
     world::World,
 };
-
-/// What [`World::kill`] takes to end every watch.
-pub(crate) const CUT: &str = "all watches";
 
 pub(crate) fn answer(world: &Arc<World>, asked: &Asked, target: &Target) -> Result<Response<Body>, Refusal> {
     let selector = Selector::parse(asked.text("labelSelector"), asked.text("fieldSelector"))?;
@@ -35,11 +31,8 @@ pub(crate) fn answer(world: &Arc<World>, asked: &Asked, target: &Target) -> Resu
     let (world, target) = (world.clone(), target.clone());
     tokio::spawn(async move {
         let mut open = world.open.subscribe();
-        let mut killed = world.killed.subscribe();
-        let cut = async { while killed.recv().await.is_ok_and(|what| what != CUT) {} };
         tokio::select! {
             () = tell(&world, &target, &selector, from, sender) => {}
-            () = cut => {}
             () = tokio::time::sleep(limit) => {}
             _ = open.wait_for(|open| !*open) => {}
         }
@@ -58,12 +51,6 @@ async fn say(sender: &mut Sender, event: &str, object: &Value) -> bool {
 
 async fn tell(world: &World, target: &Target, selector: &Selector, from: u64, mut sender: Sender) {
     let mut changed = world.changed.subscribe();
-    let gone = take(&mut world.faults().watch_gone);
-    if gone {
-        let refusal = Refusal::expired(from, world.store().version() + 1);
-        say(&mut sender, "ERROR", &refusal.status()).await;
-        return;
-    }
     let mut seen = from;
     if from == 0 {
         let (version, objects) = {

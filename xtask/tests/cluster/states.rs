@@ -1,4 +1,5 @@
-//! `podpath trace` where nodes, pods and users are in odd states: what is traced all the same, what is said, and that nothing stays.
+//! `podpath trace` where nodes, pods, users and the server are in odd states: what is traced all the same, what is said, and that
+//! nothing stays.
 
 use std::{
     process::{Child, Command},
@@ -92,6 +93,79 @@ fn a_server_that_goes_in_mid_trace_ends_it() {
     until("sessions end", || cluster.sessions() == 0);
     cluster.server.resume();
     cluster.trace(&["bb2", "bb1"], 0);
+}
+
+#[test]
+fn an_exec_that_is_cut_costs_that_nodes_part() {
+    let cluster = Cluster::installed("kf-cut", "calico-bgp");
+    let cut = |node: &str, after| cluster.server.fault(Fault::CutExec { node: node.to_owned(), after });
+    // Before its first word: the trace does without the node, as if it had no agent.
+    cut(NODE1, Some(0));
+    let trace = cluster.trace(&["bb2", "bb1"], 0);
+    assert_eq!(nodes(&trace), [NODE2]);
+    assert_eq!(trace["exchanges"][0]["outcome"], "delivered");
+    assert_warned(&trace, &["not traced", NODE1, "ended before hello", "cut off", "kubectl -n podpath exec"]);
+    // Half-way: what it had said until then is shown.
+    cut(NODE1, Some(2_000));
+    let trace = cluster.trace(&["bb2", "bb1"], 0);
+    assert_eq!(nodes(&trace), [NODE2, NODE1]);
+    assert_warned(&trace, &[NODE1, "its session ended half-way", "cut off"]);
+    assert_eq!(trace["nodes"][1]["complete"], false);
+    // The source is needed. The other session is told to end.
+    cut(NODE1, None);
+    cut(NODE2, Some(0));
+    let begin = Instant::now();
+    cluster.refuses(&["bb2", "bb1"], &[NODE2, "session ended before hello", "cut off", "kubectl -n podpath exec"]);
+    assert!(begin.elapsed() < Duration::from_secs(8), "{:?}", begin.elapsed());
+    // And so is one at least.
+    cut(NODE1, Some(0));
+    cluster.refuses(&["bb2", "bb1", "--passive"], &["session ended before hello", "cut off"]);
+    until("sessions end", || cluster.sessions() == 0);
+}
+
+#[test]
+fn a_server_without_an_end_of_input_is_as_good() {
+    let cluster = Cluster::installed("kf-v4", "calico-bgp");
+    cluster.server.fault(Fault::OnlyV4(true));
+    let trace = cluster.trace(&["bb2", "bb1"], 0);
+    assert_eq!((nodes(&trace), &trace["warnings"]), (vec![NODE2, NODE1], &json!([])));
+    assert!(trace["nodes"].as_array().unwrap().iter().all(|node| node["complete"] == true), "{trace:#}");
+    until("sessions end", || cluster.sessions() == 0);
+    // A session that is not wanted after all has only the close of its connection to go by.
+    cluster.server.fault(Fault::CutExec { node: NODE2.to_owned(), after: Some(0) });
+    cluster.refuses(&["bb2", "bb1"], &[NODE2, "session ended before hello", "cut off"]);
+    until("sessions end again", || cluster.sessions() == 0);
+}
+
+#[test]
+fn a_server_that_is_ill_is_asked_again_and_then_named() {
+    let cluster = Cluster::installed("kf-ill", "calico-bgp");
+    let broken = |times| cluster.server.fault(Fault::Broken { times });
+    broken(1);
+    let trace = cluster.trace(&["bb2", "bb1"], 0);
+    assert_eq!(trace["warnings"], json!([]));
+    broken(u32::MAX);
+    let ill = ["context kf-ill", "etcdserver: request timed out", "500", "busy or ill"];
+    cluster.refuses(&["bb2", "bb1", "--request-timeout", "1s"], &[&["get pod bb2"], &ill[..]].concat());
+    cluster.admin(&["install", "--request-timeout", "1s"]).refuses(&ill);
+    cluster.admin(&["uninstall", "--request-timeout", "1s"]).refuses(&ill);
+    broken(3);
+    cluster.admin(&["install"]).succeeds();
+    until("sessions end", || cluster.sessions() == 0);
+}
+
+#[test]
+fn agents_for_one_trace_go_also_where_the_server_has_too_much_to_do() {
+    let cluster = Cluster::up("kf-busy", "calico-bgp", &Options::default());
+    for fault in [Fault::Broken { times: 4 }, Fault::TooMany { retry_after: 1, times: 2 }] {
+        let child = cluster.start(&["trace", "bb1", "bb3", "--ephemeral", "-c", "20", "-i", "0.1"]);
+        until("it traces", || cluster.sessions() > 0);
+        cluster.server.fault(fault);
+        let said = ended(child, 0);
+        assert!(!said.out.contains("could not be removed"), "{}", said.out);
+        until("all goes", || cluster.server.get("/api/v1/namespaces/podpath").is_none());
+    }
+    until("sessions end", || cluster.sessions() == 0);
 }
 
 #[test]

@@ -16,17 +16,16 @@ use kube::{
     core::{ApiResource, DynamicObject, GroupVersionKind},
 };
 use serde_json::Value;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 use super::{
-    Cluster,
+    Cluster, Error,
+    error::Purpose,
     names::{AGENT, MANAGER, MANAGER_LABEL, NAME_LABEL, NAMESPACE, USER_ROLE},
 };
 
-mod error;
 mod rollout;
 
-pub use error::Error;
 pub use rollout::{Rollout, Trouble};
 
 /// How often the server is asked how far it is.
@@ -71,26 +70,13 @@ impl Target {
     }
 }
 
-/// Waits for one answer of the server, no longer than `--request-timeout`.
-async fn ask<T>(
-    cluster: &Cluster,
-    what: impl FnOnce() -> String,
-    request: impl Future<Output = kube::Result<T>>,
-) -> Result<T, Error> {
-    match timeout(cluster.request_timeout, request).await {
-        Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(source)) => Err(Error::refused(what(), &cluster.context, source)),
-        Err(_) => Err(Error::Silent { what: what(), context: cluster.context.clone(), after: cluster.request_timeout }),
-    }
-}
-
 /// Minor version of the server's Kubernetes 1; None if it says something else.
 ///
 /// # Errors
 /// The server does not answer.
 pub async fn server_minor(cluster: &Cluster) -> Result<Option<u32>, Error> {
     let Info { major, minor, .. } =
-        ask(cluster, || "ask for its version".to_owned(), cluster.client.apiserver_version()).await?;
+        cluster.repeat(Purpose::Install, "ask for its version", || cluster.client.apiserver_version()).await?;
     // Providers add a plus sign.
     let digits: String = minor.chars().take_while(char::is_ascii_digit).collect();
     Ok(digits.parse().ok().filter(|_| major == "1"))
@@ -106,7 +92,9 @@ pub async fn apply(cluster: &Cluster, objects: &[Value], mut done: impl FnMut(&s
         let target = Target::of(object);
         let api = target.api(cluster);
         if target.kind == "Namespace" {
-            let found = ask(cluster, || format!("get {}", target.shown()), api.get_opt(&target.name)).await?;
+            let found = cluster
+                .repeat(Purpose::Install, &format!("get {}", target.shown()), || api.get_opt(&target.name))
+                .await?;
             if found.as_ref().is_some_and(|found| !is_ours(found)) {
                 return Err(Error::ForeignNamespace { context: cluster.context.clone() });
             }
@@ -114,7 +102,8 @@ pub async fn apply(cluster: &Cluster, objects: &[Value], mut done: impl FnMut(&s
         // These objects are nobody else's, so that what another manager once set in them gives way.
         let params = PatchParams::apply(MANAGER).force();
         let patch = Patch::Apply(object);
-        ask(cluster, || format!("apply {}", target.shown()), api.patch(&target.name, &params, &patch)).await?;
+        let asked = format!("apply {}", target.shown());
+        cluster.repeat(Purpose::Install, &asked, || api.patch(&target.name, &params, &patch)).await?;
         done(&target.shown());
     }
     Ok(())
@@ -139,7 +128,7 @@ pub async fn wait_until_ready(
     let mut looked: Option<Instant> = None;
     let mut rollout = Rollout::default();
     loop {
-        let set = ask(cluster, || format!("get daemonset/{AGENT}"), sets.get(AGENT)).await?;
+        let set = cluster.repeat(Purpose::Install, &format!("get daemonset/{AGENT}"), || sets.get(AGENT)).await?;
         rollout.of_set(&set);
         let last = Instant::now() >= deadline;
         if !rollout.is_complete() && (last || looked.is_none_or(|at| at.elapsed() >= LOOK_EVERY)) {
@@ -169,7 +158,9 @@ pub async fn agents(cluster: &Cluster) -> Result<Vec<Pod>, Error> {
     let mut params = ListParams::default().labels(&format!("{NAME_LABEL}={AGENT}")).limit(PAGE);
     let mut all = Vec::new();
     loop {
-        let page = ask(cluster, || format!("list pods in namespace {NAMESPACE}"), api.list(&params)).await?;
+        let page = cluster
+            .repeat(Purpose::Install, &format!("list pods in namespace {NAMESPACE}"), || api.list(&params))
+            .await?;
         all.extend(page.items);
         match page.metadata.continue_.filter(|token| !token.is_empty()) {
             Some(token) => params.continue_token = Some(token),
@@ -183,7 +174,8 @@ async fn refusals(cluster: &Cluster) -> Vec<Event> {
     let api: Api<Event> = Api::namespaced(cluster.client.clone(), NAMESPACE);
     let fields = format!("involvedObject.kind=DaemonSet,involvedObject.name={AGENT},type=Warning");
     let params = ListParams::default().fields(&fields).limit(PAGE);
-    let events = ask(cluster, || format!("list events in namespace {NAMESPACE}"), api.list(&params)).await;
+    let events =
+        cluster.repeat(Purpose::Install, &format!("list events in namespace {NAMESPACE}"), || api.list(&params)).await;
     events.map(|list| list.items).unwrap_or_default()
 }
 
@@ -213,7 +205,11 @@ pub async fn remove(
     for object in objects.iter().rev() {
         let target = Target::of(object);
         let (api, shown) = (target.api(cluster), target.shown());
-        let Some(found) = ask(cluster, || format!("get {shown}"), api.get_opt(&target.name)).await? else { continue };
+        let Some(found) =
+            cluster.repeat(Purpose::Install, &format!("get {shown}"), || api.get_opt(&target.name)).await?
+        else {
+            continue;
+        };
         if !is_ours(&found) {
             removed.foreign.push(shown);
             continue;
@@ -222,14 +218,16 @@ pub async fn remove(
         // Foreground: what depends on it goes first, so that its end is the end of its pods too.
         let params =
             DeleteParams { propagation_policy: Some(PropagationPolicy::Foreground), ..DeleteParams::default() };
-        match ask(cluster, || format!("delete {shown}"), api.delete(&target.name, &params)).await {
+        match cluster.repeat(Purpose::Install, &format!("delete {shown}"), || api.delete(&target.name, &params)).await {
             // Somebody else was faster.
             Ok(_) => {}
             Err(error) if error.is_not_found() => {}
             Err(error) => return Err(error),
         }
         let uid = found.metadata.uid;
-        while let Some(still) = ask(cluster, || format!("get {shown}"), api.get_opt(&target.name)).await? {
+        while let Some(still) =
+            cluster.repeat(Purpose::Install, &format!("get {shown}"), || api.get_opt(&target.name)).await?
+        {
             if still.metadata.uid != uid {
                 break;
             }
@@ -247,7 +245,8 @@ pub async fn remove(
 /// Who was given our ClusterRole. Whoever may not list bindings is told nothing of them.
 async fn bindings(cluster: &Cluster) -> Vec<String> {
     let api: Api<ClusterRoleBinding> = Api::all(cluster.client.clone());
-    let all = ask(cluster, || "list clusterrolebindings".to_owned(), api.list(&ListParams::default())).await;
+    let params = ListParams::default();
+    let all = cluster.repeat(Purpose::Install, "list clusterrolebindings", || api.list(&params)).await;
     let all = all.map(|list| list.items).unwrap_or_default();
     let ours =
         all.into_iter().filter(|binding| binding.role_ref.kind == "ClusterRole" && binding.role_ref.name == USER_ROLE);

@@ -101,33 +101,6 @@ fn an_image_of_a_registry_has_another_way_out() {
 }
 
 #[test]
-fn each_refusal_says_what_to_do() {
-    let api = |code: u16, message: &str| {
-        let status = kube::core::Status::failure(message, "").with_code(code);
-        Error::refused("apply clusterrole/podpath-user".into(), "kind", kube::Error::Api(status.boxed())).to_string()
-    };
-    let all = [
-        api(
-            403,
-            "clusterroles.rbac.authorization.k8s.io \"podpath-user\" is forbidden: User \"bob\" cannot patch resource",
-        ),
-        api(401, "Unauthorized"),
-        api(500, "etcdserver: request timed out"),
-        api(400, "field not declared in schema"),
-        Error::Silent {
-            what: "get daemonset/podpath-agent".into(),
-            context: "kind".into(),
-            after: Duration::from_secs(10),
-        }
-        .to_string(),
-        Error::ForeignNamespace { context: "kind".into() }.to_string(),
-        Error::NotGone { what: "namespace/podpath".into(), after: Duration::from_secs(120) }.to_string(),
-        Error::NotReady { after: Duration::from_secs(5), rollout: Box::default() }.to_string(),
-    ];
-    insta::assert_snapshot!(all.join("\n"));
-}
-
-#[test]
 fn objects_are_addressed_as_the_api_does() {
     let objects = crate::cluster::manifests::objects(&crate::cluster::manifests::Variant::default());
     let paths: Vec<String> = objects

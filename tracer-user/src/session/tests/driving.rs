@@ -12,8 +12,12 @@ use crate::session::{
     wire::Message,
 };
 
-const PLAN: Plan =
-    Plan { armed_within: Duration::from_secs(30), record_for: Some(Duration::from_secs(3)), armed_last: None };
+const PLAN: Plan = Plan {
+    armed_within: Duration::from_secs(30),
+    record_for: Some(Duration::from_secs(3)),
+    armed_last: None,
+    all_needed: true,
+};
 
 async fn driven(nodes: Vec<(Connection, Request)>) -> Result<Driven, DriveError> {
     drive(nodes, PLAN, pending(), |_| {}).await
@@ -106,6 +110,45 @@ async fn a_node_that_dies_before_it_is_armed_is_named() {
     node b: session ended before it was armed: session: the input ended before the session was over
       the other side was stopped or its connection broke
     ");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_dies_before_it_is_armed_is_left_out_where_the_trace_may_do_without() {
+    let plan = Plan { all_needed: false, ..PLAN };
+    for says_hello in [false, true] {
+        let ((a, mut source), (b, mut other)) = (Peer::connected("a"), Peer::connected("b"));
+        let driving = tokio::spawn(drive(vec![(a, ping_request(60)), (b, request(60))], plan, pending(), |_| {}));
+        source.hello(PROTOCOL).await;
+        if says_hello {
+            other.hello(PROTOCOL).await;
+        }
+        drop(other);
+        assert!(matches!(source.hear().await, Message::Request(..)));
+        source.say(Message::Armed(1)).await;
+        assert_eq!(source.hear().await, Message::Fire);
+        source.say(Message::Fired).await;
+        assert_eq!(source.hear().await, Message::Stop);
+        source.say(Message::Drained(7)).await;
+        source.say(Message::End).await;
+        let driven = driving.await.unwrap().unwrap();
+        let [a] = &driven.evidence.nodes[..] else { panic!("one node") };
+        assert!(a.name == "a" && a.complete);
+        let when = if says_hello { "before it was armed" } else { "before hello" };
+        let expected = format!("not traced: node b: session ended {when}: session: the input ended");
+        assert!(driven.warnings[0].starts_with(&expected), "{:?}", driven.warnings);
+    }
+    // Without the sender's, or without all, there is nothing to show.
+    let passive = Plan { armed_last: Some(1), ..plan };
+    for (of_b, plan, all_die) in
+        [(ping_request(60), plan, false), (request(60), passive, false), (request(60), plan, true)]
+    {
+        let ((a, other), (b, dead)) = (Peer::connected("a"), Peer::connected("b"));
+        let driving = tokio::spawn(drive(vec![(a, request(60)), (b, of_b)], plan, pending(), |_| {}));
+        drop(dead);
+        let _kept = (!all_die).then_some(other);
+        let error = driving.await.unwrap().unwrap_err().to_string();
+        assert!(error.contains("session ended before hello"), "{error}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
