@@ -3,8 +3,8 @@
 //! The facts are plain data and compile everywhere; reading them is for Linux.
 
 pub mod facts;
-#[cfg(target_os = "linux")]
+#[cfg(live)]
 mod live;
 
-#[cfg(target_os = "linux")]
+#[cfg(live)]
 pub use live::{Error, Failure, Holder, Node, RuleCounters, RuleTraces, RulesMet};
