@@ -1,9 +1,19 @@
-//! Embeds the kernel object that `cargo xtask build` made. Without it the crate still builds (for `cargo check`, an IDE,
-//! a laptop's CLI), and the agent says at run time what is missing.
+//! Sets `cfg(live)` where this crate can trace the machine it runs on, and embeds the kernel object that `cargo xtask build`
+//! made. Without that object the crate still builds (for `cargo check`, an IDE), and the agent says at run time what is missing.
 
 use std::{env, fs, path::PathBuf};
 
 fn main() {
+    println!("cargo::rustc-check-cfg=cfg(live)");
+    println!("cargo::rerun-if-changed=build.rs");
+    let for_linux = env::var_os("CARGO_CFG_TARGET_OS").is_some_and(|system| system == "linux");
+    if for_linux && env::var_os("CARGO_FEATURE_AGENT").is_some() {
+        println!("cargo::rustc-cfg=live");
+        embed_kernel_object();
+    }
+}
+
+fn embed_kernel_object() {
     let manifest = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("set by cargo"));
     let folder = manifest.join("../target/ebpf");
     let object = folder.join("podpath-ebpf.o");

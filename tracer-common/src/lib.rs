@@ -443,7 +443,7 @@ const _: () = assert!(
     size_of::<Outer>() == 40 && size_of::<Free>() == 40 && size_of::<Rewrite>() == 40 && size_of::<Head>() == 32
 );
 
-#[cfg(feature = "user")]
+#[cfg(all(feature = "user", target_os = "linux"))]
 mod user {
     // SAFETY: `repr(C)`, no padding (every byte is a named integer), any bit pattern is valid.
     unsafe impl aya::Pod for super::Wanted {}

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-#[cfg(target_os = "linux")]
+#[cfg(live)]
 mod system;
 
 /// One thing that tracing needs or profits from.
@@ -34,15 +34,22 @@ pub enum State {
 
 /// All checks of this machine that load nothing into the kernel.
 pub fn checks() -> Vec<Check> {
-    #[cfg(target_os = "linux")]
+    #[cfg(live)]
     return system::checks();
-    #[cfg(not(target_os = "linux"))]
-    return vec![Check {
-        name: "operating system".to_owned(),
-        state: State::Fatal,
-        detail: std::env::consts::OS.to_owned(),
-        cost: "nothing is traced on this machine; nodes are: run podpath doctor there".to_owned(),
-    }];
+    #[cfg(not(live))]
+    return vec![not_here()];
+}
+
+/// What a podpath finds that cannot trace the machine it runs on.
+#[cfg(any(not(live), test))]
+fn not_here() -> Check {
+    let (name, detail, way_out) = if cfg!(target_os = "linux") {
+        ("podpath", "built without its cargo feature `agent`", "to check it, build podpath with its default features")
+    } else {
+        ("operating system", std::env::consts::OS, "nodes are: run podpath doctor there")
+    };
+    let cost = format!("nothing is traced on this machine; {way_out}");
+    Check { name: name.to_owned(), state: State::Fatal, detail: detail.to_owned(), cost }
 }
 
 /// Whether nothing that is missing prevents a trace.
@@ -165,6 +172,16 @@ mod tests {
         ));
         assert!(!can_trace(&checks));
         insta::assert_snapshot!(text(&checks, true, 200));
+    }
+
+    #[test]
+    fn who_cannot_trace_here_says_why() {
+        insta::assert_snapshot!(text(&[not_here()], false, 120), @r"
+        FATAL    podpath  built without its cargo feature `agent`
+                          nothing is traced on this machine; to check it, build podpath with its default features
+
+        This machine cannot be traced as it is: repair what is FATAL.
+        ");
     }
 
     #[test]

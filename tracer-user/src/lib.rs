@@ -1,17 +1,18 @@
 //! podpath's library: everything that the two binaries `podpath` and `podpath-agent` are made of.
 //!
-//! `docs/ARCHITECTURE.md` follows a packet's bytes through these modules.
+//! `docs/ARCHITECTURE.md` follows a packet's bytes through these modules. What needs the kernel of a node is compiled for Linux
+//! with the feature `agent`: there the build script sets `cfg(live)`.
 
 pub mod cli;
 pub mod cluster;
 pub mod doctor;
 pub mod event;
 pub mod identity;
-#[cfg(target_os = "linux")]
+#[cfg(live)]
 pub mod inject;
 pub mod node;
 pub mod path;
-#[cfg(target_os = "linux")]
+#[cfg(live)]
 pub mod probe;
 pub mod render;
 pub mod session;

@@ -39,7 +39,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     if phases.begin("fmt", "cargo fmt --all --check") && !cargo(&["fmt", "--all", "--check"])? {
         failed.push("fmt");
     }
-    if phases.begin("clippy", "cargo clippy, host and BPF target") && !clippy()? {
+    if phases.begin("clippy", "cargo clippy: host, laptop's CLI, BPF target") && !clippy()? {
         failed.push("clippy");
     }
     phases.header("cargo test --workspace");
@@ -111,11 +111,14 @@ fn cargo(arguments: &[&str]) -> Result<bool> {
 
 fn clippy() -> Result<bool> {
     let host = cargo(&["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"])?;
+    let laptop =
+        ["clippy", "--quiet", "-p", "tracer-user", "--no-default-features", "--lib", "--bin", "podpath", "--tests"];
+    let laptop = cargo(&[&laptop[..], &["--", "-D", "warnings"]].concat())?;
     let kernel = build::kernel_clippy();
     if let Err(error) = &kernel {
         eprintln!("{error:#}");
     }
-    Ok(host && kernel.is_ok())
+    Ok(host && laptop && kernel.is_ok())
 }
 
 /// Runs all tests, shows their output as it comes, and adds up the summary lines in it.
@@ -177,6 +180,17 @@ mod tests {
             "xtask test: FAILED in clippy, tests. 13 passed, 1 failed, 1 ignored, 2 filtered out; \
              skipped as asked by --skip: fmt, blackhole"
         );
+    }
+
+    #[test]
+    fn a_laptops_cli_needs_nothing_of_a_node() {
+        let mut tree = Command::new(crate::cargo());
+        tree.args(["tree", "--locked", "--offline", "-p", "tracer-user", "--no-default-features", "-e", "normal"]);
+        let tree = proc::quiet(tree.args(["--prefix", "none"]).current_dir(workspace_root())).expect("cargo tree");
+        assert!(tree.contains("\nkube v"), "{tree}");
+        for of_a_node in ["\naya", "\nbtf-rs", "\nnetlink-"] {
+            assert!(!tree.contains(of_a_node), "{of_a_node} in {tree}");
+        }
     }
 
     #[test]

@@ -12,9 +12,9 @@ use crate::doctor;
 /// # Errors
 /// The result could not be written.
 pub(super) fn run(args: &DoctorArgs) -> Result<u8, Error> {
-    #[cfg_attr(not(target_os = "linux"), expect(unused_mut, reason = "only Linux has more to check"))]
+    #[cfg_attr(not(live), expect(unused_mut, reason = "only who can trace here has more to check"))]
     let mut checks = doctor::checks();
-    #[cfg(target_os = "linux")]
+    #[cfg(live)]
     checks.extend(crate::probe::doctor::checks());
     let text = match args.output {
         Format::Json => doctor::json(&checks),

@@ -7,14 +7,10 @@ use super::{
     error::Error,
     kubernetes::{self, Kubernetes},
 };
-#[cfg(not(target_os = "linux"))]
-use crate::session::Failure;
-#[cfg(target_os = "linux")]
-use crate::session::LiveNode;
 use crate::{
     cluster::Access,
     identity::Directory,
-    session::{Connection, DriveError, Inventory, InventoryNode, as_typed},
+    session::{Connection, DriveError, Failure, Inventory, InventoryNode, as_typed},
 };
 
 /// Where to trace, and who is who there.
@@ -89,15 +85,27 @@ impl Cluster {
     }
 }
 
-#[cfg(target_os = "linux")]
+#[cfg(live)]
 fn local(name: &str) -> Result<Connection, Error> {
-    Ok(Connection::local(name, LiveNode::new()))
+    Ok(Connection::local(name, crate::session::LiveNode::new()))
 }
 
-#[cfg(not(target_os = "linux"))]
-fn local(name: &str) -> Result<Connection, Error> {
-    let way_out = "name the nodes with --inventory FILE";
-    Err(Failure::new(name, "only Linux can be traced", way_out).into())
+#[cfg(not(live))]
+fn local(_: &str) -> Result<Connection, Error> {
+    Err(not_local().into())
+}
+
+/// What a podpath says that cannot trace the machine it runs on.
+fn not_local() -> Failure {
+    let (cause, way_out) = if cfg!(target_os = "linux") {
+        (
+            "this podpath was built without its cargo feature `agent`, so it traces other machines only",
+            "build it with its default features, or name the nodes with --inventory FILE",
+        )
+    } else {
+        ("only Linux can be traced", "name the nodes with --inventory FILE")
+    };
+    Failure::new("--local", cause, way_out)
 }
 
 /// Finds it as the arguments say; and the arguments, with the ends called as the directory calls them.
@@ -108,6 +116,10 @@ fn local(name: &str) -> Result<Connection, Error> {
 /// No nodes known, a file that cannot be used, or a cluster that cannot be asked.
 pub(super) async fn find(args: &TraceArgs) -> Result<(Cluster, TraceArgs), Error> {
     if args.local {
+        // Before names are looked up in vain.
+        if !cfg!(live) {
+            return Err(not_local().into());
+        }
         let nodes = vec![Node { name: this_machine(), reach: Reach::Here }];
         let cluster = Cluster { context: None, nodes, directory: Directory::empty(), kubernetes: None, choice: None };
         return Ok((cluster, args.clone()));
@@ -169,10 +181,8 @@ fn choose(mut labs: Vec<PathBuf>, wanted: Option<&str>) -> Result<PathBuf, Error
 }
 
 fn this_machine() -> String {
-    #[cfg(target_os = "linux")]
+    // Only Linux has it, and only Linux is traced.
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
-    #[cfg(not(target_os = "linux"))]
-    let name: Option<String> = None;
     name.map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()).unwrap_or_else(|| "this machine".to_owned())
 }
 
@@ -188,6 +198,11 @@ mod tests {
     fn the_only_lab_is_used() {
         assert_eq!(choose(vec![lab("a")], None).expect("one"), lab("a"));
         assert_eq!(choose(vec![lab("b"), lab("a")], Some("b")).expect("named"), lab("b"));
+    }
+
+    #[test]
+    fn who_cannot_trace_here_says_why() {
+        insta::assert_snapshot!(not_local(), @"--local: this podpath was built without its cargo feature `agent`, so it traces other machines only; build it with its default features, or name the nodes with --inventory FILE");
     }
 
     #[test]

@@ -8,10 +8,10 @@ mod drive;
 mod error;
 mod inventory;
 mod link;
-#[cfg(target_os = "linux")]
+#[cfg(live)]
 mod live;
 mod node;
-#[cfg(unix)]
+#[cfg(live)]
 mod process;
 mod serve;
 #[cfg(test)]
@@ -21,9 +21,9 @@ mod wire;
 pub(crate) use self::connection::as_typed;
 #[doc(hidden)]
 pub use self::link::{decode_stream, request_stream};
-#[cfg(target_os = "linux")]
+#[cfg(live)]
 pub use self::live::LiveNode;
-#[cfg(unix)]
+#[cfg(live)]
 pub use self::process::run_agent;
 pub use self::{
     backend::{Backend, Ended, InjectorJob, ProbeSender},

@@ -215,7 +215,7 @@ fn slot(register: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::node::rules::attributes::{put, put_nested, put_text};
+    use crate::node::live::rules::attributes::{put, put_nested, put_text};
 
     #[test]
     fn old_and_new_registers_are_the_same_memory() {

@@ -401,7 +401,7 @@ pub(super) fn comment(mut data: &[u8]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::node::rules::{
+    use crate::node::live::rules::{
         attributes::{put, put_nested, put_text},
         sets::Set as AnySet,
         sets::elements,
@@ -480,7 +480,7 @@ mod tests {
         #[test]
         fn no_set_makes_it_panic(body: Vec<u8>) {
             AnySet::decode(&body);
-            elements(&crate::node::rules::attributes::Raw { body: body.clone(), ..Default::default() });
+            elements(&crate::node::live::rules::attributes::Raw { body: body.clone(), ..Default::default() });
             comment(&body);
         }
     }

@@ -15,19 +15,19 @@ const NESTED: u16 = 0x8000;
 
 /// One nfnetlink message.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(in crate::node) struct Raw {
+pub(in crate::node::live) struct Raw {
     /// Subsystem << 8 | message.
-    pub(in crate::node) kind: u16,
+    pub(in crate::node::live) kind: u16,
     /// NFPROTO_*.
-    pub(in crate::node) family: u8,
+    pub(in crate::node::live) family: u8,
     /// Big-endian in the message.
-    pub(in crate::node) resource: u16,
+    pub(in crate::node::live) resource: u16,
     /// The attributes.
-    pub(in crate::node) body: Vec<u8>,
+    pub(in crate::node::live) body: Vec<u8>,
 }
 
 impl Raw {
-    pub(in crate::node) fn new(kind: u16, family: u8) -> Self {
+    pub(in crate::node::live) fn new(kind: u16, family: u8) -> Self {
         Self { kind, family, ..Self::default() }
     }
 }

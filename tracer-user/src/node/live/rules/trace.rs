@@ -13,7 +13,7 @@ use super::{
     nft::{SUBSYSTEM, family_name},
 };
 use crate::{
-    node::{
+    node::live::{
         error::Failure,
         netlink::{Netlink, Watch},
     },
@@ -40,7 +40,7 @@ const IP: u8 = 2;
 const IP6: u8 = 10;
 
 /// A running trace in one namespace; ends when dropped.
-pub(in crate::node) struct Trace {
+pub(in crate::node::live) struct Trace {
     /// Its end takes the table away.
     _owner: Netlink,
     heard: Watch,
@@ -57,7 +57,7 @@ impl Trace {
     ///
     /// # Errors
     /// `EINVAL` or `EOPNOTSUPP` where the kernel has no tables with owners.
-    pub(in crate::node) fn start(flows: &[Flow], translated: bool) -> Result<Self, Failure> {
+    pub(in crate::node::live) fn start(flows: &[Flow], translated: bool) -> Result<Self, Failure> {
         let heard = Watch::open(NETLINK_NETFILTER, &[GROUP])?;
         heard.widen(ROOM);
         let mut owner = Netlink::open(NETLINK_NETFILTER)?;
@@ -74,13 +74,13 @@ impl Trace {
     }
 
     /// Takes in what was heard since the last call. Never blocks.
-    pub(in crate::node) fn collect(&mut self) {
+    pub(in crate::node::live) fn collect(&mut self) {
         let Self { _owner: _, heard, name, ours, met, lost } = self;
         *lost |= heard.messages(|message: Raw| take(&message, name, ours, met));
     }
 
     /// What the marked packets met so far, and whether something was not heard.
-    pub(in crate::node) fn met(&self) -> (&Traced, bool) {
+    pub(in crate::node::live) fn met(&self) -> (&Traced, bool) {
         (&self.met, self.lost)
     }
 }

@@ -12,7 +12,7 @@ use super::{
 const MOST_UNCOUNTED: usize = 512;
 
 /// Names a chain.
-pub(in crate::node) type Place = (&'static str, String, String);
+pub(in crate::node::live) type Place = (&'static str, String, String);
 
 /// The counters of one reading.
 #[derive(Clone, Debug, Default)]
@@ -51,11 +51,11 @@ fn count(seen: &mut HashMap<(bool, Place, u64), u32>, key: (bool, Place, u64)) -
 }
 
 /// Packets of the traced flows that met a rule, by chain, handle and what became of them; by handle 0 the chain's policy.
-pub(in crate::node) type Traced = HashMap<(Place, u64, Ended), u64>;
+pub(in crate::node::live) type Traced = HashMap<(Place, u64, Ended), u64>;
 
 /// What a rule's verdict did to a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(in crate::node) enum Ended {
+pub(in crate::node::live) enum Ended {
     Dropped,
     Accepted,
     /// It went on to another rule, or elsewhere.

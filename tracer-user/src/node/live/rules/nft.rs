@@ -19,7 +19,7 @@ use super::{
 };
 
 /// `NFNL_SUBSYS_NFTABLES`.
-pub(in crate::node) const SUBSYSTEM: u16 = 10 << 8;
+pub(in crate::node::live) const SUBSYSTEM: u16 = 10 << 8;
 const GET_TABLE: u16 = SUBSYSTEM | 1;
 const GET_CHAIN: u16 = SUBSYSTEM | 4;
 const GET_RULE: u16 = SUBSYSTEM | 7;

@@ -117,7 +117,7 @@ mod tests {
     use super::*;
     use crate::node::{
         facts::{ConditionField, RuleEngine},
-        rules::model::{Chain, Entry, Outcome},
+        live::rules::model::{Chain, Entry, Outcome},
     };
 
     fn port(number: u16) -> Condition {
