@@ -32,10 +32,10 @@ pub enum State {
     Fatal,
 }
 
-/// All checks of this machine that load nothing into the kernel.
-pub fn checks() -> Vec<Check> {
+/// All checks of this machine. Some load programs into the kernel, and unload them again.
+pub fn all() -> Vec<Check> {
     #[cfg(live)]
-    return system::checks();
+    return [system::checks(), crate::probe::doctor::checks()].concat();
     #[cfg(not(live))]
     return vec![not_here()];
 }
@@ -103,7 +103,7 @@ pub fn text(checks: &[Check], color: bool, width: usize) -> String {
 const STATE_WIDTH: usize = 7;
 
 /// Lines of at most `width` columns, broken at spaces; a longer word has a line of its own.
-fn wrap(text: &str, width: usize) -> Vec<String> {
+pub(crate) fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for word in text.split_whitespace() {
         match lines.last_mut() {

@@ -25,6 +25,9 @@ pub enum Command {
     /// Show what this machine's kernel and user can do, what is missing, and what that costs
     #[command(after_help = DOCTOR_EXAMPLES)]
     Doctor(DoctorArgs),
+    /// Show every node, its agent, and what can be traced there
+    #[command(after_help = NODES_EXAMPLES)]
+    Nodes(NodesArgs),
     /// Put an agent on every node of a cluster, and wait until they are ready
     #[command(after_help = INSTALL_EXAMPLES)]
     Install(Box<InstallArgs>),
@@ -39,6 +42,7 @@ const EXAMPLES: &str = "\
 Examples:
   podpath trace bb2 bb1     the path of five pings from pod bb2 to pod bb1 and back
   podpath doctor            what can be traced on this machine
+  podpath nodes             every node, and what can be traced there
   podpath install           agents for every node of the Kubernetes cluster in your kubeconfig
 
 Exit codes: 0 every exchange completed; 1 could not trace; 2 wrong usage;
@@ -79,6 +83,17 @@ Examples:
 
 Exit codes: 0 tracing works here; 1 it does not";
 
+const NODES_EXAMPLES: &str = "\
+Examples:
+  podpath nodes                      of the cluster in your kubeconfig, or of the lab that runs here
+  podpath nodes node-1 node-2        these only
+  podpath nodes -o wide              with addresses, agents' pods and operating systems
+  podpath nodes -o json              for programs, with every check
+
+Each agent looks at its own node's kernel: what `podpath doctor` shows there.
+
+Exit codes: 0 all of them can be traced; 1 not all; 2 wrong usage";
+
 const INSTALL_EXAMPLES: &str = "\
 Examples:
   podpath install                              into the current context of your kubeconfig
@@ -87,9 +102,10 @@ Examples:
   podpath install --dry-run -o yaml            print what would be applied
   podpath uninstall                            take all of it out again
 
-The image is in no registry: it is podpath-agent in the PATH of an otherwise empty image. A node gets it by
-  kind load docker-image localhost/podpath-agent:0.1.0       or, on the node itself,
-  ctr -n k8s.io images import podpath-agent.tar
+The image is in no registry. In podpath's sources `cargo xtask image` builds it as an archive, which a node takes by
+  ctr -n k8s.io images import podpath-agent-0.1.0-amd64.tar
+  kind load image-archive podpath-agent-0.1.0-amd64.tar      (kind's nodes)
+  docker load -i podpath-agent-0.1.0-amd64.tar               (then tag and push it for --image)
 
 It can be repeated, and then brings the cluster to what this version and these options say.
 
@@ -175,6 +191,29 @@ pub struct DoctorArgs {
     /// For people or for programs
     #[arg(short, long, value_name = "FORMAT", value_enum, default_value_t = Format::Text)]
     pub output: Format,
+}
+
+/// Arguments of `podpath nodes`.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct NodesArgs {
+    /// Only these nodes
+    #[arg(value_name = "NODE")]
+    pub nodes: Vec<String>,
+    /// For people or for programs
+    #[arg(short, long, value_name = "FORMAT", value_enum, default_value_t = Format::Text)]
+    pub output: Format,
+    /// How long a node may take to answer, seconds
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds, env = "PODPATH_READY_WITHIN")]
+    pub ready_within: Duration,
+    /// The nodes of this file
+    #[arg(long, value_name = "FILE", conflicts_with = "lab")]
+    pub inventory: Option<PathBuf>,
+    /// The nodes of this running lab
+    #[arg(long, value_name = "NAME")]
+    pub lab: Option<String>,
+    /// The cluster.
+    #[command(flatten)]
+    pub access: Access,
 }
 
 /// Arguments of `podpath trace`.
@@ -273,8 +312,12 @@ impl TraceArgs {
 pub enum Format {
     /// For people; changes with releases
     Text,
+    /// The same, with more of it
+    Wide,
     /// For programs; only grows
     Json,
+    /// The same
+    Yaml,
 }
 
 /// The longest time that any option takes.

@@ -4,6 +4,7 @@ use super::{
     args::{DoctorArgs, Format},
     error::Error,
     terminal::{Surroundings, write_stdout},
+    yaml,
 };
 use crate::doctor;
 
@@ -12,13 +13,11 @@ use crate::doctor;
 /// # Errors
 /// The result could not be written.
 pub(super) fn run(args: &DoctorArgs) -> Result<u8, Error> {
-    #[cfg_attr(not(live), expect(unused_mut, reason = "only who can trace here has more to check"))]
-    let mut checks = doctor::checks();
-    #[cfg(live)]
-    checks.extend(crate::probe::doctor::checks());
+    let checks = doctor::all();
     let text = match args.output {
         Format::Json => doctor::json(&checks),
-        Format::Text => {
+        Format::Yaml => yaml(doctor::json(&checks).as_bytes()),
+        Format::Text | Format::Wide => {
             let look = Surroundings::of_stdout().look();
             doctor::text(&checks, look.color, look.width)
         }

@@ -25,6 +25,14 @@ pub(super) enum Error {
         /// Those that run.
         running: Vec<String>,
     },
+    /// No node is called so.
+    #[error("node {wanted}: there is none of that name; there are: {}", some_of(.known))]
+    NoSuchNode {
+        /// As typed.
+        wanted: String,
+        /// Those that there are.
+        known: Vec<String>,
+    },
     /// The inventory could not be used.
     #[error(transparent)]
     Inventory(#[from] session::InventoryError),
@@ -117,6 +125,15 @@ fn neither(unknown: &str, name: &str, cause: &io::Error) -> String {
 
 fn choices(labs: &[String]) -> String {
     labs.iter().map(|lab| format!("--lab {lab}")).collect::<Vec<_>>().join(", ")
+}
+
+/// Enough to see what they look like.
+fn some_of(names: &[String]) -> String {
+    const SOME: usize = 10;
+    match names.len().saturating_sub(SOME) {
+        0 => names.join(", "),
+        more => format!("{} and {more} more", names[..SOME].join(", ")),
+    }
 }
 
 fn running_labs(labs: &[String]) -> String {

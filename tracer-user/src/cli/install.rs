@@ -83,7 +83,7 @@ fn installed(context: &str, nodes: usize, no_inject: bool) -> String {
     let next = if no_inject { "podpath trace --passive POD POD" } else { "podpath trace POD POD" };
     format!(
         "podpath {} is installed in context {context}: agents ready on {agents}, idle until a trace\n\
-         next: {next}; others may trace who are bound to the roles {role}\n",
+         next: {next}, or podpath nodes to see what can be traced where; others may trace who are bound to the roles {role}\n",
         env!("CARGO_PKG_VERSION"),
         role = names::USER_ROLE,
     )

@@ -13,6 +13,7 @@ mod install;
 mod kubernetes;
 mod nodes;
 mod plugin;
+mod survey;
 mod terminal;
 mod trace;
 mod traffic;
@@ -33,6 +34,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::from_arg_matches(&definition.get_matches()).unwrap_or_else(|error| error.exit());
     let result = match &cli.command {
         Command::Trace(args) => block_on(trace::run(args)),
+        Command::Nodes(args) => block_on(survey::run(args)),
         Command::Doctor(args) => doctor::run(args),
         Command::Install(args) => block_on(install::install(args)),
         Command::Uninstall(args) => block_on(install::uninstall(args)),
@@ -45,6 +47,12 @@ pub fn main() -> ExitCode {
             ExitCode::from(FAILED)
         }
     }
+}
+
+/// The same object, as YAML.
+fn yaml(json: &[u8]) -> String {
+    let value: serde_json::Value = serde_json::from_slice(json).expect("what our own serializer wrote");
+    serde_norway::to_string(&value).expect("JSON has no key that YAML has not")
 }
 
 fn block_on(work: impl Future<Output = Result<u8, error::Error>>) -> Result<u8, error::Error> {

@@ -73,7 +73,7 @@ impl Cluster {
         Ok((connections, place))
     }
 
-    async fn connect_to(&self, node: &Node) -> Result<Connection, Error> {
+    pub(super) async fn connect_to(&self, node: &Node) -> Result<Connection, Error> {
         match (&node.reach, &self.kubernetes) {
             (Reach::Agent(pod), Some(kubernetes)) => kubernetes.session(&node.name, pod).await,
             (Reach::Command(command), _) => Connection::spawn(node.name.as_str(), &command.words()).map_err(|source| {
@@ -124,26 +124,55 @@ pub(super) async fn find(args: &TraceArgs) -> Result<(Cluster, TraceArgs), Error
         let cluster = Cluster { context: None, nodes, directory: Directory::empty(), kubernetes: None, choice: None };
         return Ok((cluster, args.clone()));
     }
-    if let Some(path) = &args.inventory {
-        return Ok((load(path)?, args.clone()));
+    let (place, choice) = place(args.inventory.as_deref(), args.lab.as_deref(), &args.access, args.ephemeral)?;
+    let (cluster, args) = match place {
+        Place::Kubernetes => kubernetes::find(args).await?,
+        Place::File(path) => (load(&path)?, args.clone()),
+    };
+    Ok((Cluster { choice, ..cluster }, args))
+}
+
+/// Where nodes are learned from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// A cluster's API.
+    Kubernetes,
+    /// An inventory, perhaps a running lab's.
+    File(PathBuf),
+}
+
+/// Which of them the options and surroundings mean; and which other it was chosen before, with how to have that.
+///
+/// # Errors
+/// There is none, or several labs run and none is named.
+pub(super) fn place(
+    inventory: Option<&Path>,
+    lab: Option<&str>,
+    access: &Access,
+    ephemeral: bool,
+) -> Result<(Place, Option<String>), Error> {
+    if let Some(path) = inventory {
+        return Ok((Place::File(path.to_owned()), None));
     }
     let labs = Inventory::running_labs()?;
-    let named = args.access.is_named() || args.ephemeral;
-    if args.lab.is_none() && (named || Access::is_in_environment() || labs.is_empty() && args.access.is_configured()) {
-        let (cluster, resolved) = kubernetes::find(args).await?;
+    let named = access.is_named() || ephemeral;
+    if lab.is_none() && (named || Access::is_in_environment() || labs.is_empty() && access.is_configured()) {
         let choice = (!named && !labs.is_empty()).then(|| {
             "the cluster of $KUBECONFIG was taken, not the lab that runs here; --lab NAME takes that".to_owned()
         });
-        return Ok((Cluster { choice, ..cluster }, resolved));
+        return Ok((Place::Kubernetes, choice));
     }
-    let choice = (args.lab.is_none() && args.access.is_configured()).then(|| {
+    let choice = (lab.is_none() && access.is_configured()).then(|| {
         "the lab that runs here was taken, not the cluster of your kubeconfig; --context NAME takes that".to_owned()
     });
-    let path = choose(labs, args.lab.as_deref())?;
-    Ok((Cluster { choice, ..load(&path)? }, args.clone()))
+    Ok((Place::File(choose(labs, lab)?), choice))
 }
 
-fn load(path: &Path) -> Result<Cluster, Error> {
+/// The nodes of an inventory.
+///
+/// # Errors
+/// It, or the identity file that it names, cannot be used.
+pub(super) fn load(path: &Path) -> Result<Cluster, Error> {
     let Inventory { context, identity, nodes } = Inventory::load(path)?;
     let directory = match &identity {
         Some(file) => Directory::load(file)?,

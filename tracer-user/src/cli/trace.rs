@@ -53,9 +53,14 @@ pub(super) async fn run(args: &TraceArgs) -> Result<u8, Error> {
     }
     let bytes = match args.output {
         Format::Json => render::json(&trace),
-        Format::Text => {
+        Format::Yaml => super::yaml(&render::json(&trace)).into_bytes(),
+        Format::Text | Format::Wide => {
             let look = Surroundings::of_stdout().look();
-            let style = render::Style { color: look.color, width: look.width, verbose: args.verbose };
+            let style = render::Style {
+                color: look.color,
+                width: look.width,
+                verbose: args.verbose || args.output == Format::Wide,
+            };
             render::text(&trace, &style).into_bytes()
         }
     };

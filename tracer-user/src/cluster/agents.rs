@@ -33,11 +33,7 @@ impl Cluster {
         match (ready, staying.next()) {
             (Some(pod), _) => Ok(pod["metadata"]["name"].as_str().unwrap_or_default().to_owned()),
             (None, Some(pod)) => Err(unusable(node, pod)),
-            (None, None) => Err(Error::NoAgent {
-                node: node.to_owned(),
-                cause: format!("no agent runs there (no pod of {AGENT} in namespace {NAMESPACE})"),
-                way_out: "install the agents (podpath install), or trace without them (--ephemeral)".to_owned(),
-            }),
+            (None, None) => Err(no_agent(node)),
         }
     }
 
@@ -59,6 +55,15 @@ impl Cluster {
         let process = self.once(Purpose::Exec, &asked, api.exec(pod, SESSION, &parameters)).await?;
         let typed = format!("kubectl -n {NAMESPACE} exec -i {pod} -c {CONTAINER} -- {}", SESSION.join(" "));
         Ok(Connection::exec(node, process, typed))
+    }
+}
+
+/// There is no pod.
+pub(super) fn no_agent(node: &str) -> Error {
+    Error::NoAgent {
+        node: node.to_owned(),
+        cause: format!("no agent runs there (no pod of {AGENT} in namespace {NAMESPACE})"),
+        way_out: "install the agents (podpath install), or trace without them (--ephemeral)".to_owned(),
     }
 }
 

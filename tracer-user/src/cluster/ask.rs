@@ -15,6 +15,8 @@ use super::{
     error::{Purpose, chain},
 };
 
+/// Objects that are asked for at a time, where all are wanted.
+const PAGE: u32 = 500;
 /// Where the server says "later" and not when.
 const LATER: Duration = Duration::from_millis(500);
 
@@ -45,6 +47,33 @@ impl Cluster {
         let asked = format!("list {what}");
         let list: ObjectList<K> = self.repeat(Purpose::Look, &asked, || api.list(parameters)).await?;
         list.items.iter().map(|object| self.value(&asked, object)).collect()
+    }
+
+    /// All that fits the parameters, page by page.
+    ///
+    /// # Errors
+    /// As [`Cluster::get`].
+    pub(super) async fn list_all<K>(
+        &self,
+        purpose: Purpose,
+        api: &Api<K>,
+        what: &str,
+        mut parameters: ListParams,
+    ) -> Result<Vec<K>, Error>
+    where
+        K: Clone + Debug + DeserializeOwned,
+    {
+        let asked = format!("list {what}");
+        parameters.limit = Some(PAGE);
+        let mut all = Vec::new();
+        loop {
+            let page = self.repeat(purpose, &asked, || api.list(&parameters)).await?;
+            all.extend(page.items);
+            match page.metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) => parameters.continue_token = Some(token),
+                None => return Ok(all),
+            }
+        }
     }
 
     fn value<K: Serialize>(&self, asked: &str, object: &K) -> Result<Value, Error> {

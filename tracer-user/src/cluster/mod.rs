@@ -10,6 +10,7 @@ mod ephemeral;
 mod error;
 pub mod installation;
 mod lookup;
+mod machines;
 pub mod manifests;
 pub mod names;
 
@@ -17,3 +18,4 @@ pub use access::{Access, Cluster};
 pub use ephemeral::{Ephemeral, Wish};
 pub use error::Error;
 pub use lookup::Lookup;
+pub use machines::Machine;

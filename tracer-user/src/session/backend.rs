@@ -13,14 +13,14 @@ use super::{
     link::Outbox,
     wire::{self, Message},
 };
-use crate::{event::Record, node::facts::NodeFacts, path::Probe};
+use crate::{doctor::Check, event::Record, node::facts::NodeFacts, path::Probe};
 
 /// How often the ring is emptied.
 const DRAIN_EVERY: Duration = Duration::from_millis(10);
 
 /// The node's part of a session: kernel programs, netlink, injector.
 ///
-/// Calls come one at a time, in the order `hello`, `arm`, `known`, any of `drain` and `fire`, then `detach`, `drain`, `finish`; they may
+/// Calls come one at a time, in the order `hello`, then only `checks`, or `arm`, `known`, any of `drain` and `fire`, then `detach`, `drain`, `finish`; they may
 /// stop after any of them. They may block: each runs on a thread of a pool, so a call that changes its thread's namespace must do so on
 /// a thread of its own. Dropping the backend detaches everything and must be quick.
 pub trait Backend: Send + 'static {
@@ -29,6 +29,9 @@ pub trait Backend: Send + 'static {
     /// # Errors
     /// What makes this node unfit, e.g. not root.
     fn hello(&mut self) -> Result<About, Failure>;
+
+    /// What this node's kernel and user can do, what is missing, and what that costs; tried out, with nothing left behind.
+    fn checks(&mut self) -> Vec<Check>;
 
     /// Loads and attaches everything, and sets the request's flows. On return every matching packet is recorded.
     ///
@@ -98,6 +101,7 @@ impl ProbeSender {
 #[derive(Debug)]
 pub(super) enum Command {
     Arm(Request),
+    Examine,
     Fire,
     Stop,
 }
@@ -150,6 +154,11 @@ async fn session<B: Backend>(
 
     let request = match commands.recv().await.ok_or(Halt::Over)? {
         Command::Arm(request) => request,
+        Command::Examine => {
+            let checks = node.call(|backend| Ok(backend.checks())).await?;
+            outbox.conclude(vec![Message::Checks(checks), Message::End]);
+            return Ok(());
+        }
         // `converse` lets nothing else through before a request.
         Command::Fire | Command::Stop => return Err(Halt::Over),
     };
@@ -196,7 +205,7 @@ async fn record<B: Backend>(
                     }
                     _ => return Err(refused_fire(ping.is_some()).into()),
                 },
-                Command::Arm(_) => return Err(Halt::Over),
+                Command::Arm(_) | Command::Examine => return Err(Halt::Over),
             },
             report = next_report(&mut injector) => match report? {
                 Some(probe) => outbox.send(Message::Probe(probe)),

@@ -16,6 +16,7 @@ use nix::{
 
 use super::{About, Backend, Counters, Failure, InjectorJob, Ping, Request};
 use crate::{
+    doctor::{self, Check},
     event::{CtDirection, Engine, Hook, L4, Record, Sighting, Translation},
     inject,
     node::{self, Node, facts},
@@ -141,6 +142,10 @@ impl Backend for LiveNode {
             capabilities: probe::hooks::capabilities(),
             realtime_offset_ns: realtime_offset_ns(),
         })
+    }
+
+    fn checks(&mut self) -> Vec<Check> {
+        doctor::all()
     }
 
     fn arm(&mut self, request: &Request) -> Result<(), Failure> {

@@ -6,6 +6,7 @@ mod backend;
 mod connection;
 mod drive;
 mod error;
+mod examine;
 mod inventory;
 mod link;
 #[cfg(live)]
@@ -30,6 +31,7 @@ pub use self::{
     connection::Connection,
     drive::{Death, DriveError, Driven, DrivenNode, Plan, Progress, drive},
     error::{Error, Failure},
+    examine::{Examined, examine},
     inventory::{Inventory, InventoryError, InventoryNode},
     link::{KEEPALIVE, SILENCE},
     serve::{MAX_TIME_LIMIT, serve},
@@ -37,7 +39,7 @@ pub use self::{
 };
 
 /// The protocol this program speaks; `docs/PROTOCOL.md` says when which number grows.
-pub const PROTOCOL: Version = Version { major: 1, minor: 1 };
+pub const PROTOCOL: Version = Version { major: 1, minor: 2 };
 
 /// A protocol version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -31,17 +31,19 @@ pub(super) async fn talk(
     let ended = listen(Incoming::new(reader), &outbox, writer, |message| {
         // The driver is gone: so is this task, soon.
         let _gone = events.send((index, Event::Message(message)));
+        Ok(())
     })
     .await;
     let remains = host.close().await;
     let _gone = events.send((index, Event::Ended(ended.map_err(|cause| Death { cause, remains }))));
 }
 
-async fn listen(
+/// Until the end that the session announces.
+pub(super) async fn listen(
     mut incoming: Incoming<Box<dyn tokio::io::AsyncRead + Send + Unpin>>,
     outbox: &Outbox,
     writer: Box<dyn tokio::io::AsyncWrite + Send + Unpin>,
-    mut heard: impl FnMut(Message),
+    mut heard: impl FnMut(Message) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let mut write = std::pin::pin!(outbox.write_to(writer));
     let mut writing = true;
@@ -50,7 +52,7 @@ async fn listen(
             next = incoming.next() => match next? {
                 Some(Message::End) => return Ok(()),
                 Some(Message::Error(failure)) => return Err(Error::Peer(failure)),
-                Some(message) => heard(message),
+                Some(message) => heard(message)?,
                 None => return Err(Error::EndOfInput),
             },
             // A broken pipe alone says little: the other direction may still hold the reason, or at least its end.

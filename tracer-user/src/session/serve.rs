@@ -9,7 +9,7 @@ use tokio::{
 };
 
 use super::{
-    Error, PROTOCOL, Request,
+    Error, PROTOCOL,
     backend::{Backend, Command, attend},
     link::{Incoming, Outbox, RECORDS_WAITING},
     wire::Message,
@@ -20,6 +20,9 @@ pub const MAX_TIME_LIMIT: Duration = Duration::from_secs(24 * 3600);
 
 /// A request must come within this time.
 const REQUEST_WITHIN: Duration = Duration::from_secs(60);
+
+/// Trying out what a node can do may take this long: seconds on a slow machine.
+const EXAMINED_WITHIN: Duration = Duration::from_secs(60);
 
 /// Detaching may take this long before the session ends without waiting; the process's end then detaches.
 const CLEANUP: Duration = Duration::from_secs(5);
@@ -100,12 +103,15 @@ async fn converse<R: AsyncRead + Unpin>(
 ) -> Result<Infallible, Error> {
     let request =
         timeout(REQUEST_WITHIN, incoming.next()).await.map_err(|_| Error::NoRequest { after: REQUEST_WITHIN })??;
-    let request = accepted(request.ok_or(Error::EndOfInput)?)?;
-    let limit = request.time_limit;
+    let command = accepted(request.ok_or(Error::EndOfInput)?)?;
+    // An examination ends by itself; what comes while it lasts is misplaced.
+    let (limit, mut stopped) = match &command {
+        Command::Arm(request) => (request.time_limit, false),
+        _ => (EXAMINED_WITHIN, true),
+    };
     let deadline = Instant::now() + limit;
-    tell(&commands, Command::Arm(request));
+    tell(&commands, command);
 
-    let mut stopped = false;
     loop {
         let next = timeout_at(deadline, incoming.next()).await.map_err(|_| Error::TimeLimit { limit })??;
         let Some(next) = next else {
@@ -127,16 +133,19 @@ async fn converse<R: AsyncRead + Unpin>(
     }
 }
 
-fn accepted(message: Message) -> Result<Request, Error> {
-    let (theirs, request) = match message {
-        Message::Request(theirs, request) => (theirs, request),
+fn accepted(message: Message) -> Result<Command, Error> {
+    let (theirs, command) = match message {
+        Message::Request(theirs, request) => (theirs, Command::Arm(request)),
+        Message::Examine(theirs) => (theirs, Command::Examine),
         Message::Error(failure) => return Err(Error::Peer(failure)),
         other => return Err(Error::Unexpected { message: other.name(), when: "before the request" }),
     };
     if !PROTOCOL.talks_to(theirs) {
         return Err(Error::Version { ours: PROTOCOL, theirs, our_name: "podpath-agent", their_name: "podpath" });
     }
-    if request.time_limit > MAX_TIME_LIMIT {
+    if let Command::Arm(request) = &command
+        && request.time_limit > MAX_TIME_LIMIT
+    {
         return Err(Error::Peer(super::Failure::new(
             "request",
             format!(
@@ -147,7 +156,7 @@ fn accepted(message: Message) -> Result<Request, Error> {
             "ask for less",
         )));
     }
-    Ok(request)
+    Ok(command)
 }
 
 fn tell(commands: &mpsc::UnboundedSender<Command>, command: Command) {

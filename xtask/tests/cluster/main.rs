@@ -169,6 +169,31 @@ fn each_refusal_says_what_to_do() {
 }
 
 #[test]
+fn nodes_are_listed_with_what_they_can() {
+    let cluster = Cluster::installed("c-nodes", "calico-bgp");
+    let alice = cluster.user("alice");
+    let said = podpath(&alice, &["nodes"]).succeeds();
+    let lines: Vec<&str> = said.out.lines().take(4).collect();
+    assert!(lines[0].starts_with("NODE") && lines[0].ends_with("TRACES"), "{}", said.out);
+    assert!(lines[1..].iter().all(|line| line.contains("Ready") && line.contains("yes")), "{}", said.out);
+
+    cluster.server.fault(Fault::NoAgent { node: NODE2.to_owned(), without: true });
+    until("its agent goes", || cluster.server.pod_on("podpath", "podpath-agent", NODE2).is_none());
+    let said = podpath(&alice, &["nodes", "-o", "json", NODE1, NODE2]).ends_with(1);
+    let told = said.trace();
+    assert_eq!(nodes(&told), [NODE1, NODE2]);
+    assert_eq!((&told["nodes"][0]["can_trace"], &told["nodes"][1]["can_trace"]), (&json!(true), &json!(null)));
+    assert_eq!(told["nodes"][0]["version"], env!("CARGO_PKG_VERSION"));
+    let error = told["nodes"][1]["error"].as_str().unwrap();
+    assert!(error.contains("no agent runs there"), "{error}");
+    let said = podpath(&alice, &["nodes", "-o", "yaml", NODE1]).succeeds();
+    let yaml: Value = serde_norway::from_str(&said.out).unwrap();
+    assert_eq!(yaml["nodes"][0], told["nodes"][0]);
+    podpath(&alice, &["nodes", "node-9"]).refuses(&["node-9", NODE1]);
+    assert_eq!(cluster.sessions(), 0);
+}
+
+#[test]
 fn one_of_two_nodes_without_an_agent() {
     let cluster = Cluster::installed("kube-half", "calico-bgp");
     let gone = |node: &str, without| {

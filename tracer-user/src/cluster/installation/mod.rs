@@ -32,8 +32,8 @@ pub use rollout::{Rollout, Trouble};
 const ASK_EVERY: Duration = Duration::from_secs(1);
 /// Agents are looked at one by one only this often: there is one per node.
 const LOOK_EVERY: Duration = Duration::from_secs(3);
-/// So many pods per page of a list.
-const PAGE: u32 = 500;
+/// The controller's complaints that are looked at, at most.
+const OF_INTEREST: u32 = 500;
 
 /// An object of [`super::manifests::objects`], as the API addresses it.
 #[derive(Clone, Debug)]
@@ -155,25 +155,15 @@ pub async fn wait_until_ready(
 /// The server refuses to list them.
 pub async fn agents(cluster: &Cluster) -> Result<Vec<Pod>, Error> {
     let api: Api<Pod> = Api::namespaced(cluster.client.clone(), NAMESPACE);
-    let mut params = ListParams::default().labels(&format!("{NAME_LABEL}={AGENT}")).limit(PAGE);
-    let mut all = Vec::new();
-    loop {
-        let page = cluster
-            .repeat(Purpose::Install, &format!("list pods in namespace {NAMESPACE}"), || api.list(&params))
-            .await?;
-        all.extend(page.items);
-        match page.metadata.continue_.filter(|token| !token.is_empty()) {
-            Some(token) => params.continue_token = Some(token),
-            None => return Ok(all),
-        }
-    }
+    let params = ListParams::default().labels(&format!("{NAME_LABEL}={AGENT}"));
+    cluster.list_all(Purpose::Install, &api, &format!("pods in namespace {NAMESPACE}"), params).await
 }
 
 /// Why no pods were made, in the controller's words. Whoever may not read events is told the rest.
 async fn refusals(cluster: &Cluster) -> Vec<Event> {
     let api: Api<Event> = Api::namespaced(cluster.client.clone(), NAMESPACE);
     let fields = format!("involvedObject.kind=DaemonSet,involvedObject.name={AGENT},type=Warning");
-    let params = ListParams::default().fields(&fields).limit(PAGE);
+    let params = ListParams::default().fields(&fields).limit(OF_INTEREST);
     let events =
         cluster.repeat(Purpose::Install, &format!("list events in namespace {NAMESPACE}"), || api.list(&params)).await;
     events.map(|list| list.items).unwrap_or_default()

@@ -179,7 +179,7 @@ fn ended(state: &ContainerStateTerminated) -> String {
 /// How an image comes to a node. One without a registry cannot be pulled.
 fn image_way_out(image: &str) -> String {
     if image.starts_with("localhost/") {
-        "load it there (kind load docker-image, or on the node: ctr -n k8s.io images import FILE), or push it to a registry of yours \
+        "build it by cargo xtask image and load it there (kind load image-archive FILE, or on the node: ctr -n k8s.io images import FILE), or push it to a registry of yours \
          and podpath install --image"
             .to_owned()
     } else {

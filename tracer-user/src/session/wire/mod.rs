@@ -16,7 +16,7 @@ mod tests;
 pub(super) use self::facts::{Collected, Fact, facts};
 pub use self::field::Malformed;
 use super::{Counters, Error, Failure, Hello, Request, Version};
-use crate::{event, path::Probe};
+use crate::{doctor::Check, event, path::Probe};
 
 /// Longest frame, bytes, without its length header.
 pub(super) const MAX_FRAME: usize = 64 * 1024;
@@ -47,6 +47,10 @@ pub(super) enum Message {
     End,
     Error(Failure),
     Keepalive,
+    /// In place of a request: say what this node can do. The protocol of the one who asks.
+    Examine(Version),
+    /// What the node can do.
+    Checks(Vec<Check>),
     /// A message of a newer peer.
     Unknown,
 }
@@ -69,6 +73,8 @@ impl Message {
             Self::End => "end",
             Self::Error(_) => "error",
             Self::Keepalive => "keepalive",
+            Self::Examine(_) => "examine",
+            Self::Checks(_) => "checks",
             Self::Unknown => "unknown",
         }
     }
@@ -76,7 +82,7 @@ impl Message {
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct Frame {
-    #[prost(oneof = "Body", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14")]
+    #[prost(oneof = "Body", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16")]
     body: Option<Body>,
 }
 
@@ -110,6 +116,10 @@ enum Body {
     Error(request::Failure),
     #[prost(message, tag = "14")]
     Keepalive(Empty),
+    #[prost(message, tag = "15")]
+    Examine(request::Examine),
+    #[prost(message, tag = "16")]
+    Checks(request::Checks),
 }
 
 #[derive(Clone, Copy, PartialEq, prost::Message)]
@@ -156,6 +166,8 @@ pub(super) fn encode(message: Message) -> Result<Bytes, Error> {
         Message::End => Some(Body::End(Empty {})),
         Message::Error(failure) => Some(Body::Error(failure.into())),
         Message::Keepalive => Some(Body::Keepalive(Empty {})),
+        Message::Examine(version) => Some(Body::Examine(version.into())),
+        Message::Checks(checks) => Some(Body::Checks(checks.into())),
         Message::Unknown => None,
     };
     sealed(name, Frame { body })
@@ -196,6 +208,8 @@ pub(super) fn decode(frame: BytesMut) -> Result<Message, Malformed> {
         Some(Body::End(Empty {})) => Message::End,
         Some(Body::Error(failure)) => Message::Error(failure.into()),
         Some(Body::Keepalive(Empty {})) => Message::Keepalive,
+        Some(Body::Examine(version)) => Message::Examine(version.into()),
+        Some(Body::Checks(checks)) => Message::Checks(checks.into()),
         None => Message::Unknown,
     })
 }

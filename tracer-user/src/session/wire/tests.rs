@@ -9,6 +9,7 @@ use proptest::{
 
 use super::*;
 use crate::{
+    doctor::State,
     event::{
         CtDirection, Encapsulation, Engine, Free, Hook, L4, Netfilter, Outer, Packet, Record, Rewrite, Side, Sighting,
         Translation, Tuple,
@@ -339,6 +340,11 @@ fn request() -> impl Strategy<Value = Request> {
     })
 }
 
+fn check() -> impl Strategy<Value = Check> {
+    let state = prop_oneof![Just(State::Ok), Just(State::Unknown), Just(State::Missing), Just(State::Fatal)];
+    (text(), state, text(), text()).prop_map(|(name, state, detail, cost)| Check { name, state, detail, cost })
+}
+
 fn message() -> impl Strategy<Value = Message> {
     let version = any::<(u32, u32)>().prop_map(|(major, minor)| Version { major, minor });
     let hello = (version.clone(), text(), (text(), text(), vec(text(), 0..4), any::<i64>())).prop_map(
@@ -384,6 +390,8 @@ fn message() -> impl Strategy<Value = Message> {
         any::<u64>().prop_map(Message::Drained),
         Just(Message::End),
         Just(Message::Keepalive),
+        any::<(u32, u32)>().prop_map(|(major, minor)| Message::Examine(Version { major, minor })),
+        vec(check(), 0..4).prop_map(Message::Checks),
     ]
 }
 
