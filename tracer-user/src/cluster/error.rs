@@ -14,7 +14,7 @@ use super::{
 #[non_exhaustive]
 pub enum Error {
     /// No kubeconfig, or one that cannot be used.
-    #[error("kubeconfig {}: {}; name another with --kubeconfig FILE", shown(.path), .source)]
+    #[error("kubeconfig {}: {}; name another with --kubeconfig FILE", shown(.path), first_line(.source))]
     Kubeconfig {
         /// The file, if one was named.
         path: Option<PathBuf>,
@@ -188,6 +188,11 @@ impl Error {
     pub(super) fn is_not_found(&self) -> bool {
         matches!(self, Error::Refused { code: 404, .. })
     }
+}
+
+/// Without the excerpt of the file that a parser adds.
+fn first_line(error: &impl ToString) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
 /// The innermost cause, which says most; the outer ones only say that there is one.
