@@ -1,5 +1,6 @@
 //! `pods/exec` over WebSocket: the command runs as root in the network namespace of the pod's node.
 
+use std::pin::{Pin, pin};
 use std::process::Stdio;
 use std::sync::Arc;
 
@@ -200,17 +201,31 @@ async fn run(world: &World, job: Job, socket: Socket, half_close: bool) {
     if job.stdout && sink.send(frame(STDOUT, &[])).await.is_err() {
         return;
     }
-    let input = child.stdin.take();
-    let (out, err) = (child.stdout.take(), child.stderr.take());
-    let killed = async { while killed.recv().await.is_ok_and(|uid| uid != job.uid) {} };
-    tokio::select! {
+    let mut input = child.stdin.take();
+    let (mut out, mut err) = (child.stdout.take(), child.stderr.take());
+    let mut killed = pin!(async { while killed.recv().await.is_ok_and(|uid| uid != job.uid) {} });
+    let ended = tokio::select! {
         // The client is gone.
-        () = feed(world, stream, input, half_close) => {}
-        ended = drain(&mut child, &mut sink, out, err, job.cut, killed) => {
-            if let Some(status) = ended {
-                finish(sink, &status).await;
-            }
+        () = feed(world, stream, &mut input, half_close) => None,
+        ended = drain(&mut child, &mut sink, &mut out, &mut err, job.cut, killed.as_mut()) => ended,
+    };
+    if let Some(status) = ended {
+        return finish(sink, &status).await;
+    }
+    if world.faults().orphans {
+        drop(sink);
+        // Its input stays open, and what it says goes nowhere.
+        tokio::select! {
+            () = killed => {}
+            _ = async { tokio::join!(discard(out), discard(err), child.wait()) } => {}
         }
+    }
+}
+
+async fn discard(from: Option<impl AsyncRead + Unpin>) {
+    if let Some(mut stream) = from {
+        // That it cannot be read is an end as good.
+        let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
     }
 }
 
@@ -228,7 +243,7 @@ async fn finish(mut sink: SplitSink<Socket, Message>, status: &Value) {
 }
 
 /// What the client sends, to the process; returns when there is no client any more.
-async fn feed(world: &World, mut stream: SplitStream<Socket>, mut input: Option<ChildStdin>, half_close: bool) {
+async fn feed(world: &World, mut stream: SplitStream<Socket>, input: &mut Option<ChildStdin>, half_close: bool) {
     while let Some(Ok(message)) = stream.next().await {
         let bytes = match message {
             Message::Binary(bytes) => bytes,
@@ -238,14 +253,14 @@ async fn feed(world: &World, mut stream: SplitStream<Socket>, mut input: Option<
         };
         match bytes.split_first() {
             Some((&STDIN, bytes)) => {
-                if let Some(to) = &mut input
+                if let Some(to) = input
                     && to.write_all(bytes).await.is_err()
                 {
                     // It does not read any more; what it writes still counts.
-                    input = None;
+                    *input = None;
                 }
             }
-            Some((&CLOSE, [STDIN])) if half_close && !world.faults().no_half_close => input = None,
+            Some((&CLOSE, [STDIN])) if half_close && !world.faults().no_half_close => *input = None,
             _ => {}
         }
     }
@@ -255,18 +270,17 @@ async fn feed(world: &World, mut stream: SplitStream<Socket>, mut input: Option<
 async fn drain(
     child: &mut Child,
     sink: &mut SplitSink<Socket, Message>,
-    mut out: Option<impl AsyncRead + Unpin>,
-    mut err: Option<impl AsyncRead + Unpin>,
+    out: &mut Option<impl AsyncRead + Unpin>,
+    err: &mut Option<impl AsyncRead + Unpin>,
     mut cut: Option<u64>,
-    killed: impl Future<Output = ()>,
+    mut killed: Pin<&mut impl Future<Output = ()>>,
 ) -> Option<Value> {
-    let mut killed = std::pin::pin!(killed);
     let (mut from_out, mut from_err) = (vec![0; 16 * 1024], vec![0; 16 * 1024]);
     let mut dying = false;
     while out.is_some() || err.is_some() {
         let (channel, bytes) = tokio::select! {
-            read = read(&mut out, &mut from_out), if out.is_some() => (STDOUT, &from_out[..read]),
-            read = read(&mut err, &mut from_err), if err.is_some() => (STDERR, &from_err[..read]),
+            read = read(out, &mut from_out), if out.is_some() => (STDOUT, &from_out[..read]),
+            read = read(err, &mut from_err), if err.is_some() => (STDERR, &from_err[..read]),
             () = &mut killed, if !dying => {
                 dying = true;
                 // Gone already is as good.

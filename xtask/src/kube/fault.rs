@@ -38,6 +38,8 @@ pub enum Fault {
     NoHalfClose(bool),
     /// Exec speaks only `v4.channel.k8s.io`, as servers before 1.29 do, which has no end of input.
     OnlyV4(bool),
+    /// A process whose client is gone runs on with its input open, as some container runtimes leave it.
+    Orphans(bool),
     /// Images cannot be had on a node; pods that start there stay ImagePullBackOff.
     ImageMissing {
         /// The node.
@@ -73,6 +75,7 @@ pub(crate) struct Faults {
     pub(crate) cut_exec: BTreeMap<String, u64>,
     pub(crate) no_half_close: bool,
     pub(crate) only_v4: bool,
+    pub(crate) orphans: bool,
     pub(crate) image_missing: BTreeSet<String>,
     pub(crate) not_ready: BTreeSet<String>,
     pub(crate) no_agent: BTreeSet<String>,
@@ -98,6 +101,7 @@ impl Faults {
             Fault::CutExec { node, after: None } => drop(self.cut_exec.remove(&named(&node))),
             Fault::NoHalfClose(on) => self.no_half_close = on,
             Fault::OnlyV4(on) => self.only_v4 = on,
+            Fault::Orphans(on) => self.orphans = on,
             Fault::ImageMissing { node, missing } => put(&mut self.image_missing, &node, missing),
             Fault::NodeReady { node, ready } => put(&mut self.not_ready, &node, !ready),
             Fault::NoAgent { node, without } => put(&mut self.no_agent, &node, without),

@@ -17,7 +17,7 @@ use crate::support::Lab;
 pub(crate) struct Cluster {
     pub(crate) server: Server,
     _folder: TempDir,
-    _lab: Lab,
+    pub(crate) lab: Lab,
     _turn: MutexGuard<'static, ()>,
 }
 
@@ -36,7 +36,7 @@ impl Cluster {
         let lab = Lab::up(name, profile);
         let folder = tempfile::tempdir().unwrap();
         let server = Server::start(name, folder.path(), options).unwrap();
-        Cluster { server, _folder: folder, _lab: lab, _turn: turn }
+        Cluster { server, _folder: folder, lab, _turn: turn }
     }
 
     /// With agents on all nodes.
@@ -50,11 +50,16 @@ impl Cluster {
         podpath(&self.server.admin_kubeconfig(), words)
     }
 
-    /// Sessions of agents that still run: the server's children.
+    /// Sessions of agents that still run.
     pub(crate) fn sessions(&self) -> usize {
+        self.agents().len()
+    }
+
+    /// Their process ids: the server's children.
+    pub(crate) fn agents(&self) -> Vec<u32> {
         let tasks = std::fs::read_dir(format!("/proc/{}/task", self.server.id())).unwrap().flatten();
         let children = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
-        children.map(|list| list.split_whitespace().count()).sum()
+        children.flat_map(|list| list.split_whitespace().map(|id| id.parse().unwrap()).collect::<Vec<u32>>()).collect()
     }
 
     /// Kubeconfig of a user that may trace and nothing else.

@@ -13,6 +13,8 @@ use xtask::kube::{Fault, Options};
 use harness::{Cluster, Said, assert_warned, nodes, outcomes, podpath, start, until};
 
 mod harness;
+#[path = "../leftovers/held.rs"]
+mod held;
 mod states;
 #[path = "../support/mod.rs"]
 #[expect(dead_code, reason = "shared with other tests, which use more of it")]

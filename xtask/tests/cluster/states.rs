@@ -7,11 +7,13 @@ use std::{
 };
 
 use serde_json::{Value, json};
+use tracer_user::session::SILENCE;
 use xtask::kube::{Fault, Options};
 
 use crate::{
     NODE1, NODE2,
     harness::{Cluster, Said, assert_warned, nodes, start, until},
+    held::{Held, assert_ended},
 };
 
 impl Cluster {
@@ -135,6 +137,28 @@ fn a_server_without_an_end_of_input_is_as_good() {
     cluster.server.fault(Fault::CutExec { node: NODE2.to_owned(), after: Some(0) });
     cluster.refuses(&["bb2", "bb1"], &[NODE2, "session ended before hello", "cut off"]);
     until("sessions end again", || cluster.sessions() == 0);
+}
+
+#[test]
+fn a_session_of_whose_clients_death_it_is_not_told_ends_by_the_silence() {
+    let cluster = Cluster::installed("kf-orphan", "calico-bgp");
+    cluster.server.fault(Fault::OnlyV4(true));
+    cluster.server.fault(Fault::Orphans(true));
+    let mut child = cluster.start(&["trace", "bb2", "bb1", "-c", "60000", "-i", "0.1"]);
+    // With five programs each, they are armed.
+    let held = || Held::by(&cluster.agents());
+    until("both record", || cluster.sessions() == 2 && held().links.len() >= 10);
+    let (agents, held) = (cluster.agents(), held());
+    assert_eq!(held.alive(), held, "what is held is found in the kernel");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let killed = Instant::now();
+    // Neither an end of input nor a signal comes to them.
+    std::thread::sleep(SILENCE - Duration::from_secs(4));
+    assert_eq!(cluster.agents(), agents);
+    assert_ended(&agents, SILENCE + Duration::from_secs(5) - killed.elapsed());
+    held.assert_gone();
+    until("sessions end", || cluster.sessions() == 0);
 }
 
 #[test]
