@@ -15,7 +15,7 @@ use harness::{Cluster, Said, assert_warned, nodes, outcomes, podpath, start, unt
 mod harness;
 #[path = "../leftovers/held.rs"]
 mod held;
-
+mod shared;
 mod states;
 #[path = "../support/mod.rs"]
 #[expect(dead_code, reason = "shared with other tests, which use more of it")]
