@@ -242,7 +242,10 @@ impl Plant {
             Plant::Unresolved { pod } => planted.unresolved(lab, pod),
             Plant::Services { mode, services } => planted.services(lab, *mode, services),
         };
-        done.with_context(|| format!("planting {self:?} in lab {}", lab.name))?;
+        done.with_context(|| match self {
+            Plant::Services { .. } => format!("planting services in lab {}", lab.name),
+            fault => format!("planting {fault:?} in lab {}", lab.name),
+        })?;
         Ok(planted)
     }
 }

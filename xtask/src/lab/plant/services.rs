@@ -18,7 +18,11 @@ impl Planted {
             let namespace = &node.namespace;
             let before = netns::inside(namespace, || Ok(fault::chains(&run("nft", &["list", "chains"], "")?)))?;
             let stands = before.iter().any(|what| what == "ip kube-proxy" || what == "ip nat KUBE-SERVICES");
-            ensure!(!stands, "services stand already on {}: plant all at once", node.name);
+            ensure!(
+                !stands,
+                "services stand there already, and all are planted at once\nway out: cargo xtask lab down {}",
+                lab.name
+            );
             match mode {
                 Mode::Iptables => self.iptables_services(namespace, &before, cluster.iptables(node))?,
                 Mode::Nftables => {
