@@ -232,5 +232,5 @@ fn the_api_serves_what_is_planted() {
     let slice = list["items"].as_array().unwrap().iter().find(of_web).unwrap();
     let name = slice["metadata"]["name"].as_str().unwrap();
     let path = format!("/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/{name}");
-    assert_eq!(server.get(&path).unwrap()["endpoints"][1]["targetRef"]["name"], "bb2");
+    assert_eq!(server.get(&path).unwrap()["endpoints"][0]["targetRef"]["name"], "bb2");
 }

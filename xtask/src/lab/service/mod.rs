@@ -156,7 +156,9 @@ impl<'a> Cluster<'a> {
     pub(super) fn new(lab: &'a LabInfo, services: &'a [Service]) -> Result<Cluster<'a>> {
         let profile = Profile::named(&lab.profile)?;
         let backed = services.iter().map(|service| {
-            let endpoints = service.endpoints.iter().map(|pod| lab.pod(pod)).collect::<Result<_>>()?;
+            let mut endpoints = service.endpoints.iter().map(|pod| lab.pod(pod)).collect::<Result<Vec<_>>>()?;
+            // As kube-proxy sorts them: as text.
+            endpoints.sort_by_key(|pod| pod.address.to_string());
             Ok(Backed { service, endpoints })
         });
         Ok(Cluster {

@@ -58,7 +58,7 @@ fn iptables_has_kube_proxys_rules() {
             "-A {svc} {comment} \"default/web:http cluster IP\" -m tcp -p tcp -d 100.64.0.10 --dport 80 ! -s 100.96.0.0/11 -j KUBE-MARK-MASQ"
         ),
         format!(
-            "-A {svc} {comment} \"default/web:http -> 100.106.133.221:8080\" -m statistic --mode random --probability 0.5000000000 -j {sep}"
+            "-A {svc} {comment} \"default/web:http -> 100.106.133.221:8080\" -m statistic --mode random --probability 0.3333333333 -j {sep}"
         ),
         format!("-A {sep} {comment} \"default/web:http\" -s 100.106.133.221 -j KUBE-MARK-MASQ"),
         format!("-A {sep} {comment} \"default/web:http\" -m tcp -p tcp -j DNAT --to-destination 100.106.133.221:8080"),
@@ -101,7 +101,7 @@ fn nftables_has_kube_proxys_table() {
     let (one, two, three) = (endpoint("100.115.37.82"), endpoint("100.106.133.221"), endpoint("100.115.37.83"));
     assert_says(&text, &format!("chain service-{web} {{"));
     assert_says(&text, "ip daddr 100.64.0.10 ip saddr != 100.96.0.0/11 jump mark-for-masquerade");
-    assert_says(&text, &format!("numgen random mod 3 vmap {{ 0 : goto {one}, 1 : goto {two}, 2 : goto {three} }}"));
+    assert_says(&text, &format!("numgen random mod 3 vmap {{ 0 : goto {two}, 1 : goto {one}, 2 : goto {three} }}"));
     assert_says(&text, "meta l4proto tcp dnat to 100.106.133.221:8080");
     assert!(text.contains(&format!("100.64.0.10 . tcp . 80 : goto service-{web}")), "{text}");
     assert!(text.contains("100.64.0.11 . tcp . 80 comment \"default/none\" : goto reject-chain"), "{text}");
@@ -127,11 +127,11 @@ fn objects_say_who_is_behind_a_service() {
     assert_eq!(service("local")["spec"]["externalTrafficPolicy"], "Local");
     assert_eq!(service("sticky")["spec"]["sessionAffinity"], "ClientIP");
     assert_eq!(service("sticky")["spec"]["type"], "NodePort");
-    assert_eq!(slice("web")["endpoints"][1]["addresses"][0], "100.106.133.221");
-    assert_eq!(slice("web")["endpoints"][1]["nodeName"], "ip-172-20-58-60.ec2.internal");
+    assert_eq!(slice("web")["endpoints"][0]["addresses"][0], "100.106.133.221");
+    assert_eq!(slice("web")["endpoints"][0]["nodeName"], "ip-172-20-58-60.ec2.internal");
     assert_eq!(slice("none")["endpoints"], Value::Null);
     let bb2 = items.iter().find(|item| item["kind"] == "Pod" && item["metadata"]["name"] == "bb2").unwrap();
-    assert_eq!(slice("web")["endpoints"][1]["targetRef"]["uid"], bb2["metadata"]["uid"]);
+    assert_eq!(slice("web")["endpoints"][0]["targetRef"]["uid"], bb2["metadata"]["uid"]);
     assert_eq!(bb2["metadata"]["labels"]["service/web"], "");
 }
 
