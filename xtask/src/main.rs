@@ -1,10 +1,19 @@
 //! `cargo xtask`.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand};
-use xtask::{bench, build, demo, image, interrupt, kube, lab, packages, proc, test, traffic, vm};
+use serde::Deserialize;
+use xtask::{
+    bench, build, demo, image, interrupt, kube,
+    lab::{self, plant::Plant},
+    packages, proc, test, traffic, vm,
+};
 
 /// podpath's workshop: everything around the code that cargo alone does not do.
 ///
@@ -126,6 +135,9 @@ enum Lab {
         /// What to call it, to have several side by side [default: the profile's name]
         #[arg(long)]
         name: Option<String>,
+        /// The lab gets the services that this file plants, until it goes down: a scenario, or scenarios/services/calico-bgp.toml
+        #[arg(long, value_name = "FILE")]
+        services: Option<PathBuf>,
     },
     /// Remove a lab and everything that belongs to it, half-built ones too
     Down {
@@ -178,20 +190,41 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Kube(Kube::Serve(arguments)) => kube::run(&arguments)?,
         Task::Bench(Bench::Hooks) => bench::hooks()?,
         Task::Bench(Bench::Attach { kernel }) => return bench::attach(&kernel),
-        Task::Lab(Lab::Up { profile, name }) => up(&profile, name.as_deref().unwrap_or(&profile))?,
+        Task::Lab(Lab::Up { profile, name, services }) => {
+            up(&profile, name.as_deref().unwrap_or(&profile), services.as_deref())?;
+        }
         Task::Lab(Lab::Down { name, all }) => down(name, all)?,
         Task::Lab(Lab::Status) => status()?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn up(profile: &str, name: &str) -> Result<()> {
+fn up(profile: &str, name: &str, services: Option<&Path>) -> Result<()> {
     packages::need_root("a lab", &format!("cargo xtask lab up {profile}"))?;
     packages::ensure(packages::LAB)?;
+    // Read first: a file that cannot be used leaves no lab without its services.
+    let plants = services.map(services_of).transpose()?.unwrap_or_default();
     let lab = lab::up(name, profile)?;
+    for plant in plants {
+        plant.plant(&lab)?.keep();
+    }
     println!("lab {} is up ({}), inventory {}", lab.name, lab.profile, lab.inventory.display());
     println!("remove it by: cargo xtask lab down {}", lab.name);
     Ok(())
+}
+
+/// The services that a file plants, whatever else it says.
+fn services_of(file: &Path) -> Result<Vec<Plant>> {
+    #[derive(Deserialize)]
+    struct File {
+        plants: Vec<Plant>,
+    }
+    let reading = || format!("reading {}", file.display());
+    let text = fs::read_to_string(file).with_context(reading)?;
+    let File { mut plants } = toml::from_str(&text).with_context(reading)?;
+    plants.retain(|plant| matches!(plant, Plant::Services { .. }));
+    ensure!(!plants.is_empty(), "{}: it plants no services", file.display());
+    Ok(plants)
 }
 
 fn down(name: Option<String>, all: bool) -> Result<()> {

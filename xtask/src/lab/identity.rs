@@ -1,4 +1,5 @@
-//! What `kubectl get pods,nodes,services -A -o yaml` would print in the lab's cluster.
+//! What `kubectl get pods,nodes,services -A -o yaml` would print in the lab's cluster; services that are planted are added
+//! ([`super::service`]).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -9,7 +10,7 @@ use sha1::{Digest, Sha1};
 use super::profile::{Cni, Node, Pod, Profile, TunnelKind};
 
 /// When everything in the cluster was made: fixed, so that a lab's files never differ between two runs.
-const CREATED: &str = "2026-11-01T08:00:00Z";
+pub(super) const CREATED: &str = "2026-11-01T08:00:00Z";
 
 /// Pods that share the address of a control plane node.
 const CONTROL_PLANE_PODS: &[&str] = &["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"];
@@ -37,12 +38,12 @@ fn list(profile: &Profile) -> Value {
     })
 }
 
-fn digest(text: &str) -> String {
+pub(super) fn digest(text: &str) -> String {
     Sha1::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A UID that is the same in every run.
-fn uid(text: &str) -> String {
+pub(super) fn uid(text: &str) -> String {
     let hex = digest(text);
     format!("{}-{}-4{}-8{}-{}", &hex[..8], &hex[8..12], &hex[13..16], &hex[17..20], &hex[20..32])
 }

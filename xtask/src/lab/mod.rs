@@ -23,6 +23,7 @@ mod plan;
 pub mod plant;
 mod profile;
 mod rules;
+pub mod service;
 mod state;
 mod tool;
 mod tunnel;

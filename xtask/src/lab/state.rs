@@ -122,7 +122,7 @@ fn read_if_there(path: &Path) -> Result<Option<String>> {
 }
 
 /// Write and rename, so that a reader never sees half a file.
-fn write(path: &Path, text: &str) -> Result<()> {
+pub(crate) fn write(path: &Path, text: &str) -> Result<()> {
     let directory = path.parent().unwrap_or(Path::new("/"));
     fs::create_dir_all(directory).with_context(|| format!("creating {}", directory.display()))?;
     let new = path.with_extension("new");

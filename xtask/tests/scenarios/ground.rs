@@ -30,11 +30,21 @@ pub(crate) fn settings(lab: &LabInfo) -> Result<BTreeMap<String, String>> {
         let text = inside(namespace, || {
             let one = |command: &&str| {
                 let words: Vec<&str> = command.split(' ').collect();
-                Ok(format!("{command}\n{}", run(words[0], &words[1..], "")?))
+                Ok(format!("{command}\n{}", without_clients(&run(words[0], &words[1..], "")?)))
             };
             COMMANDS.iter().map(one).collect::<Result<String>>()
         })?;
         Ok((namespace.clone(), text))
     };
     lab.namespaces.iter().map(of).collect()
+}
+
+/// Without the sets in which kube-proxy's rules note clients: a connection writes there, whoever makes it.
+fn without_clients(ruleset: &str) -> String {
+    let mut inside = false;
+    let lines = ruleset.lines().filter(|line| {
+        inside = line.trim_start().starts_with("set affinity-") || inside && line.trim() != "}";
+        !inside
+    });
+    lines.map(|line| format!("{line}\n")).collect()
 }

@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
@@ -15,12 +16,14 @@ use super::build::write_sysctl;
 use super::plan::Sysctl;
 use super::profile::GATEWAY;
 use super::rules::END_OF_TIER;
+use super::service::{Mode, Service};
 use super::tool::run;
-use super::{LabInfo, netns};
+use super::{LabInfo, netns, state};
 
 mod delay;
 mod fault;
 mod queue;
+mod services;
 
 use delay::Delayer;
 
@@ -141,6 +144,13 @@ pub enum Plant {
         /// The pod's name.
         pod: String,
     },
+    /// No fault: the cluster has these services. All that a lab has are planted at once, as kube-proxy writes all its rules at once.
+    Services {
+        /// How kube-proxy programs netfilter.
+        mode: Mode,
+        /// The services.
+        services: Vec<Service>,
+    },
 }
 
 impl Plant {
@@ -230,8 +240,12 @@ impl Plant {
             Plant::LinkDown { at, interface } => planted.link_down(place(lab, at)?, interface),
             Plant::Mtu { at, interface, mtu } => planted.mtu(place(lab, at)?, interface, *mtu),
             Plant::Unresolved { pod } => planted.unresolved(lab, pod),
+            Plant::Services { mode, services } => planted.services(lab, *mode, services),
         };
-        done.with_context(|| format!("planting {self:?} in lab {}", lab.name))?;
+        done.with_context(|| match self {
+            Plant::Services { .. } => format!("planting services in lab {}", lab.name),
+            fault => format!("planting {fault:?} in lab {}", lab.name),
+        })?;
         Ok(planted)
     }
 }
@@ -264,6 +278,16 @@ enum Undo {
     Made {
         namespace: String,
         what: String,
+    },
+    /// Input of `iptables-nft-restore --noflush`.
+    Restore {
+        namespace: String,
+        text: String,
+    },
+    /// What a file of the lab said.
+    File {
+        path: PathBuf,
+        text: String,
     },
     /// Bridged packets pass iptables no more, unless another delay on this wire still needs it.
     BridgeNetfilter {
@@ -386,6 +410,11 @@ impl Planted {
         self.take_out()
     }
 
+    /// Leave it standing, until the lab goes down. Not for delays, which need this process.
+    pub fn keep(mut self) {
+        self.undo.clear();
+    }
+
     fn take_out(&mut self) -> Result<()> {
         let mut result = Ok(());
         while let Some(undo) = self.undo.pop() {
@@ -406,11 +435,15 @@ impl Drop for Planted {
 
 impl Undo {
     fn run(&self) -> Result<()> {
-        let (Undo::Run { namespace, .. }
-        | Undo::Sysctl { namespace, .. }
-        | Undo::Made { namespace, .. }
-        | Undo::BridgeNetfilter { namespace }) = self;
-        if !netns::is_mounted(namespace) {
+        let stands = match self {
+            Undo::Run { namespace, .. }
+            | Undo::Sysctl { namespace, .. }
+            | Undo::Made { namespace, .. }
+            | Undo::Restore { namespace, .. }
+            | Undo::BridgeNetfilter { namespace } => netns::is_mounted(namespace),
+            Undo::File { path, .. } => path.exists(),
+        };
+        if !stands {
             // The lab went first, and took its rules along.
             return Ok(());
         }
@@ -429,6 +462,10 @@ impl Undo {
                     false => run("nft", &borrow(&words(&format!("delete {kind} {what}"))), "").map(drop),
                 }
             }),
+            Undo::Restore { namespace, text } => {
+                netns::inside(namespace, || run("iptables-nft-restore", &["--noflush"], text)).map(drop)
+            }
+            Undo::File { path, text } => state::write(path, text),
             Undo::BridgeNetfilter { namespace } => {
                 let rules = netns::inside(namespace, || run("iptables-nft", &["-t", "mangle", "-S", "FORWARD"], ""))?;
                 match rules.contains(MARK) {

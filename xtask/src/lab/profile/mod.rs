@@ -184,7 +184,7 @@ pub(crate) struct Pod {
     pub(crate) pod_ifindex: Option<u32>,
 }
 
-fn default_namespace() -> String {
+pub(super) fn default_namespace() -> String {
     "default".to_owned()
 }
 

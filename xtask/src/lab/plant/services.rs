@@ -1,0 +1,58 @@
+//! Services of the cluster: kube-proxy's rules on every node, and the objects in the identity file.
+
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use super::{Planted, Undo, fault, netns, run, words};
+use crate::lab::service::{self, Cluster, Mode, Restore, Service};
+use crate::lab::{LabInfo, state};
+
+impl Planted {
+    pub(super) fn services(&mut self, lab: &LabInfo, mode: Mode, services: &[Service]) -> Result<()> {
+        let cluster = Cluster::new(lab, services)?;
+        // A lab may be a part, which has only some of its nodes.
+        let nodes = lab.nodes.iter().filter(|node| lab.namespaces.contains(&node.namespace));
+        for node in nodes {
+            let namespace = &node.namespace;
+            let before = netns::inside(namespace, || Ok(fault::chains(&run("nft", &["list", "chains"], "")?)))?;
+            let stands = before.iter().any(|what| what == "ip kube-proxy" || what == "ip nat KUBE-SERVICES");
+            ensure!(
+                !stands,
+                "services stand there already, and all are planted at once\nway out: cargo xtask lab down {}",
+                lab.name
+            );
+            match mode {
+                Mode::Iptables => self.iptables_services(namespace, &before, cluster.iptables(node))?,
+                Mode::Nftables => {
+                    netns::inside(namespace, || run("nft", &["-f", "-"], &cluster.nftables(node)))?;
+                    self.undo_by(namespace, "nft", words("delete table ip kube-proxy"));
+                }
+            }
+        }
+        let path = &lab.identity;
+        let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+        let mut list: Value = serde_norway::from_str(&text).with_context(|| format!("reading {}", path.display()))?;
+        let items = list["items"].as_array_mut().with_context(|| format!("{}: no list", path.display()))?;
+        service::add(items, &cluster, lab);
+        let with_services = serde_norway::to_string(&list).context("writing down the services")?;
+        state::write(path, &with_services)?;
+        self.undo.push(Undo::File { path: path.clone(), text });
+        Ok(())
+    }
+
+    fn iptables_services(&mut self, namespace: &str, before: &[String], rules: Restore) -> Result<()> {
+        let Restore { add, remove } = rules;
+        let restore = |input: &str| run("iptables-nft-restore", &["--noflush"], input).map(drop);
+        let after = netns::inside(namespace, || {
+            restore(&add)?;
+            Ok(fault::chains(&run("nft", &["list", "chains"], "")?))
+        })?;
+        // kube-proxy's own chains go with their rules.
+        let made = after.into_iter().filter(|what| !before.contains(what) && !what.contains(" KUBE-"));
+        self.undo.extend(made.map(|what| Undo::Made { namespace: namespace.to_owned(), what }));
+        self.undo.push(Undo::Restore { namespace: namespace.to_owned(), text: remove });
+        Ok(())
+    }
+}

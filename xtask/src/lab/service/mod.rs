@@ -1,0 +1,205 @@
+//! Kubernetes services of a lab, as kube-proxy and the API show them. Pure: [`super::plant`] carries it out. IPv4 only.
+//!
+//! A service has one port here. Its rules are those of Kubernetes 1.33 (`pkg/proxy/iptables`, `pkg/proxy/nftables`),
+//! without load balancers, external IPs and topology.
+
+use std::fmt::{self, Display};
+use std::net::Ipv4Addr;
+
+use anyhow::Result;
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::profile::{self, Cni, Profile};
+use super::{LabInfo, LabNode, LabPod};
+
+mod iptables;
+mod nftables;
+mod objects;
+
+pub(super) use iptables::Restore;
+pub(super) use objects::add;
+
+/// How long a client stays with its endpoint, seconds: Kubernetes' default.
+const AFFINITY_SECONDS: u32 = 10_800;
+
+/// A service of one port, as scenario files write it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Service {
+    /// Its name.
+    pub name: String,
+    /// Its Kubernetes namespace.
+    #[serde(default = "profile::default_namespace")]
+    pub namespace: String,
+    /// Its cluster IP.
+    pub cluster_ip: Ipv4Addr,
+    /// Its port there.
+    pub port: u16,
+    /// The port's name, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port_name: Option<String>,
+    /// Over what.
+    #[serde(default)]
+    pub protocol: Protocol,
+    /// The endpoints' port; `port`, unless said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_port: Option<u16>,
+    /// Its port on every node: then the service is of type NodePort.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_port: Option<u16>,
+    /// Which endpoints a node port leads to.
+    #[serde(default)]
+    pub external_traffic_policy: TrafficPolicy,
+    /// Whether a client stays with its endpoint.
+    #[serde(default)]
+    pub session_affinity: SessionAffinity,
+    /// Names of the pods behind it.
+    pub endpoints: Vec<String>,
+}
+
+/// How kube-proxy programs netfilter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// Chains `KUBE-*`.
+    Iptables,
+    /// The table `ip kube-proxy`.
+    Nftables,
+}
+
+/// Transport protocol, spelt as Kubernetes spells it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Protocol {
+    /// TCP
+    #[default]
+    Tcp,
+    /// UDP
+    Udp,
+}
+
+impl Display for Protocol {
+    /// As rules spell it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+        })
+    }
+}
+
+/// Which endpoints.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TrafficPolicy {
+    /// All. The node takes the client's place.
+    #[default]
+    Cluster,
+    /// Those on the same node, which see the client's address.
+    Local,
+}
+
+/// Which connections go to one endpoint.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SessionAffinity {
+    /// Each by itself.
+    #[default]
+    None,
+    /// Those of one address.
+    #[serde(rename = "ClientIP")]
+    ClientIp,
+}
+
+impl Service {
+    /// As kube-proxy's comments name it: `default/web`, `default/web:http`.
+    fn full_name(&self) -> String {
+        let port = self.port_name.as_ref().map(|port| format!(":{port}")).unwrap_or_default();
+        format!("{}/{}{port}", self.namespace, self.name)
+    }
+
+    fn target_port(&self) -> u16 {
+        self.target_port.unwrap_or(self.port)
+    }
+
+    fn is_local(&self) -> bool {
+        self.node_port.is_some() && self.external_traffic_policy == TrafficPolicy::Local
+    }
+
+    fn is_sticky(&self) -> bool {
+        self.session_affinity == SessionAffinity::ClientIp
+    }
+}
+
+/// What kube-proxy knows.
+#[derive(Debug)]
+pub(super) struct Cluster<'a> {
+    services: Vec<Backed<'a>>,
+    /// All addresses of pods, as its `--cluster-cidr`.
+    pool: Ipv4Net,
+    /// Calico keeps its own rules before all others.
+    behind_calico: bool,
+}
+
+/// A service, with the pods behind it.
+#[derive(Debug)]
+struct Backed<'a> {
+    service: &'a Service,
+    endpoints: Vec<&'a LabPod>,
+}
+
+impl<'a> Cluster<'a> {
+    /// These services in `lab`.
+    ///
+    /// # Errors
+    /// An endpoint that the lab does not have.
+    pub(super) fn new(lab: &'a LabInfo, services: &'a [Service]) -> Result<Cluster<'a>> {
+        let profile = Profile::named(&lab.profile)?;
+        let backed = services.iter().map(|service| {
+            let mut endpoints = service.endpoints.iter().map(|pod| lab.pod(pod)).collect::<Result<Vec<_>>>()?;
+            // As kube-proxy sorts them: as text.
+            endpoints.sort_by_key(|pod| pod.address.to_string());
+            Ok(Backed { service, endpoints })
+        });
+        Ok(Cluster {
+            services: backed.collect::<Result<_>>()?,
+            pool: profile.pool,
+            behind_calico: matches!(profile.cni, Cni::Calico { rules: profile::Rules::Iptables, .. }),
+        })
+    }
+
+    /// Input of `iptables-nft-restore --noflush` for a node.
+    pub(super) fn iptables(&self, node: &LabNode) -> Restore {
+        iptables::node(self, node)
+    }
+
+    /// Input of `nft -f` for a node.
+    pub(super) fn nftables(&self, node: &LabNode) -> String {
+        nftables::node(self, node)
+    }
+}
+
+impl Backed<'_> {
+    /// The endpoints on a node.
+    fn local(&self, node: &LabNode) -> Vec<&LabPod> {
+        self.endpoints.iter().copied().filter(|pod| pod.node == node.host).collect()
+    }
+
+    /// Where an endpoint is reached: `10.244.1.2:8080`.
+    fn target(&self, pod: &LabPod) -> String {
+        format!("{}:{}", pod.address, self.service.target_port())
+    }
+}
+
+/// The first `length` (at most 51) letters of SHA-256 in base32, by which kube-proxy names chains.
+fn hash(text: &str, length: usize) -> String {
+    const LETTERS: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
+    const BITS: usize = 5;
+    let digest = Sha256::digest(text);
+    let bits: Vec<u8> = digest.iter().flat_map(|byte| (0..8).rev().map(move |bit| (byte >> bit) & 1)).collect();
+    let letter = |bits: &[u8]| char::from(LETTERS[bits.iter().fold(0, |number, bit| number * 2 + usize::from(*bit))]);
+    bits.chunks(BITS).take(length).map(letter).collect()
+}
+
+#[cfg(test)]
+mod tests;

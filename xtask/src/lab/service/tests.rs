@@ -1,0 +1,143 @@
+//! Rules and objects against what kube-proxy's own tests expect of it.
+
+use serde_json::Value;
+
+use super::*;
+
+fn lab(profile: &str) -> LabInfo {
+    let cluster = Profile::named(profile).unwrap();
+    LabInfo::describe("x", profile, &cluster, String::new())
+}
+
+fn services(text: &str) -> Vec<Service> {
+    #[derive(Deserialize)]
+    struct File {
+        services: Vec<Service>,
+    }
+    toml::from_str::<File>(text).unwrap().services
+}
+
+/// One of each kind.
+fn all() -> Vec<Service> {
+    services(
+        r#"
+        services = [
+            { name = "web", cluster_ip = "100.64.0.10", port = 80, port_name = "http", target_port = 8080, endpoints = ["web", "bb2", "bb3"] },
+            { name = "none", cluster_ip = "100.64.0.11", port = 80, node_port = 30081, endpoints = [] },
+            { name = "local", cluster_ip = "100.64.0.12", port = 80, node_port = 30082, external_traffic_policy = "Local", endpoints = ["bb2"] },
+            { name = "sticky", namespace = "shop", cluster_ip = "100.64.0.13", port = 53, protocol = "UDP", node_port = 30083, session_affinity = "ClientIP", endpoints = ["bb1"] },
+        ]"#,
+    )
+}
+
+fn assert_says(text: &str, line: &str) {
+    assert!(text.lines().any(|have| have.trim() == line), "no `{line}` in\n{text}");
+}
+
+#[test]
+fn chains_are_named_as_kube_proxy_names_them() {
+    // From TestOverallIPTablesRules and TestOverallNFTablesRules.
+    assert_eq!(hash("ns1/svc1:p80tcp", 16), "XPGD46QRK7WJZT7O");
+    assert_eq!(hash("ns1/svc1:p80tcp10.180.0.1:80", 16), "SXIVWICOYRO3J4NJ");
+    assert_eq!(hash("ns1/svc1/tcp/p80", 8), "ULMVA6XW");
+    assert_eq!(hash("ns1/svc1/tcp/p80__10.180.0.1/80", 8), "5OJB2KTY");
+}
+
+#[test]
+fn iptables_has_kube_proxys_rules() {
+    let (lab, all) = (lab("calico-bgp"), all());
+    let Restore { add, remove } = Cluster::new(&lab, &all).unwrap().iptables(lab.node("node1").unwrap());
+    let svc = format!("KUBE-SVC-{}", hash("default/web:httptcp", 16));
+    let sep = format!("KUBE-SEP-{}", hash("default/web:httptcp100.106.133.221:8080", 16));
+    let comment = "-m comment --comment";
+    for line in [
+        format!(
+            "-A KUBE-SERVICES {comment} \"default/web:http cluster IP\" -m tcp -p tcp -d 100.64.0.10 --dport 80 -j {svc}"
+        ),
+        format!(
+            "-A {svc} {comment} \"default/web:http cluster IP\" -m tcp -p tcp -d 100.64.0.10 --dport 80 ! -s 100.96.0.0/11 -j KUBE-MARK-MASQ"
+        ),
+        format!(
+            "-A {svc} {comment} \"default/web:http -> 100.106.133.221:8080\" -m statistic --mode random --probability 0.3333333333 -j {sep}"
+        ),
+        format!("-A {sep} {comment} \"default/web:http\" -s 100.106.133.221 -j KUBE-MARK-MASQ"),
+        format!("-A {sep} {comment} \"default/web:http\" -m tcp -p tcp -j DNAT --to-destination 100.106.133.221:8080"),
+        format!(
+            "-A KUBE-SERVICES {comment} \"default/none has no endpoints\" -m tcp -p tcp -d 100.64.0.11 --dport 80 -j REJECT"
+        ),
+        format!(
+            "-A KUBE-EXTERNAL-SERVICES {comment} \"default/none has no endpoints\" -m addrtype --dst-type LOCAL -m tcp -p tcp --dport 30081 -j REJECT"
+        ),
+        format!(
+            "-A KUBE-EXTERNAL-SERVICES {comment} \"default/local has no local endpoints\" -m addrtype --dst-type LOCAL -m tcp -p tcp --dport 30082 -j DROP"
+        ),
+        // Calico's jump is the first.
+        format!("-I FORWARD 2 {comment} \"kubernetes forwarding rules\" -j KUBE-FORWARD"),
+        format!("-I PREROUTING 1 {comment} \"kubernetes service portals\" -j KUBE-SERVICES"),
+    ] {
+        assert_says(&add, &line);
+    }
+    let sticky = format!("KUBE-SEP-{}", hash("shop/stickyudp100.115.37.81:53", 16));
+    assert!(add.contains(&format!("-m recent --name {sticky} --rcheck --seconds 10800 --reap -j {sticky}")), "{add}");
+    assert!(add.contains(&format!("-m recent --name {sticky} --set -m udp -p udp -j DNAT")), "{add}");
+    let last = add.lines().rev().find(|line| line.starts_with("-A KUBE-SERVICES")).unwrap();
+    assert!(last.contains("NOTE: this must be the last rule in this chain"), "{last}");
+    assert_says(&remove, &format!("-X {sep}"));
+    // Where the endpoint is, clients keep their address.
+    let node2 = Cluster::new(&lab, &all).unwrap().iptables(lab.node("node2").unwrap()).add;
+    assert!(!node2.contains("has no local endpoints"), "{node2}");
+    assert_says(&node2, &format!("-A KUBE-EXT-{0} -j KUBE-SVL-{0}", hash("default/localtcp", 16)));
+}
+
+#[test]
+fn nftables_has_kube_proxys_table() {
+    let (lab, all) = (lab("calico-bgp"), all());
+    let text = Cluster::new(&lab, &all).unwrap().nftables(lab.node("node1").unwrap());
+    let web = format!("{}-default/web/tcp/http", hash("default/web/tcp/http", 8));
+    let endpoint = |address: &str| {
+        let path = format!("default/web/tcp/http__{address}/8080");
+        format!("endpoint-{}-{path}", hash(&path, 8))
+    };
+    let (one, two, three) = (endpoint("100.115.37.82"), endpoint("100.106.133.221"), endpoint("100.115.37.83"));
+    assert_says(&text, &format!("chain service-{web} {{"));
+    assert_says(&text, "ip daddr 100.64.0.10 ip saddr != 100.96.0.0/11 jump mark-for-masquerade");
+    assert_says(&text, &format!("numgen random mod 3 vmap {{ 0 : goto {two}, 1 : goto {one}, 2 : goto {three} }}"));
+    assert_says(&text, "meta l4proto tcp dnat to 100.106.133.221:8080");
+    assert!(text.contains(&format!("100.64.0.10 . tcp . 80 : goto service-{web}")), "{text}");
+    assert!(text.contains("100.64.0.11 . tcp . 80 comment \"default/none\" : goto reject-chain"), "{text}");
+    assert!(text.contains("tcp . 30082 comment \"default/local\" : drop"), "{text}");
+    assert!(text.contains("elements = { 172.20.50.50 }"), "{text}");
+}
+
+#[test]
+fn objects_say_who_is_behind_a_service() {
+    let (lab, all) = (lab("calico-bgp"), all());
+    let text = crate::lab::identity::yaml(&Profile::named("calico-bgp").unwrap()).unwrap();
+    let mut list: Value = serde_norway::from_str(&text).unwrap();
+    let items = list["items"].as_array_mut().unwrap();
+    add(items, &Cluster::new(&lab, &all).unwrap(), &lab);
+    let service =
+        |name: &str| items.iter().find(|item| item["kind"] == "Service" && item["metadata"]["name"] == name).unwrap();
+    let slice = |name: &str| {
+        let of = |item: &&Value| item["metadata"]["labels"]["kubernetes.io/service-name"] == name;
+        items.iter().find(of).unwrap()
+    };
+    assert_eq!(service("web")["spec"]["clusterIP"], "100.64.0.10");
+    assert_eq!(service("web")["spec"]["ports"][0]["targetPort"], 8080);
+    assert_eq!(service("local")["spec"]["externalTrafficPolicy"], "Local");
+    assert_eq!(service("sticky")["spec"]["sessionAffinity"], "ClientIP");
+    assert_eq!(service("sticky")["spec"]["type"], "NodePort");
+    assert_eq!(slice("web")["endpoints"][0]["addresses"][0], "100.106.133.221");
+    assert_eq!(slice("web")["endpoints"][0]["nodeName"], "ip-172-20-58-60.ec2.internal");
+    assert_eq!(slice("none")["endpoints"], Value::Null);
+    let bb2 = items.iter().find(|item| item["kind"] == "Pod" && item["metadata"]["name"] == "bb2").unwrap();
+    assert_eq!(slice("web")["endpoints"][0]["targetRef"]["uid"], bb2["metadata"]["uid"]);
+    assert_eq!(bb2["metadata"]["labels"]["service/web"], "");
+}
+
+#[test]
+fn a_service_with_an_endpoint_that_is_not_there_is_refused() {
+    let text = r#"services = [{ name = "web", cluster_ip = "100.64.0.10", port = 80, endpoints = ["bb9"] }]"#;
+    let error = Cluster::new(&lab("calico-bgp"), &services(text)).unwrap_err().to_string();
+    assert!(error.contains("no pod `bb9`"), "{error}");
+}
