@@ -5,7 +5,13 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use super::{args::TraceArgs, error::Error, nodes::Cluster};
+use super::{
+    args::TraceArgs,
+    error::Error,
+    nodes::Cluster,
+    service::{Front, front},
+    traffic::Traffic,
+};
 use crate::{
     identity::{Directory, Target},
     path::Ends,
@@ -19,6 +25,10 @@ pub(super) struct Resolved {
     pub(super) ends: Ends,
     /// Which of the cluster's nodes sends the probes; None in passive mode.
     pub(super) sender: Option<usize>,
+    /// What is sent, or waited for.
+    pub(super) traffic: Traffic,
+    /// The destination is a service, so that its packets end elsewhere: at this port, or at any.
+    pub(super) service: Option<Option<u16>>,
     /// One sentence each.
     pub(super) notes: Vec<String>,
 }
@@ -45,6 +55,17 @@ pub(super) async fn resolve(args: &TraceArgs, cluster: &Cluster) -> Result<Resol
             Error::NoCommonFamily { source_name: source, destination, wanted }
         })?;
     let (source, destination) = (source.with(from), destination.with(to));
+    if source.service.is_some() {
+        return Err(Error::ServiceAsSource { name: args.source.clone() });
+    }
+    let (traffic, service) = match &destination.service {
+        Some(service) => {
+            let Front { traffic, target_port, notes: told } = front(service, args.traffic())?;
+            notes.extend(told);
+            (traffic, Some(target_port))
+        }
+        None => (args.traffic(), None),
+    };
     if looked_up {
         notes.push(format!("{} is {to}: resolved by this machine, not by the pod", args.destination));
     }
@@ -64,7 +85,8 @@ pub(super) async fn resolve(args: &TraceArgs, cluster: &Cluster) -> Result<Resol
         Some(index) if source.node.is_none() => Target { node: Some(cluster.nodes[index].name.clone()), ..source },
         _ => source,
     };
-    Ok(Resolved { ends: Ends { source: endpoint(source), destination: endpoint(destination) }, sender, notes })
+    let ends = Ends { source: endpoint(source), destination: endpoint(destination) };
+    Ok(Resolved { ends, sender, traffic, service, notes })
 }
 
 /// An end, and the addresses that may be used of it.
@@ -133,12 +155,12 @@ async fn look_up(name: &str, unknown: String) -> Result<Found, Error> {
         return Err(failed(io::Error::other("it has no address")));
     };
     let name = Some(name.to_owned());
-    let target = Target { name, address, other_addresses: Vec::new(), node: None, host_network: false };
+    let target = Target { name, address, other_addresses: Vec::new(), node: None, host_network: false, service: None };
     Ok(Found { target, addresses })
 }
 
 fn endpoint(target: Target) -> Endpoint {
-    let Target { name, address, other_addresses: _, node, host_network: _ } = target;
+    let Target { name, address, other_addresses: _, node, host_network: _, service: _ } = target;
     Endpoint { name, address, node }
 }
 
@@ -190,7 +212,7 @@ items:
 
     async fn told(line: &str, nodes: &[&str]) -> String {
         match resolve(&args(line), &cluster(nodes)).await {
-            Ok(Resolved { ends, sender, notes }) => format!(
+            Ok(Resolved { ends, sender, notes, .. }) => format!(
                 "{:?}@{:?} {} -> {:?}@{:?} {} sender {sender:?} {notes:?}",
                 ends.source.name,
                 ends.source.node,

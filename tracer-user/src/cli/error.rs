@@ -82,6 +82,22 @@ pub(super) enum Error {
         /// As typed.
         name: String,
     },
+    /// A service has not that port, or several and none was named.
+    #[error("{service}: {}; {}", no_port(.asked.as_deref()), ports(.known))]
+    ServicePort {
+        /// `namespace/svc/name`
+        service: String,
+        /// `--tcp 80`; None: no port.
+        asked: Option<String>,
+        /// `443/TCP (https)`
+        known: Vec<String>,
+    },
+    /// Nothing is sent by it.
+    #[error("{name}: a service sends nothing, its pods do; name a pod as source")]
+    ServiceAsSource {
+        /// As typed.
+        name: String,
+    },
     /// A session cannot be had in this process.
     #[error(transparent)]
     Local(#[from] session::Failure),
@@ -114,6 +130,20 @@ pub(super) enum Error {
 impl From<session::DriveError> for Error {
     fn from(error: session::DriveError) -> Self {
         Self::Session(Box::new(error))
+    }
+}
+
+fn no_port(asked: Option<&str>) -> String {
+    match asked {
+        Some(asked) => format!("{asked} asks for a port that it has not"),
+        None => "a service answers no pings, and this one has not just one port to probe instead".to_owned(),
+    }
+}
+
+fn ports(known: &[String]) -> String {
+    match known {
+        [] => "it has none that can be probed (TCP, UDP)".to_owned(),
+        known => format!("choose by --tcp or --udp of {}", known.join(", ")),
     }
 }
 

@@ -12,13 +12,16 @@ use super::{
 };
 use crate::{
     cluster::{self, Ephemeral, Lookup, Wish},
-    identity::Directory,
+    identity::{Directory, Service, Target},
     path::{Joined, Names, model::Hop},
     session::Connection,
 };
 
 /// Addresses of one path that are looked up after it is known, at most.
 const MOST_MET: usize = 16;
+
+/// Nodes of a service's endpoints that are traced from the beginning, at most; others when the path leads there.
+const MOST_BACKENDS: usize = 8;
 
 /// A cluster, and what has been asked of it.
 #[derive(Debug)]
@@ -43,9 +46,14 @@ pub(super) async fn find(args: &TraceArgs) -> Result<(Cluster, TraceArgs), Error
     let source = lookup.end(&args.source, &namespace).await?;
     let destination = lookup.end(&args.destination, &namespace).await?;
     let directory = lookup.directory()?;
-    let node_of = |name: &str| directory.resolve(name, &namespace).ok().and_then(|target| target.node);
-    let (home, far) = (node_of(&source), node_of(&destination));
-    let concerned = home.iter().chain(far.iter().filter(|far| Some(*far) != home.as_ref())).cloned().collect();
+    let target_of = |name: &str| directory.resolve(name, &namespace).ok();
+    let home = target_of(&source).and_then(|target| target.node);
+    let mut concerned: Vec<String> = home.iter().cloned().collect();
+    for node in target_of(&destination).into_iter().flat_map(far_nodes) {
+        if !concerned.contains(&node) {
+            concerned.push(node);
+        }
+    }
     let args = TraceArgs { source, destination, namespace: Some(namespace), ..args.clone() };
     let wish = args.ephemeral.then(|| Wish {
         image: args.image.clone(),
@@ -66,6 +74,18 @@ pub(super) async fn find(args: &TraceArgs) -> Result<(Cluster, TraceArgs), Error
         return Err(error);
     }
     Ok((found, args))
+}
+
+/// Where it lives; of a service some of the nodes of those that may answer: which it will be only the path shows.
+fn far_nodes(destination: Target) -> Vec<String> {
+    let Target { node, service, .. } = destination;
+    let mut nodes: Vec<String> = node.into_iter().collect();
+    for node in service.iter().flat_map(Service::ready).filter_map(|endpoint| endpoint.node.as_ref()) {
+        if nodes.len() < MOST_BACKENDS && !nodes.contains(node) {
+            nodes.push(node.clone());
+        }
+    }
+    nodes
 }
 
 impl Cluster {
@@ -142,7 +162,7 @@ impl Cluster {
             kubernetes.lookup.second_addresses(&unknown, &node.name).await?;
         }
         self.directory = kubernetes.lookup.directory()?;
-        let mut names: Vec<String> = next.into_iter().filter_map(|address| self.directory.node(address)).collect();
+        let mut names: Vec<String> = next.into_iter().filter_map(|address| self.directory.node_of(address)).collect();
         names.sort();
         names.dedup();
         names.retain(|name| {
@@ -191,7 +211,8 @@ fn is_known(directory: &Directory, address: IpAddr) -> bool {
     directory.pod(address).is_some() || directory.node(address).is_some()
 }
 
-/// The addresses of a path, and those of them that are the next machine's: gateways of routes, and far ends of tunnels.
+/// The addresses of a path, and those of them that are on the next machine: gateways of routes, far ends of tunnels, and where it
+/// ends.
 fn met(joined: &Joined) -> (Vec<IpAddr>, Vec<IpAddr>) {
     let (mut met, mut next) = (Vec::new(), Vec::new());
     let hops = joined.exchanges.iter().flat_map(|exchange| exchange.request.hops.iter().chain(&exchange.reply.hops));
@@ -200,6 +221,8 @@ fn met(joined: &Joined) -> (Vec<IpAddr>, Vec<IpAddr>) {
         next.extend(detail.tunnel.as_ref().map(|tunnel| tunnel.dst));
         met.extend([*src, *dst]);
     }
+    // Where a request is bound for in the end: an endpoint of the service that was asked.
+    next.extend(joined.exchanges.iter().filter_map(|exchange| exchange.request.hops.last()).map(|hop| hop.dst));
     met.extend(&joined.routers);
     next.sort();
     next.dedup();

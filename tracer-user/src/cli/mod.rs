@@ -13,6 +13,7 @@ mod install;
 mod kubernetes;
 mod nodes;
 mod plugin;
+mod service;
 mod survey;
 mod terminal;
 mod trace;

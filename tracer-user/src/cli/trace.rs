@@ -192,7 +192,7 @@ struct Report {
 impl Report {
     fn new(args: &TraceArgs, resolved: &Resolved, home: Option<String>) -> Self {
         let watch = Watch::new(resolved.ends.source.address);
-        let traffic = args.traffic();
+        let traffic = resolved.traffic;
         Self { count: args.count.into(), passive: args.passive, traffic, home, watch, armed: 0, done: 0, answered: 0 }
     }
 
@@ -235,10 +235,10 @@ impl Report {
 
 /// What each node is asked: all record, the source's node sends.
 fn requests(args: &TraceArgs, cluster: &Cluster, resolved: &Resolved) -> Vec<Request> {
-    let Resolved { ends, sender, notes: _ } = resolved;
+    let Resolved { ends, sender, traffic, service, notes: _ } = resolved;
     // 0 would mean "any" in the kernel's map of flows.
     let id = rand::random_range(1..=u16::MAX);
-    let traffic = args.traffic();
+    let traffic = *traffic;
     let kind = traffic.probes(id);
     let flow = Flow {
         a: ends.source.address,
@@ -258,11 +258,18 @@ fn requests(args: &TraceArgs, cluster: &Cluster, resolved: &Resolved) -> Vec<Req
         timeout: args.timeout,
         nonce_base: rand::random(),
     };
-    let masqueraded = masqueraded(cluster, resolved, &flow);
+    // Beyond the source's node a service's address has given way to one of its endpoints'.
+    let beyond = match service {
+        Some(target_port) => Flow { b: None, b_port: *target_port, ..flow.clone() },
+        None => flow.clone(),
+    };
+    let masqueraded = masqueraded(cluster, resolved, &beyond);
+    let home = ends.source.node.as_deref();
     let request = |index: usize| Request {
         flows: match &masqueraded {
-            Some((home, masqueraded)) if cluster.nodes[index].name != *home => vec![flow.clone(), masqueraded.clone()],
-            _ => vec![flow.clone()],
+            _ if Some(&*cluster.nodes[index].name) == home => vec![flow.clone()],
+            Some(masqueraded) => vec![beyond.clone(), masqueraded.clone()],
+            None => vec![beyond.clone()],
         },
         time_limit: longest(args),
         ping: (*sender == Some(index)).then(|| ping.clone()),
@@ -277,14 +284,14 @@ pub(super) fn longest(args: &TraceArgs) -> Duration {
     args.ready_within + busy + MARGIN
 }
 
-/// The source's node, and the flow as other nodes see it if that node puts its own address in the source's place. The
-/// kernel learns what NAT makes of a flow only on the node that does it.
-fn masqueraded<'c>(cluster: &'c Cluster, resolved: &'c Resolved, flow: &Flow) -> Option<(&'c str, Flow)> {
+/// The flow as other nodes see it if the source's node puts its own address in the source's place. The kernel learns what NAT
+/// makes of a flow only on the node that does it.
+fn masqueraded(cluster: &Cluster, resolved: &Resolved, flow: &Flow) -> Option<Flow> {
     let home = resolved.ends.source.node.as_deref()?;
     let addresses = ends::node_addresses(&cluster.directory, home);
     let own = addresses.into_iter().find(|address| address.is_ipv4() == flow.a.is_ipv4());
     let a = own.filter(|address| *address != flow.a)?;
-    Some((home, Flow { a, a_port: None, ..flow.clone() }))
+    Some(Flow { a, a_port: None, ..flow.clone() })
 }
 
 fn plural(count: usize, what: &str) -> String {
@@ -314,8 +321,7 @@ fn assemble(
         address: ends::node_addresses(&cluster.directory, &node.name).first().copied(),
         name: node.name,
     });
-    let Resolved { ends, sender: _, notes } = resolved;
-    let traffic = args.traffic();
+    let Resolved { ends, sender: _, traffic, service: _, notes } = resolved;
     let source = ends.source.address;
     let probe = if args.passive { traffic.watched(source) } else { traffic.sent(source, args.size) };
     Trace {
@@ -401,6 +407,11 @@ kind: List
 items:
 - {kind: Node, metadata: {name: node-1}, status: {addresses: [{type: InternalIP, address: 172.20.50.50}, {type: InternalIP, address: 'fd00:50::50'}]}}
 - {kind: Pod, metadata: {name: bb1, namespace: default}, spec: {nodeName: node-1}, status: {phase: Running, podIP: 100.115.37.81, podIPs: [{ip: 100.115.37.81}, {ip: 'fd00:37::81'}]}}
+- {kind: Service, metadata: {name: web, namespace: default}, spec: {clusterIP: 100.64.0.7, ports: [{name: http, port: 80}]}}
+- kind: EndpointSlice
+  metadata: {name: web-x, namespace: default, labels: {kubernetes.io/service-name: web}}
+  ports: [{name: http, port: 8080}]
+  endpoints: [{addresses: [100.106.133.5], nodeName: node-2}]
 ";
 
     /// What each of two nodes is asked; the source lives on the first.
@@ -439,6 +450,14 @@ items:
             requests.iter().map(|r| r.flows.iter().map(|f| (f.a.to_string(), f.a_port.is_some())).collect()).collect();
         let (pod, node) = (("100.115.37.81".to_owned(), true), ("172.20.50.50".to_owned(), false));
         assert_eq!(flows, [vec![pod.clone()], vec![pod, node]]);
+    }
+
+    #[tokio::test]
+    async fn beyond_the_sources_node_a_services_flow_is_that_to_its_endpoints() {
+        let web = asked("bb1 svc/web").await;
+        let beyond = ["6 100.115.37.81 any -> any 8080", "6 172.20.50.50 any -> any 8080"];
+        assert_eq!(flows(&web), [vec!["6 100.115.37.81 any -> 100.64.0.7 80"], beyond.to_vec()]);
+        assert_eq!(web[0].ping.as_ref().map(|ping| ping.kind), Some(session::ProbeKind::Tcp { dst_port: 80 }));
     }
 
     #[tokio::test]

@@ -25,6 +25,15 @@ impl Traffic {
         }
     }
 
+    /// As it is asked for: `--tcp 80`.
+    pub(super) fn option(self) -> Option<String> {
+        match self {
+            Self::Echo => None,
+            Self::Tcp(port) => Some(format!("--tcp {port}")),
+            Self::Udp(port) => Some(format!("--udp {port}")),
+        }
+    }
+
     /// Port of the destination.
     pub(super) fn port(self) -> Option<u16> {
         match self {

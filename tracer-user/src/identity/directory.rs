@@ -7,6 +7,7 @@ use super::{
     limits::MAX_FILE_BYTES,
     objects::{EndpointSliceObject, NodeObject, PodObject, ServiceObject},
     read::{self, Objects},
+    service::{Port, Service, ServiceEndpoint, protocol},
 };
 use crate::path::Names;
 
@@ -55,14 +56,6 @@ pub(super) struct Node {
     pub(super) aliases: Vec<String>,
     /// InternalIP first, then ExternalIP.
     pub(super) addresses: Vec<IpAddr>,
-}
-
-#[derive(Clone, Debug)]
-pub(super) struct Service {
-    pub(super) namespace: String,
-    pub(super) name: String,
-    pub(super) addresses: Vec<IpAddr>,
-    pub(super) endpoints: Vec<IpAddr>,
 }
 
 impl Directory {
@@ -141,6 +134,12 @@ impl Directory {
         self
     }
 
+    /// Name of the node that has this address, or whose pod has it.
+    pub fn node_of(&self, address: IpAddr) -> Option<String> {
+        let of_pod = || self.pods[*self.pod_by_address.get(&address)?].node.clone();
+        self.node(address).or_else(of_pod)
+    }
+
     fn add_endpoints(&mut self, slices: &[EndpointSliceObject]) {
         let by_name: HashMap<(String, String), usize> = self
             .services
@@ -154,9 +153,7 @@ impl Directory {
             };
             let key = (namespace_of(slice.metadata.namespace.clone()), service);
             if let Some(&index) = by_name.get(&key) {
-                let addresses =
-                    slice.endpoints.iter().flatten().flat_map(|endpoint| endpoint.addresses.iter().flatten());
-                self.services[index].endpoints.extend(addresses.filter_map(|address| address.parse::<IpAddr>().ok()));
+                self.services[index].endpoints.extend(endpoints(slice));
             }
         }
     }
@@ -239,11 +236,37 @@ fn node(object: NodeObject) -> Node {
 fn service(object: ServiceObject) -> Service {
     let ServiceObject { metadata, spec } = object;
     let others = spec.cluster_ips.iter().flatten().map(String::as_str);
+    let ports = spec.ports.unwrap_or_default().into_iter().map(|port| Port {
+        name: port.name.unwrap_or_default(),
+        protocol: protocol(port.protocol.as_deref()),
+        port: port.port,
+        node_port: port.node_port.filter(|port| *port != 0),
+    });
     Service {
         namespace: namespace_of(metadata.namespace),
         name: metadata.name,
         // A headless service has `None` here, which is no address.
         addresses: parsed(spec.cluster_ip.as_deref().into_iter().chain(others)),
+        external_name: spec.external_name,
+        ports: ports.collect(),
         endpoints: Vec::new(),
     }
+}
+
+fn endpoints(slice: &EndpointSliceObject) -> impl Iterator<Item = ServiceEndpoint> + '_ {
+    let named =
+        slice.ports.iter().flatten().filter_map(|port| Some((port.name.clone().unwrap_or_default(), port.port?)));
+    let ports: Vec<(String, u16)> = named.collect();
+    slice.endpoints.iter().flatten().flat_map(move |endpoint| {
+        // The API's documentation: unknown is to be taken for ready.
+        let ready = endpoint.conditions.as_ref().and_then(|conditions| conditions.ready).unwrap_or(true);
+        let addresses = endpoint.addresses.iter().flatten().filter_map(|address| address.parse().ok());
+        let ports = ports.clone();
+        addresses.map(move |address| ServiceEndpoint {
+            address,
+            node: endpoint.node_name.clone(),
+            ready,
+            ports: ports.clone(),
+        })
+    })
 }

@@ -74,7 +74,7 @@ pub enum Error {
     },
     /// Not the form of a name.
     #[error(
-        "{name:?} is not a name podpath knows: use POD, NAMESPACE/POD, pod/POD, node/NODE, an IP address or a host name"
+        "{name:?} is not a name podpath knows: use POD, NAMESPACE/POD, pod/POD, svc/SERVICE, node/NODE, an IP address or a host name"
     )]
     BadName {
         /// As asked for.
@@ -107,10 +107,15 @@ pub enum Reason {
     },
     /// A node without address.
     NodeWithoutAddress,
-    /// A service.
-    Service {
+    /// A service without an address of its own.
+    Headless {
         /// `namespace/pod` or address of its endpoints.
         endpoints: Vec<String>,
+    },
+    /// A service that is only another name.
+    ExternalName {
+        /// What DNS answers with.
+        host: String,
     },
 }
 
@@ -133,11 +138,25 @@ impl fmt::Display for Reason {
             Reason::NodeWithoutAddress => {
                 write!(f, "the API knows no InternalIP or ExternalIP of this node; name its address instead")
             }
-            Reason::Service { endpoints } if endpoints.is_empty() => {
-                write!(f, "services are not traced yet, and this one has no endpoints; name a pod or an address")
+            Reason::Headless { endpoints } if endpoints.is_empty() => {
+                write!(
+                    f,
+                    "a headless service is a name for its pods, and has none that is ready: its name does not resolve; look at the \
+                     pods that its selector is for"
+                )
             }
-            Reason::Service { endpoints } => {
-                write!(f, "services are not traced yet; trace to one of its endpoints: {}", endpoints.join(", "))
+            Reason::Headless { endpoints } => {
+                write!(
+                    f,
+                    "a headless service has no address, its name resolves to those of its pods; trace to one of them: {}",
+                    endpoints.join(", ")
+                )
+            }
+            Reason::ExternalName { host } => {
+                write!(
+                    f,
+                    "an ExternalName service is only another name for {host} in the cluster's DNS; trace to {host}"
+                )
             }
         }
     }

@@ -10,6 +10,7 @@ mod limits;
 mod objects;
 mod read;
 mod resolve;
+mod service;
 #[cfg(test)]
 mod tests;
 
@@ -18,6 +19,7 @@ pub use error::{Error, Reason};
 pub use interface::calico_interface_name;
 pub use limits::MAX_FILE_BYTES;
 pub use resolve::Target;
+pub use service::{Port, Service, ServiceEndpoint};
 
 /// The command that makes a file which [`Directory::load`] reads; messages name it.
 pub const KUBECTL_COMMAND: &str = "kubectl get pods,nodes,services,endpointslices -A -o yaml";

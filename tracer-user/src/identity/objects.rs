@@ -89,6 +89,22 @@ pub(super) struct ServiceSpec {
     pub(super) cluster_ip: Option<String>,
     #[serde(rename = "clusterIPs", default)]
     pub(super) cluster_ips: Option<Vec<String>>,
+    #[serde(rename = "externalName", default)]
+    pub(super) external_name: Option<String>,
+    #[serde(default)]
+    pub(super) ports: Option<Vec<ServicePortObject>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct ServicePortObject {
+    #[serde(default)]
+    pub(super) name: Option<String>,
+    #[serde(default)]
+    pub(super) protocol: Option<String>,
+    pub(super) port: u16,
+    #[serde(default)]
+    pub(super) node_port: Option<u16>,
 }
 
 /// An EndpointSlice.
@@ -97,10 +113,31 @@ pub(super) struct EndpointSliceObject {
     pub(super) metadata: Metadata,
     #[serde(default)]
     pub(super) endpoints: Option<Vec<EndpointObject>>,
+    #[serde(default)]
+    pub(super) ports: Option<Vec<EndpointPortObject>>,
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub(super) struct EndpointObject {
     #[serde(default)]
     pub(super) addresses: Option<Vec<String>>,
+    #[serde(default)]
+    pub(super) node_name: Option<String>,
+    #[serde(default)]
+    pub(super) conditions: Option<EndpointConditions>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct EndpointConditions {
+    #[serde(default)]
+    pub(super) ready: Option<bool>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct EndpointPortObject {
+    #[serde(default)]
+    pub(super) name: Option<String>,
+    #[serde(default)]
+    pub(super) port: Option<u16>,
 }

@@ -3,8 +3,9 @@
 use std::net::IpAddr;
 
 use super::{
-    directory::{Directory, Node, Pod, Service},
+    directory::{Directory, Node, Pod},
     error::{Error, Reason},
+    service::Service,
 };
 use crate::path::Names;
 
@@ -21,6 +22,8 @@ pub struct Target {
     pub node: Option<String>,
     /// It is a pod that uses its node's network: `address` is the node's, and its packets never leave a pod's interface.
     pub host_network: bool,
+    /// It is a service: `address` stands for others.
+    pub service: Option<Service>,
 }
 
 /// How many similar names a message offers.
@@ -35,7 +38,7 @@ impl Directory {
     /// the thing that has it cannot be an end of a trace.
     pub fn resolve(&self, name: &str, default_namespace: &str) -> Result<Target, Error> {
         if let Ok(address) = name.parse::<IpAddr>() {
-            return self.by_address(name, address);
+            return self.by_address(address);
         }
         let parts: Vec<&str> = name.split('/').collect();
         if parts.iter().any(|part| part.is_empty() || part.contains(|c: char| c.is_whitespace() || c.is_control())) {
@@ -45,17 +48,18 @@ impl Directory {
             [bare] => self.bare(bare, default_namespace),
             ["node" | "nodes" | "no", node] => self.node_target(self.find_node(node)?),
             ["pod" | "pods" | "po", pod] => self.pod_named(pod, default_namespace),
-            ["svc" | "service" | "services", service] => Err(self.service(default_namespace, service)),
+            ["svc" | "service" | "services", service] => self.service(default_namespace, service),
             [namespace, "pod" | "pods" | "po", pod] | [namespace, pod] => self.pod_in(namespace, pod),
-            [namespace, "svc" | "service" | "services", service] => Err(self.service(namespace, service)),
+            [namespace, "svc" | "service" | "services", service] => self.service(namespace, service),
             _ => Err(Error::BadName { name: name.to_owned() }),
         }
     }
 
-    fn by_address(&self, name: &str, address: IpAddr) -> Result<Target, Error> {
+    fn by_address(&self, address: IpAddr) -> Result<Target, Error> {
         if let Some(service) = self.services.iter().find(|service| service.addresses.contains(&address)) {
-            let name = format!("{name} is service {}/{}", service.namespace, service.name);
-            return Err(Error::Unusable { name, reason: self.endpoints(service) });
+            let mut target = self.service_target(service)?;
+            target.use_address(address);
+            return Ok(target);
         }
         if let Some(&index) = self.pod_by_address.get(&address) {
             let mut target = self.pod_target(&self.pods[index])?;
@@ -67,7 +71,7 @@ impl Directory {
             target.use_address(address);
             return Ok(target);
         }
-        Ok(Target { name: None, address, other_addresses: Vec::new(), node: None, host_network: false })
+        Ok(Target { name: None, address, other_addresses: Vec::new(), node: None, host_network: false, service: None })
     }
 
     fn bare(&self, name: &str, default_namespace: &str) -> Result<Target, Error> {
@@ -131,6 +135,7 @@ impl Directory {
             other_addresses: others.to_vec(),
             node: pod.node.clone(),
             host_network: pod.host_network,
+            service: None,
         })
     }
 
@@ -170,30 +175,43 @@ impl Directory {
             other_addresses: others.to_vec(),
             node: Some(node.name.clone()),
             host_network: false,
+            service: None,
         })
     }
 
-    fn service(&self, namespace: &str, name: &str) -> Error {
+    fn service(&self, namespace: &str, name: &str) -> Result<Target, Error> {
         match self.services.iter().find(|service| service.namespace == namespace && service.name == name) {
-            Some(service) => Error::Unusable {
-                name: format!("service {}/{}", service.namespace, service.name),
-                reason: self.endpoints(service),
-            },
-            None => Error::NotFound {
+            Some(service) => self.service_target(service),
+            None => Err(Error::NotFound {
                 name: format!("{namespace}/{name}"),
                 what: "service",
                 context: self.context.clone(),
-                similar: similar(
-                    name,
-                    self.services.iter().map(|one| (one.name.as_str(), format!("{}/svc/{}", one.namespace, one.name))),
-                ),
-            },
+                similar: similar(name, self.services.iter().map(|one| (one.name.as_str(), one.full_name()))),
+            }),
         }
     }
 
-    fn endpoints(&self, service: &Service) -> Reason {
-        let name = |address: &IpAddr| self.pod(*address).unwrap_or_else(|| address.to_string());
-        let mut endpoints: Vec<String> = service.endpoints.iter().map(name).collect();
+    fn service_target(&self, service: &Service) -> Result<Target, Error> {
+        let unusable = |reason| Err(Error::Unusable { name: service.full_name(), reason });
+        if let Some(host) = &service.external_name {
+            return unusable(Reason::ExternalName { host: host.clone() });
+        }
+        let Some((&address, others)) = service.addresses.split_first() else {
+            return unusable(Reason::Headless { endpoints: self.endpoints(service) });
+        };
+        Ok(Target {
+            name: Some(service.full_name()),
+            address,
+            other_addresses: others.to_vec(),
+            node: None,
+            host_network: false,
+            service: Some(service.clone()),
+        })
+    }
+
+    fn endpoints(&self, service: &Service) -> Vec<String> {
+        let name = |address: IpAddr| self.pod(address).unwrap_or_else(|| address.to_string());
+        let mut endpoints: Vec<String> = service.endpoints.iter().map(|endpoint| name(endpoint.address)).collect();
         endpoints.sort();
         endpoints.dedup();
         if endpoints.len() > SIMILAR {
@@ -201,7 +219,7 @@ impl Directory {
             endpoints.truncate(SIMILAR);
             endpoints.push(format!("and {more} more"));
         }
-        Reason::Service { endpoints }
+        endpoints
     }
 
     fn ambiguous(&self, name: &str, candidates: Vec<String>) -> Error {

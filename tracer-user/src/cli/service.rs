@@ -1,0 +1,110 @@
+//! A trace to a service: which port, and what its packets look like beyond the NAT.
+
+use super::{error::Error, traffic::Traffic};
+use crate::identity::{Port, Service};
+
+/// More rules than these a session does not take for one flow; then any port is recorded.
+const MOST_TARGET_PORTS: usize = 1;
+
+/// What follows from the destination being a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Front {
+    /// What is sent.
+    pub(super) traffic: Traffic,
+    /// The port where it ends, if that is the same at all endpoints.
+    pub(super) target_port: Option<u16>,
+    /// What the reader should know, in sentences.
+    pub(super) notes: Vec<String>,
+}
+
+/// Chooses the port, where only one can be meant.
+///
+/// # Errors
+/// The service has no such port, or several and none was named.
+pub(super) fn front(service: &Service, asked: Traffic) -> Result<Front, Error> {
+    let name = service.full_name();
+    let mut notes = Vec::new();
+    let probed = |port: &&Port| matches!(port.protocol, 6 | 17);
+    let port = match asked {
+        Traffic::Tcp(number) => service.ports.iter().find(|port| (port.protocol, port.port) == (6, number)),
+        Traffic::Udp(number) => service.ports.iter().find(|port| (port.protocol, port.port) == (17, number)),
+        Traffic::Echo => {
+            let mut ports = service.ports.iter().filter(probed);
+            let only = ports.next().filter(|_| ports.next().is_none());
+            if let Some(port) = only {
+                notes.push(format!(
+                    "a service answers no pings: {} is its only port, and is what is probed",
+                    port.shown()
+                ));
+            }
+            only
+        }
+    };
+    let Some(port) = port else {
+        let known: Vec<String> = service.ports.iter().filter(probed).map(Port::shown).collect();
+        return Err(Error::ServicePort { service: name, asked: asked.option(), known });
+    };
+    let traffic = if port.protocol == 17 { Traffic::Udp(port.port) } else { Traffic::Tcp(port.port) };
+    let (ready, all) = (service.ready().count(), service.endpoints.len());
+    if all == 0 {
+        notes.push(format!("{name} has no endpoints: no pod that its selector is for, or none of them runs"));
+    } else if ready == 0 {
+        notes.push(format!("none of {all} endpoints of {name} is ready"));
+    } else if ready < all {
+        notes.push(format!("{ready} of {all} endpoints of {name} are ready"));
+    }
+    let target_ports = service.target_ports(port);
+    let target_port = target_ports.first().copied().filter(|_| target_ports.len() <= MOST_TARGET_PORTS);
+    Ok(Front { traffic, target_port, notes })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::ServiceEndpoint;
+
+    fn service(ports: &[(&str, u8, u16)], ready: &[bool]) -> Service {
+        let port =
+            |&(name, protocol, port): &(&str, u8, u16)| Port { name: name.to_owned(), protocol, port, node_port: None };
+        let endpoint = |&ready: &bool| ServiceEndpoint {
+            address: "10.0.0.1".parse().expect("address"),
+            node: None,
+            ready,
+            ports: ports.iter().map(|(name, _, port)| ((*name).to_owned(), port + 8000)).collect(),
+        };
+        Service {
+            namespace: "shop".to_owned(),
+            name: "web".to_owned(),
+            addresses: vec!["10.96.0.7".parse().expect("address")],
+            external_name: None,
+            ports: ports.iter().map(port).collect(),
+            endpoints: ready.iter().map(endpoint).collect(),
+        }
+    }
+
+    fn told(service: &Service, asked: Traffic) -> String {
+        match front(service, asked) {
+            Ok(Front { traffic, target_port, notes }) => format!("{traffic:?} {target_port:?} {notes:?}"),
+            Err(error) => super::super::error::lines(&error),
+        }
+    }
+
+    #[test]
+    fn the_only_port_is_meant_and_of_several_one_is_to_be_named() {
+        let web = service(&[("http", 6, 80)], &[true, false]);
+        let dns = service(&[("dns", 17, 53), ("dns-tcp", 6, 53), ("metrics", 6, 9153)], &[false]);
+        let empty = service(&[("", 6, 80)], &[]);
+        let sctp = service(&[("", 132, 80)], &[]);
+        let all = [
+            told(&web, Traffic::Echo),
+            told(&web, Traffic::Tcp(80)),
+            told(&web, Traffic::Tcp(81)),
+            told(&web, Traffic::Udp(80)),
+            told(&dns, Traffic::Echo),
+            told(&dns, Traffic::Udp(53)),
+            told(&empty, Traffic::Tcp(80)),
+            told(&sctp, Traffic::Echo),
+        ];
+        insta::assert_snapshot!(all.join("\n"));
+    }
+}
