@@ -9,7 +9,7 @@ use super::{
     args::TraceArgs,
     error::Error,
     nodes::Cluster,
-    service::{Front, front},
+    service::{Behind, Front, front},
     traffic::Traffic,
 };
 use crate::{
@@ -27,8 +27,8 @@ pub(super) struct Resolved {
     pub(super) sender: Option<usize>,
     /// What is sent, or waited for.
     pub(super) traffic: Traffic,
-    /// The destination is a service, so that its packets end elsewhere: at this port, or at any.
-    pub(super) service: Option<Option<u16>>,
+    /// The destination is a service, so that its packets end elsewhere.
+    pub(super) service: Option<Behind>,
     /// One sentence each.
     pub(super) notes: Vec<String>,
 }
@@ -60,9 +60,9 @@ pub(super) async fn resolve(args: &TraceArgs, cluster: &Cluster) -> Result<Resol
     }
     let (traffic, service) = match &destination.service {
         Some(service) => {
-            let Front { traffic, target_port, notes: told } = front(service, args.traffic())?;
-            notes.extend(told);
-            (traffic, Some(target_port))
+            let Front { traffic, behind, note } = front(service, args.traffic())?;
+            notes.extend(note);
+            (traffic, Some(behind))
         }
         None => (args.traffic(), None),
     };

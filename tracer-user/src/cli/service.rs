@@ -1,20 +1,29 @@
 //! A trace to a service: which port, and what its packets look like beyond the NAT.
 
 use super::{error::Error, traffic::Traffic};
-use crate::identity::{Port, Service};
-
-/// More rules than these a session does not take for one flow; then any port is recorded.
-const MOST_TARGET_PORTS: usize = 1;
+use crate::{
+    identity::{Port, Service},
+    path::model::AskedService,
+};
 
 /// What follows from the destination being a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Front {
     /// What is sent.
     pub(super) traffic: Traffic,
-    /// The port where it ends, if that is the same at all endpoints.
+    /// Where it ends.
+    pub(super) behind: Behind,
+    /// What was chosen for the reader.
+    pub(super) note: Option<String>,
+}
+
+/// What stands behind a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Behind {
+    /// The port where connections end, if it is the same at all endpoints.
     pub(super) target_port: Option<u16>,
-    /// What the reader should know, in sentences.
-    pub(super) notes: Vec<String>,
+    /// The service.
+    pub(super) asked: AskedService,
 }
 
 /// Chooses the port, where only one can be meant.
@@ -22,8 +31,7 @@ pub(super) struct Front {
 /// # Errors
 /// The service has no such port, or several and none was named.
 pub(super) fn front(service: &Service, asked: Traffic) -> Result<Front, Error> {
-    let name = service.full_name();
-    let mut notes = Vec::new();
+    let mut note = None;
     let probed = |port: &&Port| matches!(port.protocol, 6 | 17);
     let port = match asked {
         Traffic::Tcp(number) => service.ports.iter().find(|port| (port.protocol, port.port) == (6, number)),
@@ -31,31 +39,30 @@ pub(super) fn front(service: &Service, asked: Traffic) -> Result<Front, Error> {
         Traffic::Echo => {
             let mut ports = service.ports.iter().filter(probed);
             let only = ports.next().filter(|_| ports.next().is_none());
-            if let Some(port) = only {
-                notes.push(format!(
-                    "a service answers no pings: {} is its only port, and is what is probed",
-                    port.shown()
-                ));
-            }
+            note = only.map(|port| {
+                format!("a service answers no pings: {} is its only port, and is what is probed", port.shown())
+            });
             only
         }
     };
     let Some(port) = port else {
         let known: Vec<String> = service.ports.iter().filter(probed).map(Port::shown).collect();
-        return Err(Error::ServicePort { service: name, asked: asked.option(), known });
+        return Err(Error::ServicePort { service: service.full_name(), asked: asked.option(), known });
     };
-    let traffic = if port.protocol == 17 { Traffic::Udp(port.port) } else { Traffic::Tcp(port.port) };
-    let (ready, all) = (service.ready().count(), service.endpoints.len());
-    if all == 0 {
-        notes.push(format!("{name} has no endpoints: no pod that its selector is for, or none of them runs"));
-    } else if ready == 0 {
-        notes.push(format!("none of {all} endpoints of {name} is ready"));
-    } else if ready < all {
-        notes.push(format!("{ready} of {all} endpoints of {name} are ready"));
-    }
     let target_ports = service.target_ports(port);
-    let target_port = target_ports.first().copied().filter(|_| target_ports.len() <= MOST_TARGET_PORTS);
-    Ok(Front { traffic, target_port, notes })
+    Ok(Front {
+        traffic: if port.protocol == 17 { Traffic::Udp(port.port) } else { Traffic::Tcp(port.port) },
+        behind: Behind {
+            target_port: target_ports.first().copied().filter(|_| target_ports.len() == 1),
+            asked: AskedService {
+                namespace: service.namespace.clone(),
+                name: service.name.clone(),
+                endpoints: service.endpoints.len(),
+                ready: service.ready().count(),
+            },
+        },
+        note,
+    })
 }
 
 #[cfg(test)]
@@ -84,7 +91,10 @@ mod tests {
 
     fn told(service: &Service, asked: Traffic) -> String {
         match front(service, asked) {
-            Ok(Front { traffic, target_port, notes }) => format!("{traffic:?} {target_port:?} {notes:?}"),
+            Ok(Front { traffic, behind: Behind { target_port, asked }, note }) => {
+                let AskedService { endpoints, ready, .. } = asked;
+                format!("{traffic:?} {target_port:?} {ready} of {endpoints} {note:?}")
+            }
             Err(error) => super::super::error::lines(&error),
         }
     }

@@ -9,6 +9,7 @@ use super::{
     ends::{self, Resolved},
     error::Error,
     nodes::{self, Cluster},
+    service::Behind,
     terminal::{Line, Progress, Surroundings, write_stderr, write_stdout},
     traffic::Traffic,
     watch::Watch,
@@ -260,7 +261,7 @@ fn requests(args: &TraceArgs, cluster: &Cluster, resolved: &Resolved) -> Vec<Req
     };
     // Beyond the source's node a service's address has given way to one of its endpoints'.
     let beyond = match service {
-        Some(target_port) => Flow { b: None, b_port: *target_port, ..flow.clone() },
+        Some(Behind { target_port, .. }) => Flow { b: None, b_port: *target_port, ..flow.clone() },
         None => flow.clone(),
     };
     let masqueraded = masqueraded(cluster, resolved, &beyond);
@@ -321,13 +322,14 @@ fn assemble(
         address: ends::node_addresses(&cluster.directory, &node.name).first().copied(),
         name: node.name,
     });
-    let Resolved { ends, sender: _, traffic, service: _, notes } = resolved;
+    let Resolved { ends, sender: _, traffic, service, notes } = resolved;
     let source = ends.source.address;
     let probe = if args.passive { traffic.watched(source) } else { traffic.sent(source, args.size) };
     Trace {
         schema: "podpath.trace/v1",
         source: ends.source,
         destination: ends.destination,
+        service: service.map(|behind| behind.asked),
         exchanges,
         routers,
         lost_events,

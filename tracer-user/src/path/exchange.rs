@@ -252,17 +252,20 @@ impl<'a> Story<'a> {
 
     /// The port that was asked for, as the source sent it.
     fn port(&self) -> Option<u16> {
-        let of_packet = |(_, touch): (usize, &Touch<'_>)| match touch.first.packet.l4 {
-            L4::Tcp { dst_port, .. } | L4::Udp { dst_port, .. } => Some(dst_port),
-            _ => None,
-        };
-        self.probe.map(|p| p.dst_port).filter(|p| *p != 0).or_else(|| self.request.first().and_then(of_packet))
+        self.probe.map(|p| p.dst_port).filter(|p| *p != 0).or_else(|| self.request.first().and_then(destination_port))
+    }
+
+    /// The port where the request came to its end: behind DNAT another one than was asked.
+    fn port_at_end(&self) -> Option<u16> {
+        self.request.last().and_then(destination_port).or_else(|| self.port())
     }
 
     /// A reset: by the destination itself, or by somebody in its name, as a rule with `tcp-reset` does.
     fn refusal(&self, world: &World<'_>) -> Rejection {
-        let from = world.ends.destination.address;
-        let port = self.port().map_or_else(String::new, |p| format!(" {p}"));
+        let asked = world.ends.destination.address;
+        // Its own address, whatever NAT makes of that on the way back.
+        let from = self.reply.first().map_or(asked, |(_, first)| first.first.packet.src);
+        let port = self.port_at_end().map_or_else(String::new, |p| format!(" {p}"));
         let closed = match self.what {
             // Somebody had listened, or there were no data.
             Some(What::Data) if self.acknowledged() => format!(
@@ -300,7 +303,7 @@ impl<'a> Story<'a> {
                 place,
                 format!("connection refused on port{port} (TCP reset): nothing listens there, or a rule there refuses"),
             ),
-            Way::Out => of(place, in_the_name_of(from)),
+            Way::Out => of(place, in_the_name_of(asked)),
             Way::In => of(None, format!("connection refused on port{port} (TCP reset)")),
         }
     }
@@ -382,6 +385,13 @@ impl<'a> Story<'a> {
             }
         }
         offsets
+    }
+}
+
+fn destination_port((_, touch): (usize, &Touch<'_>)) -> Option<u16> {
+    match touch.first.packet.l4 {
+        L4::Tcp { dst_port, .. } | L4::Udp { dst_port, .. } => Some(dst_port),
+        _ => None,
     }
 }
 

@@ -18,6 +18,8 @@ pub struct Trace {
     pub source: Endpoint,
     /// Who was asked.
     pub destination: Endpoint,
+    /// Set where the destination is a service: it stands for its endpoints.
+    pub service: Option<AskedService>,
     /// In the order of their first packets.
     pub exchanges: Vec<Exchange>,
     /// What traceroute would list: the source address of an ICMP error at each forwarding node, then the destination.
@@ -36,6 +38,19 @@ pub struct Trace {
     pub smallest_mtu: Option<u32>,
     /// `icmp echo 84 B`: what was sent.
     pub probe: String,
+}
+
+/// A service that was asked, by what the API said when the trace began.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct AskedService {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// How many endpoints it has,
+    pub endpoints: usize,
+    /// and how many of them are ready to be sent new connections.
+    pub ready: usize,
 }
 
 /// One end of the trace.

@@ -35,17 +35,18 @@ fn side(packet: &Packet) -> NatSide {
 
 /// What was rewritten between two sightings of one packet in one namespace.
 ///
-/// The destination is rewritten before routing (PREROUTING), the source after it (POSTROUTING), in both directions. A
-/// new identifier goes with the side that hides the originator: the source on the way there, the destination back.
+/// The destination is rewritten before routing (PREROUTING), the source after it (POSTROUTING), in both directions, each with its
+/// port. A new ICMP identifier goes with the side that hides the originator: the source on the way there, the destination back.
 pub(super) fn rewrites(before: &Packet, after: &Packet, direction: CtDirection) -> Rewrites {
     let (from, to) = (side(before), side(after));
     let port_changed = from.src_port != to.src_port;
+    let is_identifier = from.dst_port.is_none();
     let (dst_action, src_action) = match direction {
         CtDirection::Original => (Action::Dnat, Action::Snat),
         CtDirection::Reply => (Action::Unsnat, Action::Undnat),
     };
-    let port_with_dst = port_changed && direction == CtDirection::Reply;
-    let port_with_src = port_changed && direction == CtDirection::Original;
+    let port_with_dst = port_changed && is_identifier && direction == CtDirection::Reply;
+    let port_with_src = port_changed && !port_with_dst;
     let middle = NatSide {
         src: from.src,
         dst: to.dst,

@@ -6,7 +6,9 @@ use super::{
     names::Names,
     next,
 };
-use crate::path::model::{Action, Basis, CulpritRule, Direction, DropCause, Exchange, Hop, Outcome, Rejection, Trace};
+use crate::path::model::{
+    Action, AskedService, Basis, CulpritRule, Direction, DropCause, Exchange, Hop, Outcome, Rejection, Trace,
+};
 
 /// The hop at which the packet ended.
 pub(super) fn last_hop(exchange: &Exchange) -> Option<&Hop> {
@@ -94,6 +96,9 @@ pub(super) fn explain(page: &mut Page, trace: &Trace, names: &Names, exchange: &
     if exchange.outcome == Outcome::Delivered {
         return;
     }
+    if let Some(service) = unserved(trace, exchange) {
+        fact(page, "service", &nobody_serves(service));
+    }
     if let Some(hop) = last_hop(exchange) {
         facts(page, hop);
         fact(page, "proof", &names.shorten(&proof(trace, hop)));
@@ -117,6 +122,22 @@ pub(super) fn explain(page: &mut Page, trace: &Trace, names: &Names, exchange: &
         // Commands are for copying: never broken into lines.
         page.line(&[(Paint::Bold, &format!("{head:<8}")), (Paint::Plain, command)]);
     }
+}
+
+/// The service that was asked, if nobody could answer for it and the request never got another destination.
+pub(super) fn unserved<'t>(trace: &'t Trace, exchange: &Exchange) -> Option<&'t AskedService> {
+    let translated = exchange.request.hops.iter().any(|hop| hop.action == Action::Dnat);
+    trace.service.as_ref().filter(|service| service.ready == 0 && !translated)
+}
+
+fn nobody_serves(service: &AskedService) -> String {
+    let AskedService { namespace, name, endpoints, .. } = service;
+    let why = match endpoints {
+        0 => "has no endpoints: its selector is for no pod, or none of them runs".to_owned(),
+        1 => "has 1 endpoint, and that is not ready".to_owned(),
+        many => format!("has {many} endpoints, and none of them is ready"),
+    };
+    format!("{namespace}/svc/{name} {why}; then what is sent to it is refused or goes astray")
 }
 
 fn fact(page: &mut Page, head: &str, text: &str) {

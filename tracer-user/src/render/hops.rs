@@ -195,6 +195,9 @@ pub(super) fn rewrite(hop: &Hop) -> String {
         }
         _ => String::new(),
     };
+    if address(before) == address(after) {
+        return format!("{name} {}{ports}", address(before));
+    }
     format!("{name} {} -> {}{ports}", address(before), address(after))
 }
 

@@ -1,7 +1,12 @@
 //! What to look at next: commands, each with the place to run it.
 
-use super::{failure::last_hop, names::Names};
-use crate::path::model::{Action, CulpritRule, Direction, DropCause, DropDetail, Exchange, Hop, Rejection, Trace};
+use super::{
+    failure::{last_hop, unserved},
+    names::Names,
+};
+use crate::path::model::{
+    Action, AskedService, CulpritRule, Direction, DropCause, DropDetail, Exchange, Hop, Rejection, Trace,
+};
 
 /// Where a packet ended, as commands want it.
 struct Site<'a> {
@@ -15,6 +20,14 @@ struct Site<'a> {
 
 /// Commands that tell more.
 pub(super) fn commands(trace: &Trace, names: &Names, exchange: &Exchange) -> Vec<String> {
+    if let Some(AskedService { namespace, name, .. }) = unserved(trace, exchange) {
+        return vec![
+            format!("kubectl -n {namespace} get endpointslices -l kubernetes.io/service-name={name}"),
+            format!(
+                "kubectl -n {namespace} get service {name} -o wide   # its selector: which pods have these labels?"
+            ),
+        ];
+    }
     let Some(hop) = last_hop(exchange) else { return without_hop(trace, names, exchange) };
     let on = match &hop.pod {
         Some(pod) => format!("in pod {pod}"),

@@ -161,6 +161,7 @@ fn trace(exchanges: Vec<Exchange>) -> Trace {
         schema: "podpath.trace/v1",
         source: end(BB2, Some(NODE2)),
         destination: end(BB1, Some(NODE1)),
+        service: None,
         exchanges,
         routers: ["172.20.58.60", "172.20.50.50", "100.115.37.81"].map(ip).into(),
         lost_events: 0,

@@ -126,10 +126,10 @@ fn way(trace: &Trace, groups: &[Group<'_>]) -> String {
         None => "no tunnel".to_owned(),
     };
     let nat = match (has(Action::Snat), has(Action::Dnat)) {
-        (true, true) => "SNAT and DNAT",
-        (true, false) => "SNAT",
-        (false, true) => "DNAT",
-        (false, false) => "no NAT",
+        (true, true) => format!("SNAT and DNAT{}", chosen(trace)),
+        (true, false) => "SNAT".to_owned(),
+        (false, true) => format!("DNAT{}", chosen(trace)),
+        (false, false) => "no NAT".to_owned(),
     };
     let whole = |exchange: &Exchange| !exchange.request.incomplete && !exchange.reply.incomplete;
     let back = match (whole(exchange), same_way_back(exchange)) {
@@ -151,6 +151,25 @@ fn way(trace: &Trace, groups: &[Group<'_>]) -> String {
         ways.push_str(&format!("; the path of {count} is INCOMPLETE"));
     }
     format!("{moved}, {tunnel}, {nat}; {back}{ways}")
+}
+
+/// ` to default/web (4 of 6), default/bb2 (2 of 6)`: whom DNAT chose in place of whom was asked.
+fn chosen(trace: &Trace) -> String {
+    let mut chosen: Vec<(&str, usize)> = Vec::new();
+    for hop in trace.exchanges.iter().filter_map(|exchange| exchange.request.hops.last()) {
+        let Some(pod) = hop.pod.as_deref().filter(|_| hop.dst != trace.destination.address) else { continue };
+        match chosen.iter_mut().find(|(known, _)| *known == pod) {
+            Some((_, count)) => *count += 1,
+            None => chosen.push((pod, 1)),
+        }
+    }
+    chosen.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    let all = trace.exchanges.len();
+    let told: Vec<String> = match chosen.as_slice() {
+        [(only, count)] if *count == all => vec![(*only).to_owned()],
+        several => several.iter().map(|(pod, count)| format!("{pod} ({count} of {all})")).collect(),
+    };
+    if told.is_empty() { String::new() } else { format!(" to {}", told.join(", ")) }
 }
 
 /// Some node's records may not be all: a path without a gap may still lack hops.
