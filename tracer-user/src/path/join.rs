@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use super::{
-    Ends, Evidence, Joined, Names,
+    Ends, Evidence, Joined, Names, NodeEvidence,
     clock::Bounds,
     culprit::naming,
     errors,
@@ -12,6 +12,7 @@ use super::{
     model::{Action, Direction, DropCause, Exchange, Hop, Outcome},
     world::World,
 };
+use crate::event::Record;
 
 /// How many exchanges before and after are asked for the clocks' offsets, if all together exclude each other.
 const NEIGHBOURS: usize = 16;
@@ -51,6 +52,9 @@ pub fn join(evidence: &Evidence, ends: &Ends, names: &dyn Names) -> Joined {
     naming::name(&world, cases);
 
     let mut warnings = warnings(&world);
+    if told.iter().any(|told| told.exchange.outcome != Outcome::Delivered) {
+        warnings.extend(nameless(evidence));
+    }
     if untold > 0 {
         warnings.push(format!("{untold} more exchanges were seen: only the first {MOST_WATCHED} are told"));
     }
@@ -120,6 +124,25 @@ fn routers(world: &World<'_>, told: &[Told<'_>], warnings: &mut Vec<String>) -> 
         routers.push(world.ends.destination.address);
     }
     routers
+}
+
+/// The nodes whose kernel does not show who freed packets. Only an exchange that came to a bad end lacks that.
+fn nameless(evidence: &Evidence) -> impl Iterator<Item = String> {
+    let hidden = |node: &&NodeEvidence| {
+        let frees = node.records.iter().filter_map(|record| match record {
+            Record::Sighting(sighting) => sighting.free.as_ref().filter(|free| free.location != 0),
+            Record::Translation(_) | Record::Rewrite(_) => None,
+        });
+        let mut frees = frees.peekable();
+        frees.peek().is_some() && frees.all(|free| free.function.is_none())
+    };
+    evidence.nodes.iter().filter(hidden).map(|node| {
+        format!(
+            "{}: which functions of the kernel freed packets is not known: /proc/kallsyms hides their addresses, which CAP_SYSLOG \
+             shows where kernel.kptr_restrict is 0 or 1",
+            node.name
+        )
+    })
 }
 
 fn warnings(world: &World<'_>) -> Vec<String> {

@@ -46,7 +46,7 @@ pub enum Error {
         source: io::Error,
     },
     /// A netlink request failed.
-    #[error("cannot {operation} in network namespace {netns}: {source}")]
+    #[error("cannot {operation} in network namespace {netns}: {source}{}", if_refused(source.errno()))]
     Netlink {
         /// What was asked for.
         operation: &'static str,
@@ -56,7 +56,7 @@ pub enum Error {
         source: Failure,
     },
     /// The tables of legacy iptables cannot be read.
-    #[error("cannot read iptables in network namespace {netns}: {source}")]
+    #[error("cannot read iptables in network namespace {netns}: {source}{}", if_iptables_refused(source))]
     Iptables {
         /// Inode of the namespace.
         netns: u32,
@@ -95,6 +95,29 @@ fn if_exhausted(source: &io::Error) -> &'static str {
     }
 }
 
+/// What a refusal means. Links and routes are anybody's to read, netfilter is not (`nfnetlink_rcv`, `do_ipt_get_ctl`).
+fn if_refused(errno: Option<i32>) -> &'static str {
+    match errno {
+        Some(libc::EPERM) => "; reading netfilter's rules and conntrack takes CAP_NET_ADMIN, in any namespace",
+        _ => "",
+    }
+}
+
+/// The same of iptables, which is asked by a raw socket.
+fn if_iptables_refused(source: &io::Error) -> &'static str {
+    match source.raw_os_error() {
+        Some(libc::EPERM) => "; it takes CAP_NET_ADMIN and CAP_NET_RAW",
+        _ => "",
+    }
+}
+
+impl Error {
+    /// Netfilter may not be read: not in this namespace, and so in none.
+    pub(super) fn is_refusal(&self) -> bool {
+        matches!(self, Self::Netlink { source, .. } if source.errno() == Some(libc::EPERM))
+    }
+}
+
 impl Failure {
     /// Makes an [`Error`] of it.
     pub(super) fn during(self, operation: &'static str, netns: u32) -> Error {
@@ -107,5 +130,21 @@ impl Failure {
             Self::Refused(error) => error.raw_os_error(),
             Self::Socket(_) | Self::Decode(_) => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_names_the_capability_and_nothing_else_does() {
+        let netlink = |errno| Failure::Refused(io::Error::from_raw_os_error(errno)).during("read nftables", 7);
+        let refused = netlink(libc::EPERM);
+        assert!(refused.is_refusal() && !netlink(libc::EBUSY).is_refusal());
+        insta::assert_snapshot!(refused, @"cannot read nftables in network namespace 7: the kernel answered: Operation not permitted (os error 1); reading netfilter's rules and conntrack takes CAP_NET_ADMIN, in any namespace");
+        insta::assert_snapshot!(netlink(libc::EBUSY), @"cannot read nftables in network namespace 7: the kernel answered: Device or resource busy (os error 16)");
+        let iptables = Error::Iptables { netns: 7, source: io::Error::from_raw_os_error(libc::EPERM) };
+        insta::assert_snapshot!(iptables, @"cannot read iptables in network namespace 7: Operation not permitted (os error 1); it takes CAP_NET_ADMIN and CAP_NET_RAW");
     }
 }

@@ -80,7 +80,14 @@ impl Node {
                 Ok(snapshot) => {
                     counters.before.insert(namespace.inode, snapshot);
                 }
-                Err(error) => counters.notes.push(error),
+                Err(error) => {
+                    let refusal = error.is_refusal();
+                    counters.notes.push(error);
+                    // It would be the same of every pod.
+                    if refusal {
+                        break;
+                    }
+                }
             }
         }
         counters

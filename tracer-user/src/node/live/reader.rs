@@ -199,7 +199,14 @@ impl Node {
             let group: Vec<Flow> = group.into_iter().map(|(_, flow)| flow.clone()).collect();
             match self.conntrack(&group) {
                 Ok(entries) => facts.conntrack.extend(entries),
-                Err(error) => notes.push(error),
+                Err(error) => {
+                    let refusal = error.is_refusal();
+                    notes.push(error);
+                    // It would be the same of every pod.
+                    if refusal {
+                        break;
+                    }
+                }
             }
         }
         // Last, so that a change while the questions were answered counts.

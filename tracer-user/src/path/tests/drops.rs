@@ -2,9 +2,12 @@
 
 use proptest::prelude::*;
 
-use super::{cases::two_nodes, failures::to_the_wire};
+use super::{
+    cases::{cross_node, two_nodes},
+    failures::to_the_wire,
+};
 use crate::{
-    event::{Engine, Hook, L4, Netfilter, Record},
+    event::{Engine, Hook, L4, Netfilter, Record, Sighting},
     node::facts::{Condition, ConditionField, Neighbour, RouteKind, Rule, RuleEngine, RuleHit, RuleVerdict, Setting},
     path::{
         model::{Basis, DropCause, DropDetail, Exchange, Outcome},
@@ -526,6 +529,34 @@ proptest! {
         prop_assert_eq!(named, if culprit { vec!["FORWARD"] } else { vec![] });
         prop_assert!(culprit || drop.why == "netfilter rule");
     }
+}
+
+/// As an agent reads them that may not see the kernel's addresses.
+#[test]
+fn hidden_functions_are_told_of_where_they_are_missed() {
+    let hide = |w: &mut Walk| {
+        for record in w.evidence.nodes.iter_mut().flat_map(|node| &mut node.records) {
+            if let Record::Sighting(Sighting { free: Some(free), .. }) = record {
+                free.function = None;
+            }
+        }
+    };
+    let told = |w: &Walk| w.join().warnings.iter().filter(|warning| warning.contains("CAP_SYSLOG")).count();
+    let mut w = two_nodes();
+    dies(&mut w, 1, At::Forward, "nft_do_chain", None);
+    routes(&mut w, RouteKind::Unicast);
+    assert_eq!(told(&w), 0);
+    hide(&mut w);
+    assert_eq!(told(&w), 1, "{:?}", w.join().warnings);
+    assert_eq!(
+        drop_of(&exchange(&w)).proof,
+        ["freed as a drop (where is hidden, and this kernel has no drop reasons)"]
+    );
+    let mut w = two_nodes();
+    cross_node(&mut w, 1);
+    routes(&mut w, RouteKind::Unicast);
+    hide(&mut w);
+    assert_eq!((told(&w), exchange(&w).outcome), (0, Outcome::Delivered));
 }
 
 #[test]
