@@ -128,6 +128,10 @@ pub struct Probe {
     attached: bool,
 }
 
+/// What else than a lack of root may be the reason stands with it.
+const MAPS: &str =
+    "create maps (before Linux 5.11 they count as locked memory, whose limit takes CAP_SYS_RESOURCE to raise)";
+
 /// So many records are taken out of the ring in one go while more may come: what the ring holds.
 const MOST_AT_ONCE: usize = RING_SIZE as usize / tracer_common::RECORD_SIZE;
 
@@ -197,7 +201,7 @@ impl Probe {
             .override_global("PAGES", &pages, true)
             .map_max_entries("EVENTS", setup.ring_size)
             .load(OBJECT)
-            .map_err(not_permitted("create maps", Error::Object))?;
+            .map_err(not_permitted(MAPS, Error::Object))?;
         let without = programs::load_all(&mut programs, &btf)?;
         for inode in setup.scope {
             add_to_scope(&mut programs, *inode)?;
