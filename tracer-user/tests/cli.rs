@@ -45,7 +45,7 @@ fn wrong_usage() {
         &["trace", "bb2", "bb1", "-c", "65536"],
         &["trace", "bb2", "bb1", "-i", "0"],
         &["trace", "bb2", "bb1", "-s", "7"],
-        &["trace", "bb2", "bb1", "-o", "yaml"],
+        &["trace", "bb2", "bb1", "-o", "xml"],
         &["trace", "bb2", "bb1", "--for", "5m"],
         &["trace", "bb2", "bb1", "--passive", "--for", "2 days"],
         &["trace", "bb2", "bb1", "--passive", "-i", "1"],

@@ -56,6 +56,8 @@ Examples:
   podpath trace bb2 bb1 -o json          for programs
   podpath trace bb2 web --tcp 80         a SYN to port 80: open, refused or filtered, and where
   podpath trace bb2 dns --udp 53         a datagram; a server that makes nothing of it stays silent
+  podpath trace bb2 svc/web              a service's only port: which endpoint, through which NAT
+  podpath trace bb2 node-1 --tcp 30080   a node port
   podpath trace bb2 bb1 -6               between the IPv6 addresses of two pods that have both
   podpath trace bb2 bb1 --passive        send nothing: wait for pings that others send
   podpath trace bb2 web --passive --tcp 80    watch handshakes and data of others
@@ -63,7 +65,7 @@ Examples:
   podpath trace -n shop deploy/web db-0  one of a workload's pods
   podpath trace bb1 8.8.8.8 --ephemeral  in a cluster where podpath is not installed
 
-Names: POD, NAMESPACE/POD, pod/POD, node/NODE, an address; in a cluster deploy/NAME, sts/NAME, ds/NAME,
+Names: POD, NAMESPACE/POD, pod/POD, node/NODE, svc/SERVICE (as destination), an address; in a cluster deploy/NAME, sts/NAME, ds/NAME,
 rs/NAME and job/NAME too; the destination may be a host name. The nodes come from the cluster of --kubeconfig,
 --context or $KUBECONFIG; else from a lab that runs here; else from the cluster of ~/.kube/config. Without
 Kubernetes they come from an inventory file:
@@ -221,7 +223,7 @@ pub struct NodesArgs {
 pub struct TraceArgs {
     /// Where the probes start: a pod, a node or an address
     pub source: String,
-    /// Where they go: a pod, a node, an address or a host name
+    /// Where they go: a pod, a service, a node, an address or a host name
     pub destination: String,
     /// How many exchanges
     #[arg(short = 'c', long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]

@@ -9,7 +9,7 @@ use super::{
     args::TraceArgs,
     error::Error,
     nodes::Cluster,
-    service::{Behind, Front, front},
+    service::{Behind, Front, behind, front},
     traffic::Traffic,
 };
 use crate::{
@@ -66,6 +66,13 @@ pub(super) async fn resolve(args: &TraceArgs, cluster: &Cluster) -> Result<Resol
         }
         None => (args.traffic(), None),
     };
+    // Or it is a node, and the port one that all nodes have for a service.
+    let node_port = || front_on_nodes(directory, &destination, traffic);
+    let (service, note) = match service {
+        Some(behind) => (Some(behind), None),
+        None => node_port().unzip(),
+    };
+    notes.extend(note);
     if looked_up {
         notes.push(format!("{} is {to}: resolved by this machine, not by the pod", args.destination));
     }
@@ -144,6 +151,15 @@ fn sender(args: &TraceArgs, cluster: &Cluster, source: &Target) -> Result<usize,
         node: source.node.clone(),
         nodes: nodes.iter().map(|node| node.name.clone()).collect(),
     })
+}
+
+/// What stands behind a node's port, and a sentence about it.
+fn front_on_nodes(directory: &Directory, destination: &Target, traffic: Traffic) -> Option<(Behind, String)> {
+    destination.node.as_ref().filter(|_| destination.name == destination.node)?;
+    let (service, port) = directory.node_port(traffic.probes(0).protocol(destination.address), traffic.port()?)?;
+    let behind = behind(service, port, Some(destination.address));
+    let shown = format!("{}/{}", traffic.port()?, port.protocol_name());
+    Some((behind, format!("{shown} on nodes is the node port of {}, port {}", service.full_name(), port.shown())))
 }
 
 /// By this machine's resolver. `unknown` is what the directory said.

@@ -1,5 +1,7 @@
 //! A trace to a service: which port, and what its packets look like beyond the NAT.
 
+use std::net::IpAddr;
+
 use super::{error::Error, traffic::Traffic};
 use crate::{
     identity::{Port, Service},
@@ -22,6 +24,8 @@ pub(super) struct Front {
 pub(super) struct Behind {
     /// The port where connections end, if it is the same at all endpoints.
     pub(super) target_port: Option<u16>,
+    /// Set where a node is asked by a node port: its address, which it may put in the source's place.
+    pub(super) through: Option<IpAddr>,
     /// The service.
     pub(super) asked: AskedService,
 }
@@ -49,20 +53,20 @@ pub(super) fn front(service: &Service, asked: Traffic) -> Result<Front, Error> {
         let known: Vec<String> = service.ports.iter().filter(probed).map(Port::shown).collect();
         return Err(Error::ServicePort { service: service.full_name(), asked: asked.option(), known });
     };
+    let traffic = if port.protocol == 17 { Traffic::Udp(port.port) } else { Traffic::Tcp(port.port) };
+    Ok(Front { traffic, behind: behind(service, port, None), note })
+}
+
+/// What stands behind a port of a service, or behind a node's port for it.
+pub(super) fn behind(service: &Service, port: &Port, through: Option<IpAddr>) -> Behind {
     let target_ports = service.target_ports(port);
-    Ok(Front {
-        traffic: if port.protocol == 17 { Traffic::Udp(port.port) } else { Traffic::Tcp(port.port) },
-        behind: Behind {
-            target_port: target_ports.first().copied().filter(|_| target_ports.len() == 1),
-            asked: AskedService {
-                namespace: service.namespace.clone(),
-                name: service.name.clone(),
-                endpoints: service.endpoints.len(),
-                ready: service.ready().count(),
-            },
-        },
-        note,
-    })
+    let asked = AskedService {
+        namespace: service.namespace.clone(),
+        name: service.name.clone(),
+        endpoints: service.endpoints.len(),
+        ready: service.ready().count(),
+    };
+    Behind { target_port: target_ports.first().copied().filter(|_| target_ports.len() == 1), through, asked }
 }
 
 #[cfg(test)]
@@ -91,7 +95,7 @@ mod tests {
 
     fn told(service: &Service, asked: Traffic) -> String {
         match front(service, asked) {
-            Ok(Front { traffic, behind: Behind { target_port, asked }, note }) => {
+            Ok(Front { traffic, behind: Behind { target_port, through: _, asked }, note }) => {
                 let AskedService { endpoints, ready, .. } = asked;
                 format!("{traffic:?} {target_port:?} {ready} of {endpoints} {note:?}")
             }

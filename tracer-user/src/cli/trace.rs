@@ -1,5 +1,6 @@
 //! `podpath trace`.
 
+use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::Notify;
@@ -236,7 +237,7 @@ impl Report {
 
 /// What each node is asked: all record, the source's node sends.
 fn requests(args: &TraceArgs, cluster: &Cluster, resolved: &Resolved) -> Vec<Request> {
-    let Resolved { ends, sender, traffic, service, notes: _ } = resolved;
+    let Resolved { ends, sender, traffic, service: _, notes: _ } = resolved;
     // 0 would mean "any" in the kernel's map of flows.
     let id = rand::random_range(1..=u16::MAX);
     let traffic = *traffic;
@@ -259,19 +260,8 @@ fn requests(args: &TraceArgs, cluster: &Cluster, resolved: &Resolved) -> Vec<Req
         timeout: args.timeout,
         nonce_base: rand::random(),
     };
-    // Beyond the source's node a service's address has given way to one of its endpoints'.
-    let beyond = match service {
-        Some(Behind { target_port, .. }) => Flow { b: None, b_port: *target_port, ..flow.clone() },
-        None => flow.clone(),
-    };
-    let masqueraded = masqueraded(cluster, resolved, &beyond);
-    let home = ends.source.node.as_deref();
     let request = |index: usize| Request {
-        flows: match &masqueraded {
-            _ if Some(&*cluster.nodes[index].name) == home => vec![flow.clone()],
-            Some(masqueraded) => vec![beyond.clone(), masqueraded.clone()],
-            None => vec![beyond.clone()],
-        },
+        flows: flows(cluster, resolved, &flow, &cluster.nodes[index].name),
         time_limit: longest(args),
         ping: (*sender == Some(index)).then(|| ping.clone()),
         trace_rules: args.trace_rules,
@@ -285,14 +275,35 @@ pub(super) fn longest(args: &TraceArgs) -> Duration {
     args.ready_within + busy + MARGIN
 }
 
-/// The flow as other nodes see it if the source's node puts its own address in the source's place. The kernel learns what NAT
-/// makes of a flow only on the node that does it.
-fn masqueraded(cluster: &Cluster, resolved: &Resolved, flow: &Flow) -> Option<Flow> {
-    let home = resolved.ends.source.node.as_deref()?;
-    let addresses = ends::node_addresses(&cluster.directory, home);
-    let own = addresses.into_iter().find(|address| address.is_ipv4() == flow.a.is_ipv4());
-    let a = own.filter(|address| *address != flow.a)?;
-    Some(Flow { a, a_port: None, ..flow.clone() })
+/// What a node is to record. The kernel learns what NAT makes of a flow only on the node that does it; on all others it is asked
+/// for as it may look there.
+fn flows(cluster: &Cluster, resolved: &Resolved, flow: &Flow, node: &str) -> Vec<Flow> {
+    let Resolved { ends, service, .. } = resolved;
+    let is = |end: &Endpoint| end.node.as_deref() == Some(node);
+    // Where a node port is asked of a node, it is that node which does what the source's does for a service.
+    let through = service.as_ref().and_then(|behind| behind.through);
+    let beyond = match service {
+        // A service's address has given way to one of its endpoints'.
+        Some(Behind { target_port, .. }) => Flow { b: None, b_port: *target_port, ..flow.clone() },
+        None => flow.clone(),
+    };
+    let seen = if is(&ends.source) || through.is_some() && is(&ends.destination) { flow } else { &beyond };
+    let mut flows = vec![seen.clone()];
+    if !is(&ends.source) {
+        flows.extend(home_address(cluster, resolved).map(|a| Flow { a, a_port: None, ..seen.clone() }));
+    }
+    if !is(&ends.destination) {
+        flows.extend(through.map(|a| Flow { a, a_port: None, ..beyond }));
+    }
+    flows
+}
+
+/// What the source's node may put in the source's place.
+fn home_address(cluster: &Cluster, resolved: &Resolved) -> Option<IpAddr> {
+    let source = &resolved.ends.source;
+    let addresses = ends::node_addresses(&cluster.directory, source.node.as_deref()?);
+    let own = addresses.into_iter().find(|address| address.is_ipv4() == source.address.is_ipv4());
+    own.filter(|address| *address != source.address)
 }
 
 fn plural(count: usize, what: &str) -> String {
@@ -409,7 +420,8 @@ kind: List
 items:
 - {kind: Node, metadata: {name: node-1}, status: {addresses: [{type: InternalIP, address: 172.20.50.50}, {type: InternalIP, address: 'fd00:50::50'}]}}
 - {kind: Pod, metadata: {name: bb1, namespace: default}, spec: {nodeName: node-1}, status: {phase: Running, podIP: 100.115.37.81, podIPs: [{ip: 100.115.37.81}, {ip: 'fd00:37::81'}]}}
-- {kind: Service, metadata: {name: web, namespace: default}, spec: {clusterIP: 100.64.0.7, ports: [{name: http, port: 80}]}}
+- {kind: Node, metadata: {name: node-2}, status: {addresses: [{type: InternalIP, address: 172.20.58.60}]}}
+- {kind: Service, metadata: {name: web, namespace: default}, spec: {clusterIP: 100.64.0.7, ports: [{name: http, port: 80, nodePort: 30080}]}}
 - kind: EndpointSlice
   metadata: {name: web-x, namespace: default, labels: {kubernetes.io/service-name: web}}
   ports: [{name: http, port: 8080}]
@@ -437,7 +449,7 @@ items:
 
     /// The flows of each node, in short.
     fn flows(requests: &[Request]) -> Vec<Vec<String>> {
-        let end = |address: Option<std::net::IpAddr>, port: Option<u16>| {
+        let end = |address: Option<IpAddr>, port: Option<u16>| {
             let address = address.map_or("any".to_owned(), |address| address.to_string());
             format!("{address} {}", port.map_or("any".to_owned(), |port| port.to_string()))
         };
@@ -460,6 +472,14 @@ items:
         let beyond = ["6 100.115.37.81 any -> any 8080", "6 172.20.50.50 any -> any 8080"];
         assert_eq!(flows(&web), [vec!["6 100.115.37.81 any -> 100.64.0.7 80"], beyond.to_vec()]);
         assert_eq!(web[0].ping.as_ref().map(|ping| ping.kind), Some(session::ProbeKind::Tcp { dst_port: 80 }));
+    }
+
+    #[tokio::test]
+    async fn behind_a_node_port_the_node_may_stand_in_the_sources_place() {
+        let port = asked("bb1 node-2 --tcp 30080").await;
+        let through = "6 172.20.58.60 any -> any 8080";
+        let asked = ["6 100.115.37.81 any -> 172.20.58.60 30080", "6 172.20.50.50 any -> 172.20.58.60 30080"];
+        assert_eq!(flows(&port), [vec![asked[0], through], asked.to_vec()]);
     }
 
     #[tokio::test]

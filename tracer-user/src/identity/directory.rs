@@ -140,6 +140,12 @@ impl Directory {
         self.node(address).or_else(of_pod)
     }
 
+    /// The service that has this port on every node, by IP protocol number.
+    pub fn node_port(&self, protocol: u8, port: u16) -> Option<(&Service, &Port)> {
+        let ports = self.services.iter().flat_map(|service| service.ports.iter().map(move |port| (service, port)));
+        ports.into_iter().find(|(_, known)| (known.protocol, known.node_port) == (protocol, Some(port)))
+    }
+
     fn add_endpoints(&mut self, slices: &[EndpointSliceObject]) {
         let by_name: HashMap<(String, String), usize> = self
             .services

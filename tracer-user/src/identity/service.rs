@@ -69,14 +69,18 @@ impl Service {
 impl Port {
     /// `80/TCP (http)`, as kubectl writes it.
     pub fn shown(&self) -> String {
-        let protocol = match self.protocol {
+        let name = if self.name.is_empty() { String::new() } else { format!(" ({})", self.name) };
+        format!("{}/{}{name}", self.port, self.protocol_name())
+    }
+
+    /// `TCP`
+    pub fn protocol_name(&self) -> &'static str {
+        match self.protocol {
             6 => "TCP",
             17 => "UDP",
             132 => "SCTP",
             _ => "?",
-        };
-        let name = if self.name.is_empty() { String::new() } else { format!(" ({})", self.name) };
-        format!("{}/{protocol}{name}", self.port)
+        }
     }
 }
 
