@@ -22,6 +22,7 @@ fn package(tool: &str) -> &str {
         "nft" => "nftables",
         "ping" => "iputils-ping",
         "wg" => "wireguard-tools",
+        "modprobe" => "kmod",
         other => other,
     }
 }

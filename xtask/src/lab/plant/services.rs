@@ -1,20 +1,24 @@
 //! Services of the cluster: kube-proxy's rules on every node, and the objects in the identity file.
 
 use std::fs;
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use super::{Planted, Undo, fault, netns, run, words};
+use super::{Planted, Undo, bridge_netfilter, fault, netns, run, words};
+use crate::lab::profile::{Cni, Profile};
 use crate::lab::service::{self, Cluster, Mode, Restore, Service};
 use crate::lab::{LabInfo, state};
 
 impl Planted {
     pub(super) fn services(&mut self, lab: &LabInfo, mode: Mode, services: &[Service]) -> Result<()> {
         let cluster = Cluster::new(lab, services)?;
+        if let Cni::Flannel { .. } = Profile::named(&lab.profile)?.cni {
+            translate_bridged(lab)?;
+        }
         // A lab may be a part, which has only some of its nodes.
-        let nodes = lab.nodes.iter().filter(|node| lab.namespaces.contains(&node.namespace));
-        for node in nodes {
+        for node in lab.nodes.iter().filter(|node| lab.namespaces.contains(&node.namespace)) {
             let namespace = &node.namespace;
             let before = netns::inside(namespace, || Ok(fault::chains(&run("nft", &["list", "chains"], "")?)))?;
             let stands = before.iter().any(|what| what == "ip kube-proxy" || what == "ip nat KUBE-SERVICES");
@@ -55,4 +59,15 @@ impl Planted {
         self.undo.push(Undo::Restore { namespace: namespace.to_owned(), text: remove });
         Ok(())
     }
+}
+
+/// Without br_netfilter, which k3s loads, a pod's answer to another one on the same bridge passes no rules, and comes
+/// from an address that was not asked.
+fn translate_bridged(lab: &LabInfo) -> Result<()> {
+    if Path::new("/proc/sys/net/bridge").exists() {
+        return Ok(());
+    }
+    run("modprobe", &["br_netfilter"], "").context("services of pods on a bridge need br_netfilter")?;
+    // In every namespace it begins with yes, as a node has it; a wire runs no firewall.
+    bridge_netfilter(&lab.wire, "0", true)
 }
