@@ -28,6 +28,7 @@ fn help() {
     insta::assert_snapshot!("help", run(&["--help"]));
     insta::assert_snapshot!("help_trace", run(&["trace", "--help"]));
     insta::assert_snapshot!("help_doctor", run(&["doctor", "--help"]));
+    insta::assert_snapshot!("help_nodes", run(&["nodes", "--help"]));
 }
 
 #[test]

@@ -4,6 +4,7 @@ mod apt;
 pub mod bench;
 pub mod build;
 pub mod demo;
+pub mod gallery;
 pub mod image;
 pub mod interrupt;
 pub mod kube;

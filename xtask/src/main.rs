@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand};
 use serde::Deserialize;
 use xtask::{
-    bench, build, demo, image, interrupt, kube,
+    bench, build, demo, gallery, image, interrupt, kube,
     lab::{self, plant::Plant},
     packages, proc, test, traffic, vm,
 };
@@ -59,6 +59,9 @@ enum Task {
 
     /// Build all, bring up a lab of two Kubernetes-like nodes, trace pings across it, remove it again (needs root)
     Demo,
+
+    /// Write docs/GALLERY.md: what podpath prints for each kind of path, from real runs (needs root)
+    Gallery,
 
     /// Run podpath and its tests on other kernels, in virtual machines
     ///
@@ -171,6 +174,7 @@ fn main() -> ExitCode {
 fn run(task: Task) -> Result<ExitCode> {
     match task {
         Task::Build => println!("{}", build::kernel_object()?.display()),
+        Task::Gallery => gallery::write()?,
         Task::Image { output } => {
             let image::Image { name, file, digest, size } = image::build(output.as_deref())?;
             println!("{}", file.display());

@@ -155,10 +155,10 @@ fn sender(args: &TraceArgs, cluster: &Cluster, source: &Target) -> Result<usize,
 
 /// What stands behind a node's port, and a sentence about it.
 fn front_on_nodes(directory: &Directory, destination: &Target, traffic: Traffic) -> Option<(Behind, String)> {
-    destination.node.as_ref().filter(|_| destination.name == destination.node)?;
-    let (service, port) = directory.node_port(traffic.probes(0).protocol(destination.address), traffic.port()?)?;
+    let asked = traffic.port().filter(|_| destination.is_node())?;
+    let (service, port) = directory.node_port(traffic.probes(0).protocol(destination.address), asked)?;
     let behind = behind(service, port, Some(destination.address));
-    let shown = format!("{}/{}", traffic.port()?, port.protocol_name());
+    let shown = format!("{asked}/{}", port.protocol_name());
     Some((behind, format!("{shown} on nodes is the node port of {}, port {}", service.full_name(), port.shown())))
 }
 

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     cluster::{self, Ephemeral, Lookup, Wish},
-    identity::{Directory, Service, Target},
+    identity::{Directory, Service},
     path::{Joined, Names, model::Hop},
     session::Connection,
 };
@@ -45,11 +45,19 @@ pub(super) async fn find(args: &TraceArgs) -> Result<(Cluster, TraceArgs), Error
     let mut lookup = Lookup::new(cluster);
     let source = lookup.end(&args.source, &namespace).await?;
     let destination = lookup.end(&args.destination, &namespace).await?;
-    let directory = lookup.directory()?;
-    let target_of = |name: &str| directory.resolve(name, &namespace).ok();
-    let home = target_of(&source).and_then(|target| target.node);
+    let mut directory = lookup.directory()?;
+    let asked = directory.resolve(&destination, &namespace).ok();
+    let mut service = asked.as_ref().and_then(|target| target.service.clone());
+    if let (Some(port), Some(target)) = (args.traffic().port(), asked.as_ref().filter(|target| target.is_node())) {
+        lookup.node_port(port).await?;
+        directory = lookup.directory()?;
+        let protocol = args.traffic().probes(0).protocol(target.address);
+        service = directory.node_port(protocol, port).map(|(service, _)| service.clone());
+    }
+    let home = directory.resolve(&source, &namespace).ok().and_then(|target| target.node);
     let mut concerned: Vec<String> = home.iter().cloned().collect();
-    for node in target_of(&destination).into_iter().flat_map(far_nodes) {
+    let far = asked.and_then(|target| target.node).into_iter().chain(service.iter().flat_map(nodes_behind));
+    for node in far {
         if !concerned.contains(&node) {
             concerned.push(node);
         }
@@ -76,15 +84,12 @@ pub(super) async fn find(args: &TraceArgs) -> Result<(Cluster, TraceArgs), Error
     Ok((found, args))
 }
 
-/// Where it lives; of a service some of the nodes of those that may answer: which it will be only the path shows.
-fn far_nodes(destination: Target) -> Vec<String> {
-    let Target { node, service, .. } = destination;
-    let mut nodes: Vec<String> = node.into_iter().collect();
-    for node in service.iter().flat_map(Service::ready).filter_map(|endpoint| endpoint.node.as_ref()) {
-        if nodes.len() < MOST_BACKENDS && !nodes.contains(node) {
-            nodes.push(node.clone());
-        }
-    }
+/// Nodes of those that may answer for a service, some of them: which it will be only the path shows.
+fn nodes_behind(service: &Service) -> Vec<String> {
+    let mut nodes: Vec<String> = service.ready().filter_map(|endpoint| endpoint.node.clone()).collect();
+    nodes.sort();
+    nodes.dedup();
+    nodes.truncate(MOST_BACKENDS);
     nodes
 }
 

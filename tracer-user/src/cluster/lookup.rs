@@ -21,6 +21,8 @@ const SIMILAR_AMONG: u32 = 100;
 const OF_A_WORKLOAD: u32 = 50;
 /// Pods that one address may have: one that runs, and those that had it before.
 const OF_AN_ADDRESS: u32 = 10;
+/// Services with node ports that are looked through.
+const OF_ALL_SERVICES: u32 = 500;
 /// Pods of a node that are looked through; kubelets run some 110, large ones up to 500.
 const OF_A_NODE: u32 = 500;
 
@@ -103,6 +105,14 @@ impl Lookup {
     pub async fn end(&mut self, typed: &str, namespace: &str) -> Result<String, Error> {
         if let Ok(address) = typed.parse() {
             self.address(address).await?;
+            if !self.objects.iter().any(|object| addresses(object).contains(&address)) {
+                let asked = self.services_with(&format!("spec.clusterIP={address}"), |_| true).await?;
+                if !asked {
+                    self.notes.push(format!(
+                        "whether {address} is a service's was not asked: API servers before 1.31 do not take that question; name the service"
+                    ));
+                }
+            }
             return Ok(typed.to_owned());
         }
         let parts: Vec<&str> = typed.split('/').collect();
@@ -251,9 +261,45 @@ impl Lookup {
 
     async fn service(&mut self, namespace: &str, name: &str) -> Result<(), Error> {
         let api: Api<Service> = Api::namespaced(self.cluster.client.clone(), namespace);
-        let Some(service) = self.cluster.get(&api, "service", name).await? else { return Ok(()) };
+        match self.cluster.get(&api, "service", name).await? {
+            Some(service) => self.learn_service(service).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Learns the services that have this port on every node.
+    ///
+    /// # Errors
+    /// The server refuses, or cannot be asked.
+    pub async fn node_port(&mut self, port: u16) -> Result<(), Error> {
+        let has = |service: &Value| {
+            service["spec"]["ports"].as_array().is_some_and(|ports| ports.iter().any(|one| one["nodePort"] == port))
+        };
+        for kind in ["NodePort", "LoadBalancer"] {
+            self.services_with(&format!("spec.type={kind}"), has).await?;
+        }
+        Ok(())
+    }
+
+    /// Learns services of all namespaces; false where the server cannot be asked by these fields: before 1.31.
+    async fn services_with(&mut self, fields: &str, wanted: impl Fn(&Value) -> bool) -> Result<bool, Error> {
+        let api: Api<Service> = Api::all(self.cluster.client.clone());
+        let parameters = ListParams::default().fields(fields).limit(OF_ALL_SERVICES);
+        let services = match self.cluster.list(&api, "services", &parameters).await {
+            Err(Error::Refused { code: 400, .. }) => return Ok(false),
+            found => found?,
+        };
+        for service in services.into_iter().filter(wanted) {
+            self.learn_service(service).await?;
+        }
+        Ok(true)
+    }
+
+    async fn learn_service(&mut self, service: Value) -> Result<(), Error> {
+        let text = |field: &str| service["metadata"][field].as_str().unwrap_or_default().to_owned();
+        let (namespace, name) = (text("namespace"), text("name"));
         self.learn("Service", service);
-        let api: Api<EndpointSlice> = Api::namespaced(self.cluster.client.clone(), namespace);
+        let api: Api<EndpointSlice> = Api::namespaced(self.cluster.client.clone(), &namespace);
         let parameters = ListParams::default().labels(&format!("kubernetes.io/service-name={name}")).limit(10);
         let what = format!("endpointslices of service {namespace}/{name}");
         for slice in self.cluster.list(&api, &what, &parameters).await? {

@@ -240,6 +240,11 @@ impl Directory {
 }
 
 impl Target {
+    /// It is a node, not a pod that uses its network.
+    pub fn is_node(&self) -> bool {
+        self.node.is_some() && self.name == self.node
+    }
+
     /// Makes `address`, one of those it has, the one to use.
     fn use_address(&mut self, address: IpAddr) {
         if let Some(place) = self.other_addresses.iter().position(|other| *other == address) {

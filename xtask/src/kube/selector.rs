@@ -93,7 +93,9 @@ fn field(text: &str) -> Result<(String, bool, String), Refusal> {
     const KNOWN: &[&str] = &[
         "metadata.name",
         "metadata.namespace",
+        "spec.clusterIP",
         "spec.nodeName",
+        "spec.type",
         "spec.serviceAccountName",
         "status.phase",
         "status.podIP",

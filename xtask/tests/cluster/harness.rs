@@ -9,7 +9,10 @@ use std::{
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use xtask::kube::{Options, Server};
+use xtask::{
+    kube::{Options, Server},
+    lab::plant::{Plant, Planted},
+};
 
 use crate::support::Lab;
 
@@ -17,6 +20,7 @@ use crate::support::Lab;
 pub(crate) struct Cluster {
     pub(crate) server: Server,
     _folder: TempDir,
+    _planted: Option<Planted>,
     pub(crate) lab: Lab,
     _turn: MutexGuard<'static, ()>,
 }
@@ -31,12 +35,25 @@ pub(crate) struct Said {
 impl Cluster {
     /// A lab of that profile, with nothing installed.
     pub(crate) fn up(name: &str, profile: &str, options: &Options) -> Cluster {
+        Cluster::up_with(name, profile, options, None)
+    }
+
+    /// The server reads who is who when it starts: what is to be seen of a plant must stand by then.
+    fn up_with(name: &str, profile: &str, options: &Options, plant: Option<&Plant>) -> Cluster {
         static TURN: Mutex<()> = Mutex::new(());
         let turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let lab = Lab::up(name, profile);
+        let planted = plant.map(|plant| plant.plant(&lab).unwrap());
         let folder = tempfile::tempdir().unwrap();
         let server = Server::start(name, folder.path(), options).unwrap();
-        Cluster { server, _folder: folder, lab, _turn: turn }
+        Cluster { server, _folder: folder, _planted: planted, lab, _turn: turn }
+    }
+
+    /// With agents on all nodes, and what a scenario would plant, which the API then shows.
+    pub(crate) fn planted(name: &str, profile: &str, plant: &Plant) -> Cluster {
+        let cluster = Cluster::up_with(name, profile, &Options::default(), Some(plant));
+        cluster.admin(&["install"]).succeeds();
+        cluster
     }
 
     /// With agents on all nodes.

@@ -172,6 +172,34 @@ fn each_refusal_says_what_to_do() {
     cluster.admin(&["trace", "bb2", "bb1", "--context", "other"]).refuses(&["context other", "kube-refusals"]);
 }
 
+/// Of a service the nodes of its endpoints are traced, of a node port also the node that is asked; both are found by few requests.
+#[test]
+fn a_service_leads_to_its_endpoints() {
+    let shop = json!({
+        "name": "shop", "cluster_ip": "100.64.0.10", "port": 80, "target_port": 8080, "node_port": 30080, "endpoints": ["bb2"],
+    });
+    let plant = serde_json::from_value(json!({ "plant": "services", "mode": "nftables", "services": [shop] })).unwrap();
+    let cluster = Cluster::planted("kube-service", "calico-bgp", &plant);
+    let alice = cluster.user("alice");
+    for destination in ["svc/shop", "100.64.0.10"] {
+        cluster.server.forget_requests();
+        let said = podpath(&alice, &["trace", "bb1", destination, "--tcp", "80", "-c", "2", "-o", "json"]).ends_with(3);
+        let trace = said.trace();
+        // Nothing listens there; it is the endpoint that says so.
+        assert_eq!((nodes(&trace), outcomes(&trace)), (vec![NODE1, NODE2], vec!["rejected"; 2]), "{destination}");
+        assert_eq!(trace["exchanges"][0]["rejection"]["pod"], "default/bb2");
+        assert_eq!(trace["service"], json!({ "namespace": "default", "name": "shop", "endpoints": 1, "ready": 1 }));
+        let requests = cluster.server.requests();
+        assert!(requests.len() <= 16, "{}: {requests:#?}", requests.len());
+    }
+    let port = ["trace", "bb1", "node/ip-172-20-62-7.ec2.internal", "--tcp", "30080", "-c", "2", "-o", "json"];
+    let trace = podpath(&alice, &port).ends_with(3).trace();
+    assert_eq!(nodes(&trace), [NODE1, NODE3, NODE2]);
+    assert_eq!(trace["exchanges"][0]["rejection"]["pod"], "default/bb2");
+    podpath(&alice, &["trace", "svc/shop", "bb1"]).refuses(&["a service sends nothing"]);
+    podpath(&alice, &["trace", "bb1", "svc/shop", "--tcp", "81"]).refuses(&["--tcp 81", "80/TCP"]);
+}
+
 #[test]
 fn nodes_are_listed_with_what_they_can() {
     let cluster = Cluster::installed("c-nodes", "calico-bgp");

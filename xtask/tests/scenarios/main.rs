@@ -5,7 +5,7 @@
 //! next, taken down after a failure, and in the end.
 //!
 //! For test VMs: `PODPATH_SCENARIOS` names the ones to run (a,b,c; unset or empty: all); `PODPATH_SLOWER` says how many
-//! times slower than a real machine this one may be.
+//! times slower than a real machine this one may be. For `cargo xtask gallery`: `PODPATH_GALLERY` names a folder for what a person reads.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -37,7 +37,9 @@ fn main() -> ExitCode {
     let labs = Arc::new(Labs::default());
     let trial = |(name, scenario): (String, Scenario)| {
         let labs = labs.clone();
-        Trial::ignorable_test(name, move || Ok(run(&scenario, &labs).map_err(|error| format!("{error:#}"))?))
+        Trial::ignorable_test(name.clone(), move || {
+            Ok(run(&name, &scenario, &labs).map_err(|error| format!("{error:#}"))?)
+        })
     };
     let conclusion = libtest_mimic::run(&arguments, scenarios.into_iter().map(trial).collect());
     if let Err(error) = labs.down() {
@@ -66,7 +68,7 @@ fn slower() -> anyhow::Result<u32> {
     }
 }
 
-fn run(scenario: &Scenario, labs: &Labs) -> anyhow::Result<Completion> {
+fn run(name: &str, scenario: &Scenario, labs: &Labs) -> anyhow::Result<Completion> {
     if let Some(reason) = scenario.too_new()? {
         return Ok(Completion::ignored_with(reason));
     }
@@ -77,7 +79,7 @@ fn run(scenario: &Scenario, labs: &Labs) -> anyhow::Result<Completion> {
         if let Some(need) = scenario.needs.iter().find(missing) {
             return Ok(Completion::ignored_with(format!("this kernel cannot make {need}")));
         }
-        tool.run(scenario, lab, slower()?)?;
+        tool.run(name, scenario, lab, slower()?)?;
         Ok(Completion::Completed)
     })?;
     if scenario.plants.iter().any(Plant::leaves_tables) {

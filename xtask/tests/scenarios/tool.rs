@@ -11,7 +11,7 @@ use xtask::lab::{LabInfo, inside};
 use xtask::scenario::report::Trace;
 use xtask::scenario::{self, Scenario, Traffic, check};
 use xtask::traffic::READY;
-use xtask::{proc, workspace_root};
+use xtask::{gallery, proc, workspace_root};
 
 use crate::ground;
 use crate::kernel::Objects;
@@ -41,7 +41,7 @@ impl Tool {
     }
 
     /// Traces, and judges what it says to programs and to people; an error holds everything that is wrong.
-    pub(crate) fn run(&self, scenario: &Scenario, lab: &LabInfo, slower: u32) -> Result<()> {
+    pub(crate) fn run(&self, name: &str, scenario: &Scenario, lab: &LabInfo, slower: u32) -> Result<()> {
         let planted = scenario.plants.iter().map(|plant| plant.plant(lab)).collect::<Result<Vec<_>>>()?;
         let (before, settings, links) = (Objects::now()?, ground::settings(lab)?, ground::ground(lab)?);
         let traffic: Vec<Running> =
@@ -49,6 +49,11 @@ impl Tool {
         let limit = LIMIT * slower.min(5);
         let saved = lab.inventory.with_file_name("trace.json");
         let output = self.trace(scenario, lab, &saved, limit)?;
+        if let Some(folder) = std::env::var_os(gallery::FOLDER) {
+            // Once more: what is checked is not broken into lines of a page's width.
+            let text = self.shown(scenario, lab, limit)?;
+            fs::write(Path::new(&folder).join(name), text).with_context(|| format!("keeping the text of {name}"))?;
+        }
         drop(traffic);
         let after = ground::settings(lab)?;
         for plant in planted.into_iter().rev() {
@@ -101,15 +106,18 @@ impl Tool {
     }
 
     fn trace(&self, scenario: &Scenario, lab: &LabInfo, saved: &Path, limit: Duration) -> Result<proc::Output> {
+        proc::collected(self.command(scenario, lab).arg("--save").arg(saved), limit)
+    }
+
+    /// What a person reads at a page's width.
+    fn shown(&self, scenario: &Scenario, lab: &LabInfo, limit: Duration) -> Result<String> {
+        Ok(proc::collected(self.command(scenario, lab).env("COLUMNS", gallery::WIDTH), limit)?.stdout)
+    }
+
+    fn command(&self, scenario: &Scenario, lab: &LabInfo) -> Command {
         let mut command = Command::new(&self.0);
+        command.arg("trace").args(scenario.trace.split(' ')).arg("--inventory").arg(&lab.inventory);
         command
-            .arg("trace")
-            .args(scenario.trace.split(' '))
-            .arg("--inventory")
-            .arg(&lab.inventory)
-            .arg("--save")
-            .arg(saved);
-        proc::collected(&mut command, limit)
     }
 }
 

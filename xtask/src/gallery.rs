@@ -1,0 +1,132 @@
+//! `cargo xtask gallery`: `docs/GALLERY.md`, what podpath prints for each kind of path, from real runs of the scenarios.
+
+use std::{fs, path::Path, process::Command, time::Duration};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{build, proc, scenario, workspace_root};
+
+/// Set for the scenarios' tests: a folder to which each writes what a person reads, at [`WIDTH`] columns.
+pub const FOLDER: &str = "PODPATH_GALLERY";
+/// Columns.
+pub const WIDTH: &str = "100";
+
+/// All of it together.
+const LIMIT: Duration = Duration::from_secs(15 * 60);
+
+/// Chapters, and the scenarios in them.
+const CHAPTERS: &[(&str, &[&str])] = &[
+    (
+        "Ways between pods",
+        &[
+            "a-same-node",
+            "a-cross-node",
+            "a-ipip-cross-node",
+            "b-vxlan-cross-node",
+            "c-wireguard-cross-node",
+            "d-cross-node",
+            "e-vxlan-cross-node",
+            "b-dual-v6-cross-node",
+            "a-internet",
+            "a-passive",
+        ],
+    ),
+    (
+        "Services and node ports",
+        &[
+            "a-svc-cross-node",
+            "a-svc-iptables",
+            "a-svc-self",
+            "a-svc-from-node",
+            "a-node-port",
+            "a-svc-none-iptables",
+            "a-svc-none",
+            "a-svc-refused",
+            "a-svc-blackhole",
+        ],
+    ),
+    (
+        "Dropped or refused by a rule",
+        &[
+            "a-policy-drop",
+            "a-policy-drop-traced",
+            "a-forward-drop",
+            "a-forward-drop-twins",
+            "a-forward-reject",
+            "d-tcp-reject",
+        ],
+    ),
+    (
+        "No way on",
+        &[
+            "a-blackhole",
+            "a-no-route",
+            "c-stray",
+            "a-unreachable",
+            "a-unresolved",
+            "a-rp-filter",
+            "a-not-forwarding",
+            "a-ttl",
+            "a-pod-link-down",
+        ],
+    ),
+    ("Too big", &["a-too-big", "a-too-big-filtered"]),
+    (
+        "Lost, slow, closed",
+        &["a-request-lost", "a-reply-lost", "a-delay-wire", "a-delay-node1", "d-tcp-refused", "d-udp-closed"],
+    ),
+];
+
+const HEAD: &str = "\
+# What podpath prints
+
+Written by `cargo xtask gallery`: each text below is of a real run, in a lab of network namespaces on one machine, at 100 columns. What the labs
+are and what is planted in them stands in `scenarios/`, under the name beside each title; the same files are run as tests.
+";
+
+/// Runs the scenarios and writes the page.
+///
+/// # Errors
+/// One of them fails, or cannot be run on this kernel.
+pub fn write() -> Result<()> {
+    build::kernel_object()?;
+    let folder = tempfile::tempdir().context("create a folder for the texts")?;
+    let names: Vec<&str> = CHAPTERS.iter().flat_map(|(_, names)| *names).copied().collect();
+    let mut build = Command::new(crate::cargo());
+    build.args(["build", "--quiet"]).current_dir(workspace_root());
+    proc::quiet(&mut build)?;
+    let mut command = Command::new(crate::cargo());
+    command
+        .args(["test", "--quiet", "-p", "xtask", "--test", "scenarios"])
+        .current_dir(workspace_root())
+        .env("PODPATH_SCENARIOS", names.join(","))
+        .env(FOLDER, folder.path());
+    if !proc::shown(&mut command, LIMIT)?.success() {
+        bail!("a scenario failed, and what it shows is not to be shown\nway out: cargo test -p xtask --test scenarios");
+    }
+    let page = workspace_root().join("docs/GALLERY.md");
+    fs::write(&page, text(folder.path())?).with_context(|| format!("write {}", page.display()))?;
+    println!("{}", page.display());
+    Ok(())
+}
+
+fn text(folder: &Path) -> Result<String> {
+    let scenarios = scenario::load(&workspace_root().join("scenarios"))?;
+    let mut page = HEAD.to_owned();
+    for (title, names) in CHAPTERS {
+        page.push_str(&format!("\n## {title}\n"));
+        for name in *names {
+            let (_, scenario) =
+                scenarios.iter().find(|(known, _)| known == name).with_context(|| format!("no scenario {name}"))?;
+            let file = folder.join(name);
+            let shown = fs::read_to_string(&file).with_context(|| format!("{name} was not run on this kernel"))?;
+            page.push_str(&format!("\n### {} (`{name}`)\n\n", scenario.about));
+            let lines = format!("$ podpath trace {}\n{shown}", scenario.trace);
+            for line in lines.lines() {
+                page.push_str(format!("    {line}").trim_end());
+                page.push('\n');
+            }
+        }
+    }
+    Ok(page)
+}
