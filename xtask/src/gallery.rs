@@ -39,6 +39,7 @@ const CHAPTERS: &[(&str, &[&str])] = &[
             "a-svc-self",
             "a-svc-from-node",
             "a-node-port",
+            "a-node-port-local",
             "a-svc-none-iptables",
             "a-svc-none",
             "a-svc-refused",

@@ -157,7 +157,7 @@ fn sender(args: &TraceArgs, cluster: &Cluster, source: &Target) -> Result<usize,
 fn front_on_nodes(directory: &Directory, destination: &Target, traffic: Traffic) -> Option<(Behind, String)> {
     let asked = traffic.port().filter(|_| destination.is_node())?;
     let (service, port) = directory.node_port(traffic.probes(0).protocol(destination.address), asked)?;
-    let behind = behind(service, port, Some(destination.address));
+    let behind = behind(service, port, Some((destination.address, destination.node.as_deref()?)));
     let shown = format!("{asked}/{}", port.protocol_name());
     Some((behind, format!("{shown} on nodes is the node port of {}, port {}", service.full_name(), port.shown())))
 }

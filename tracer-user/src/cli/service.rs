@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use super::{error::Error, traffic::Traffic};
 use crate::{
     identity::{Port, Service},
-    path::model::AskedService,
+    path::model::{AskedService, LocalEndpoints},
 };
 
 /// What follows from the destination being a service.
@@ -24,7 +24,9 @@ pub(super) struct Front {
 pub(super) struct Behind {
     /// The port where connections end, if it is the same at all endpoints.
     pub(super) target_port: Option<u16>,
-    /// Set where a node is asked by a node port: its address, which it may put in the source's place.
+    /// A node is asked, by a node port.
+    pub(super) on_node: bool,
+    /// The address that this node puts in the source's place.
     pub(super) through: Option<IpAddr>,
     /// The service.
     pub(super) asked: AskedService,
@@ -57,16 +59,30 @@ pub(super) fn front(service: &Service, asked: Traffic) -> Result<Front, Error> {
     Ok(Front { traffic, behind: behind(service, port, None), note })
 }
 
-/// What stands behind a port of a service, or behind a node's port for it.
-pub(super) fn behind(service: &Service, port: &Port, through: Option<IpAddr>) -> Behind {
+/// What stands behind a port of a service; `asked`: address and name of a node that is asked by its node port.
+pub(super) fn behind(service: &Service, port: &Port, asked: Option<(IpAddr, &str)>) -> Behind {
     let target_ports = service.target_ports(port);
-    let asked = AskedService {
+    let local = asked.filter(|_| service.local_only).map(|(_, node)| local(service, node));
+    let told = AskedService {
         namespace: service.namespace.clone(),
         name: service.name.clone(),
         endpoints: service.endpoints.len(),
         ready: service.ready().count(),
+        local,
     };
-    Behind { target_port: target_ports.first().copied().filter(|_| target_ports.len() == 1), through, asked }
+    let target_port = target_ports.first().copied().filter(|_| target_ports.len() == 1);
+    // With the Local policy the client's address stays.
+    let through = asked.filter(|_| !service.local_only).map(|(address, _)| address);
+    Behind { target_port, on_node: asked.is_some(), through, asked: told }
+}
+
+fn local(service: &Service, node: &str) -> LocalEndpoints {
+    let nodes = service.ready().filter_map(|endpoint| endpoint.node.as_deref());
+    let (here, mut elsewhere): (Vec<&str>, Vec<&str>) = nodes.partition(|known| *known == node);
+    elsewhere.sort_unstable();
+    elsewhere.dedup();
+    let elsewhere = elsewhere.into_iter().map(str::to_owned).collect();
+    LocalEndpoints { node: node.to_owned(), ready: here.len(), elsewhere }
 }
 
 #[cfg(test)]
@@ -88,6 +104,7 @@ mod tests {
             name: "web".to_owned(),
             addresses: vec!["10.96.0.7".parse().expect("address")],
             external_name: None,
+            local_only: false,
             ports: ports.iter().map(port).collect(),
             endpoints: ready.iter().map(endpoint).collect(),
         }
@@ -95,7 +112,7 @@ mod tests {
 
     fn told(service: &Service, asked: Traffic) -> String {
         match front(service, asked) {
-            Ok(Front { traffic, behind: Behind { target_port, through: _, asked }, note }) => {
+            Ok(Front { traffic, behind: Behind { target_port, asked, .. }, note }) => {
                 let AskedService { endpoints, ready, .. } = asked;
                 format!("{traffic:?} {target_port:?} {ready} of {endpoints} {note:?}")
             }

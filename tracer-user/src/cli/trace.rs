@@ -281,13 +281,14 @@ fn flows(cluster: &Cluster, resolved: &Resolved, flow: &Flow, node: &str) -> Vec
     let Resolved { ends, service, .. } = resolved;
     let is = |end: &Endpoint| end.node.as_deref() == Some(node);
     // Where a node port is asked of a node, it is that node which does what the source's does for a service.
+    let on_node = service.as_ref().is_some_and(|behind| behind.on_node);
     let through = service.as_ref().and_then(|behind| behind.through);
     let beyond = match service {
         // A service's address has given way to one of its endpoints'.
         Some(Behind { target_port, .. }) => Flow { b: None, b_port: *target_port, ..flow.clone() },
         None => flow.clone(),
     };
-    let seen = if is(&ends.source) || through.is_some() && is(&ends.destination) { flow } else { &beyond };
+    let seen = if is(&ends.source) || on_node && is(&ends.destination) { flow } else { &beyond };
     let mut flows = vec![seen.clone()];
     if !is(&ends.source) {
         flows.extend(home_address(cluster, resolved).map(|a| Flow { a, a_port: None, ..seen.clone() }));

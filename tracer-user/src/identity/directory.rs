@@ -255,6 +255,7 @@ fn service(object: ServiceObject) -> Service {
         addresses: parsed(spec.cluster_ip.as_deref().into_iter().chain(others)),
         external_name: spec.external_name,
         ports: ports.collect(),
+        local_only: spec.external_traffic_policy.as_deref() == Some("Local"),
         endpoints: Vec::new(),
     }
 }

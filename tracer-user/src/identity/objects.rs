@@ -89,6 +89,8 @@ pub(super) struct ServiceSpec {
     pub(super) cluster_ip: Option<String>,
     #[serde(rename = "clusterIPs", default)]
     pub(super) cluster_ips: Option<Vec<String>>,
+    #[serde(rename = "externalTrafficPolicy", default)]
+    pub(super) external_traffic_policy: Option<String>,
     #[serde(rename = "externalName", default)]
     pub(super) external_name: Option<String>,
     #[serde(default)]

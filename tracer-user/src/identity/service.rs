@@ -15,6 +15,8 @@ pub struct Service {
     pub external_name: Option<String>,
     /// Its ports.
     pub ports: Vec<Port>,
+    /// `externalTrafficPolicy: Local`: what comes from outside is sent to endpoints on the node that it came to, or to none.
+    pub local_only: bool,
     /// Who may answer for it.
     pub endpoints: Vec<ServiceEndpoint>,
 }

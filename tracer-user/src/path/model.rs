@@ -51,6 +51,19 @@ pub struct AskedService {
     pub endpoints: usize,
     /// and how many of them are ready to be sent new connections.
     pub ready: usize,
+    /// Set where a node is asked by a node port, and the service's `externalTrafficPolicy` is Local.
+    pub local: Option<LocalEndpoints>,
+}
+
+/// Endpoints on the node that was asked, which alone get what comes from outside.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct LocalEndpoints {
+    /// The node.
+    pub node: String,
+    /// How many ready endpoints live there.
+    pub ready: usize,
+    /// Nodes where ready endpoints live.
+    pub elsewhere: Vec<String>,
 }
 
 /// One end of the trace.

@@ -7,7 +7,8 @@ use super::{
     next,
 };
 use crate::path::model::{
-    Action, AskedService, Basis, CulpritRule, Direction, DropCause, Exchange, Hop, Outcome, Rejection, Trace,
+    Action, AskedService, Basis, CulpritRule, Direction, DropCause, Exchange, Hop, LocalEndpoints, Outcome, Rejection,
+    Trace,
 };
 
 /// The hop at which the packet ended.
@@ -127,11 +128,20 @@ pub(super) fn explain(page: &mut Page, trace: &Trace, names: &Names, exchange: &
 /// The service that was asked, if nobody could answer for it and the request never got another destination.
 pub(super) fn unserved<'t>(trace: &'t Trace, exchange: &Exchange) -> Option<&'t AskedService> {
     let translated = exchange.request.hops.iter().any(|hop| hop.action == Action::Dnat);
-    trace.service.as_ref().filter(|service| service.ready == 0 && !translated)
+    let none =
+        |service: &&AskedService| service.ready == 0 || service.local.as_ref().is_some_and(|local| local.ready == 0);
+    trace.service.as_ref().filter(|service| none(service) && !translated)
 }
 
 fn nobody_serves(service: &AskedService) -> String {
-    let AskedService { namespace, name, endpoints, .. } = service;
+    let AskedService { namespace, name, endpoints, ready, local } = service;
+    if let Some(LocalEndpoints { node, elsewhere, .. }) = local.as_ref().filter(|_| *ready > 0) {
+        return format!(
+            "{namespace}/svc/{name} has externalTrafficPolicy Local, and no endpoint on node {node}: from outside, ask a node that has \
+             one: {}",
+            elsewhere.join(", ")
+        );
+    }
     let why = match endpoints {
         0 => "has no endpoints: its selector is for no pod, or none of them runs".to_owned(),
         1 => "has 1 endpoint, and that is not ready".to_owned(),

@@ -188,7 +188,10 @@ fn a_service_leads_to_its_endpoints() {
         // Nothing listens there; it is the endpoint that says so.
         assert_eq!((nodes(&trace), outcomes(&trace)), (vec![NODE1, NODE2], vec!["rejected"; 2]), "{destination}");
         assert_eq!(trace["exchanges"][0]["rejection"]["pod"], "default/bb2");
-        assert_eq!(trace["service"], json!({ "namespace": "default", "name": "shop", "endpoints": 1, "ready": 1 }));
+        assert_eq!(
+            trace["service"],
+            json!({ "namespace": "default", "name": "shop", "endpoints": 1, "ready": 1, "local": null })
+        );
         let requests = cluster.server.requests();
         assert!(requests.len() <= 16, "{}: {requests:#?}", requests.len());
     }
