@@ -321,7 +321,7 @@ fn assemble(
 ) -> Trace {
     let Driven { evidence, nodes, warnings, interrupted } = driven;
     let early = early_end(args, evidence.probes.len(), interrupted);
-    let Joined { mut exchanges, routers, warnings: doubts, smallest_mtu } = joined;
+    let Joined { mut exchanges, routers, warnings: doubts, smallest_mtu, smallest_mtu_at } = joined;
     if args.passive {
         // More may have begun while the last reply was waited for.
         exchanges.truncate(args.count.into());
@@ -350,6 +350,7 @@ fn assemble(
         started,
         nodes: nodes.collect(),
         smallest_mtu,
+        smallest_mtu_at,
         probe,
     }
 }

@@ -12,7 +12,7 @@ use super::{
     model::{Action, Direction, DropCause, Exchange, Hop, Outcome},
     world::World,
 };
-use crate::event::Record;
+use crate::{event::Record, node::facts::LinkRef};
 
 /// How many exchanges before and after are asked for the clocks' offsets, if all together exclude each other.
 const NEIGHBOURS: usize = 16;
@@ -59,8 +59,9 @@ pub fn join(evidence: &Evidence, ends: &Ends, names: &dyn Names) -> Joined {
         warnings.push(format!("{untold} more exchanges were seen: only the first {MOST_WATCHED} are told"));
     }
     let routers = routers(&world, &told, &mut warnings);
-    let smallest_mtu = smallest_mtu(&world, &stories);
-    Joined { exchanges: told.into_iter().map(|t| t.exchange).collect(), routers, warnings, smallest_mtu }
+    let (smallest_mtu, smallest_mtu_at) = smallest_mtu(&world, &stories);
+    let exchanges = told.into_iter().map(|t| t.exchange).collect();
+    Joined { exchanges, routers, warnings, smallest_mtu, smallest_mtu_at }
 }
 
 /// Says of what was sent again what became of the first.
@@ -87,13 +88,20 @@ fn neighbours<'b>(stories: &'b [Story<'_>], i: usize) -> impl Iterator<Item = &'
     around.flatten().filter_map(|j| stories.get(j)).map(|s| &s.bounds)
 }
 
-fn smallest_mtu(world: &World<'_>, stories: &[Story<'_>]) -> Option<u32> {
-    let places: BTreeSet<_> =
-        stories.iter().flat_map(Story::places).map(|(node, at)| (node, at.netns, at.ifindex)).collect();
-    let mtu = |(node, netns, ifindex)| {
-        world.namespaces(node).link(crate::node::facts::LinkRef { netns, ifindex }).map(|l| l.mtu)
-    };
-    places.into_iter().filter_map(mtu).min()
+/// The smallest MTU on the path, and the interfaces that have it, in the order in which they were passed first; none where all
+/// have the same.
+fn smallest_mtu(world: &World<'_>, stories: &[Story<'_>]) -> (Option<u32>, Vec<String>) {
+    let mut passed: Vec<(usize, LinkRef, u32)> = Vec::new();
+    let mut known = BTreeSet::new();
+    for (node, at) in stories.iter().flat_map(Story::places) {
+        if known.insert((node, at.netns, at.ifindex)) {
+            passed.extend(world.namespaces(node).link(at).map(|link| (node, at, link.mtu)));
+        }
+    }
+    let Some(smallest) = passed.iter().map(|(.., mtu)| *mtu).min() else { return (None, Vec::new()) };
+    let (at, others): (Vec<_>, Vec<_>) = passed.into_iter().partition(|(.., mtu)| *mtu == smallest);
+    let at = if others.is_empty() { Vec::new() } else { at };
+    (Some(smallest), at.into_iter().map(|(node, at, _)| world.place(node, at)).collect())
 }
 
 /// What traceroute would list, by the request that came furthest.

@@ -130,4 +130,6 @@ pub struct Joined {
     pub warnings: Vec<String>,
     /// The smallest MTU of the interfaces that the packets passed, bytes.
     pub smallest_mtu: Option<u32>,
+    /// Interfaces that have it, `NODE IFACE` or `pod NAMESPACE/POD IFACE`, in the order of the path; none where all have it.
+    pub smallest_mtu_at: Vec<String>,
 }

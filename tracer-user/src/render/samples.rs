@@ -170,6 +170,7 @@ fn trace(exchanges: Vec<Exchange>) -> Trace {
         started: "2026-11-20T13:40:02Z".to_owned(),
         nodes: vec![traced(NODE2, "172.20.58.60"), traced(NODE1, "172.20.50.50")],
         smallest_mtu: Some(8981),
+        smallest_mtu_at: Vec::new(),
         probe: "icmp echo 84 B".to_owned(),
     }
 }
@@ -266,6 +267,7 @@ pub(super) fn snat() -> Trace {
         routers: vec![ip(node_ip)],
         nodes: vec![traced(NODE1, node_ip)],
         smallest_mtu: None,
+        smallest_mtu_at: Vec::new(),
         ..trace((1..=3).map(one).collect())
     }
 }
@@ -362,6 +364,7 @@ pub(super) fn vxlan6() -> Trace {
         destination: end((BB1.0, one), Some(NODE1)),
         routers: [node2, node1, one].map(ip).into(),
         smallest_mtu: Some(8931),
+        smallest_mtu_at: vec![format!("{NODE2} vxlan.calico"), format!("{NODE1} vxlan.calico")],
         probe: "tcp port 8080, SYN 60 B".to_owned(),
         nodes,
         ..trace(vec![exchange])

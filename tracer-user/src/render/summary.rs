@@ -193,6 +193,15 @@ fn tunnel(hop: &Hop) -> String {
     }
 }
 
+/// ` (ip-172-20-58-60 tunl0 and 1 more)`: whose it is, where others are larger.
+fn owner(trace: &Trace, names: &Names) -> String {
+    match trace.smallest_mtu_at.as_slice() {
+        [] => String::new(),
+        [only] => format!(" ({})", names.shorten(only)),
+        [first, others @ ..] => format!(" ({} and {} more)", names.shorten(first), others.len()),
+    }
+}
+
 /// Context, and everything that limits how far to believe the rest.
 pub(super) fn context(page: &mut Page, trace: &Trace, names: &Names) {
     let mut facts: Vec<String> = Vec::new();
@@ -207,7 +216,7 @@ pub(super) fn context(page: &mut Page, trace: &Trace, names: &Names) {
     if trace.lost_events == 0 {
         facts.push("0 events lost".to_owned());
     }
-    facts.extend(trace.smallest_mtu.map(|mtu| format!("smallest MTU on path {mtu}")));
+    facts.extend(trace.smallest_mtu.map(|mtu| format!("smallest MTU on path {mtu}{}", owner(trace, names))));
     page.wrapped(Paint::Plain, "", &facts.join("  "), 4);
     if trace.lost_events > 0 {
         let what = format!(": {} events could not be recorded; hops may be missing below", trace.lost_events);

@@ -42,7 +42,7 @@ fn routed_across_two_nodes() {
     let e = &joined.exchanges[0];
     assert_eq!((e.outcome, e.failed_direction, e.notes.len()), (Outcome::Delivered, None, 0), "{:?}", e.notes);
     assert_eq!(joined.routers, [host(0), host(1), pod(1, 1)]);
-    assert_eq!(joined.smallest_mtu, Some(9001));
+    assert_eq!((joined.smallest_mtu, joined.smallest_mtu_at.len()), (Some(9001), 0));
     assert!(joined.warnings.is_empty(), "{:?}", joined.warnings);
     assert_eq!(e.reply.hops.last().expect("hops").ttl, Some(62));
     let routed: Vec<_> = e.request.hops.iter().filter(|h| h.action == Action::Routed).collect();
@@ -124,6 +124,7 @@ fn tunnels() {
         let wrapped: Vec<_> = e.request.hops.iter().filter(|h| h.dst == host(1)).map(|h| h.action).collect();
         assert_eq!(wrapped, [Action::Encapsulated, Action::Transmitted, Action::Received]);
         assert_eq!(joined.smallest_mtu, Some(8981));
+        assert_eq!(joined.smallest_mtu_at, ["node0 tunl0", "node1 tunl0"]);
         assert_eq!(joined.routers, [host(0), host(1), pod(1, 1)]);
     }
 }
