@@ -88,8 +88,8 @@ fn neighbours<'b>(stories: &'b [Story<'_>], i: usize) -> impl Iterator<Item = &'
     around.flatten().filter_map(|j| stories.get(j)).map(|s| &s.bounds)
 }
 
-/// The smallest MTU on the path, and the interfaces that have it, in the order in which they were passed first; none where all
-/// have the same.
+/// The smallest MTU on the path, and the interfaces that have it, in the order in which they were passed first; none where it is
+/// that of the first: then the sender's own kernel knows it.
 fn smallest_mtu(world: &World<'_>, stories: &[Story<'_>]) -> (Option<u32>, Vec<String>) {
     let mut passed: Vec<(usize, LinkRef, u32)> = Vec::new();
     let mut known = BTreeSet::new();
@@ -98,10 +98,10 @@ fn smallest_mtu(world: &World<'_>, stories: &[Story<'_>]) -> (Option<u32>, Vec<S
             passed.extend(world.namespaces(node).link(at).map(|link| (node, at, link.mtu)));
         }
     }
-    let Some(smallest) = passed.iter().map(|(.., mtu)| *mtu).min() else { return (None, Vec::new()) };
-    let (at, others): (Vec<_>, Vec<_>) = passed.into_iter().partition(|(.., mtu)| *mtu == smallest);
-    let at = if others.is_empty() { Vec::new() } else { at };
-    (Some(smallest), at.into_iter().map(|(node, at, _)| world.place(node, at)).collect())
+    let smallest = passed.iter().map(|(.., mtu)| *mtu).min();
+    let hidden = passed.first().is_some_and(|(.., mtu)| Some(*mtu) != smallest);
+    let at = passed.iter().filter(|(.., mtu)| hidden && Some(*mtu) == smallest);
+    (smallest, at.map(|(node, at, _)| world.place(*node, *at)).collect())
 }
 
 /// What traceroute would list, by the request that came furthest.

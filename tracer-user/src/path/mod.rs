@@ -130,6 +130,7 @@ pub struct Joined {
     pub warnings: Vec<String>,
     /// The smallest MTU of the interfaces that the packets passed, bytes.
     pub smallest_mtu: Option<u32>,
-    /// Interfaces that have it, `NODE IFACE` or `pod NAMESPACE/POD IFACE`, in the order of the path; none where all have it.
+    /// Interfaces that have it, `NODE IFACE` or `pod NAMESPACE/POD IFACE`, in the order of the path; none where the first
+    /// interface of the path has it.
     pub smallest_mtu_at: Vec<String>,
 }

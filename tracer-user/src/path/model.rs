@@ -36,7 +36,8 @@ pub struct Trace {
     pub nodes: Vec<TracedNode>,
     /// The smallest MTU of the interfaces on the path, bytes.
     pub smallest_mtu: Option<u32>,
-    /// Interfaces that have it, `NODE IFACE` or `pod NAMESPACE/POD IFACE`, in the order of the path; none where all have it.
+    /// Interfaces that have it, `NODE IFACE` or `pod NAMESPACE/POD IFACE`, in the order of the path; none where the first
+    /// interface of the path has it.
     pub smallest_mtu_at: Vec<String>,
     /// `icmp echo 84 B`: what was sent.
     pub probe: String,
