@@ -1,15 +1,25 @@
 //! The directory itself: what a file told, indexed by address.
 
-use std::{collections::HashMap, fs::File, io::Read, net::IpAddr, path::Path};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs::File,
+    io::Read,
+    net::IpAddr,
+    path::Path,
+};
 
 use super::{
     error::{Error, ParseError},
     limits::MAX_FILE_BYTES,
-    objects::{EndpointSliceObject, NodeObject, PodObject, ServiceObject},
+    objects::{EndpointSliceObject, NodeObject, PodObject, SERVICE_LABEL, ServiceObject},
+    policy::{self, Policy},
     read::{self, Objects},
     service::{Port, Service, ServiceEndpoint, protocol},
 };
-use crate::path::Names;
+use crate::path::{
+    Names, Selecting,
+    model::{NamedPolicy, PolicyDirection},
+};
 
 /// Pods, nodes and services by name and by address.
 #[derive(Clone, Debug, Default)]
@@ -19,6 +29,9 @@ pub struct Directory {
     pub(super) pods: Vec<Pod>,
     pub(super) nodes: Vec<Node>,
     pub(super) services: Vec<Service>,
+    pub(super) policies: Vec<Policy>,
+    /// Namespaces for whose pods policies were asked for, and whether all could be read; of a file that is not known.
+    pub(super) policies_asked: HashMap<String, bool>,
     /// Index into `pods`. Never of a host-network pod, never of one that has ended.
     pub(super) pod_by_address: HashMap<IpAddr, usize>,
     /// Index into `nodes`.
@@ -35,6 +48,8 @@ pub(super) struct Pod {
     pub(super) host_network: bool,
     pub(super) phase: String,
     pub(super) terminating: bool,
+    pub(super) labels: BTreeMap<String, String>,
+    pub(super) service_account: String,
 }
 
 impl Pod {
@@ -90,9 +105,14 @@ impl Directory {
     /// # Errors
     /// It does not parse, or holds no pods.
     pub fn parse(text: &str, origin: &str) -> Result<Directory, Error> {
-        let Objects { pods, nodes, services, slices, others } = read::read(text, origin)?;
+        let Objects { pods, nodes, services, slices, policies, others } = read::read(text, origin)?;
         if pods.is_empty() {
-            let known = [(nodes.len(), "nodes"), (services.len(), "services"), (slices.len(), "endpointslices")];
+            let known = [
+                (nodes.len(), "nodes"),
+                (services.len(), "services"),
+                (slices.len(), "endpointslices"),
+                (policies.len(), "networkpolicies"),
+            ];
             let mut found: Vec<String> =
                 known.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{what}: {count}")).collect();
             if others > 0 {
@@ -101,7 +121,7 @@ impl Directory {
             let found = if found.is_empty() { "no Kubernetes objects at all".to_owned() } else { found.join(", ") };
             return Err(Error::NoPods { origin: origin.to_owned(), found });
         }
-        Ok(Directory::of(Objects { pods, nodes, services, slices, others }, origin))
+        Ok(Directory::of(Objects { pods, nodes, services, slices, policies, others }, origin))
     }
 
     /// Of single objects, as the API server answers them; `origin` is how messages call the cluster. They may be few or none.
@@ -114,12 +134,13 @@ impl Directory {
     }
 
     fn of(objects: Objects, origin: &str) -> Directory {
-        let Objects { pods, nodes, services, slices, others: _ } = objects;
+        let Objects { pods, nodes, services, slices, policies, others: _ } = objects;
         let mut directory = Directory {
             context: origin.to_owned(),
             pods: pods.into_iter().map(pod).collect(),
             nodes: nodes.into_iter().map(node).collect(),
             services: services.into_iter().map(service).collect(),
+            policies: policies.into_iter().filter_map(|(object, global)| policy::policy(object, global)).collect(),
             ..Directory::default()
         };
         directory.add_endpoints(&slices);
@@ -154,7 +175,8 @@ impl Directory {
             .map(|(index, service)| ((service.namespace.clone(), service.name.clone()), index))
             .collect();
         for slice in slices {
-            let Some(service) = slice.metadata.labels.as_ref().and_then(|labels| labels.service.clone()) else {
+            let Some(service) = slice.metadata.labels.as_ref().and_then(|labels| labels.get(SERVICE_LABEL).cloned())
+            else {
                 continue;
             };
             let key = (namespace_of(slice.metadata.namespace.clone()), service);
@@ -193,6 +215,14 @@ impl Names for Directory {
     fn node(&self, address: IpAddr) -> Option<String> {
         self.node_by_address.get(&address).map(|&index| self.nodes[index].name.clone())
     }
+
+    fn policies(&self, pod: &str, direction: PolicyDirection) -> Option<Selecting> {
+        self.selecting(pod, direction)
+    }
+
+    fn policy_of_chain(&self, chain: &str) -> Option<NamedPolicy> {
+        self.owner_of_chain(chain)
+    }
 }
 
 fn namespace_of(namespace: Option<String>) -> String {
@@ -224,6 +254,8 @@ fn pod(object: PodObject) -> Pod {
         host_network: spec.host_network.unwrap_or(false),
         phase: status.phase.unwrap_or_else(|| "Unknown".to_owned()),
         terminating: metadata.deletion_timestamp.is_some(),
+        labels: metadata.labels.unwrap_or_default(),
+        service_account: spec.service_account_name.unwrap_or_else(|| "default".to_owned()),
     }
 }
 

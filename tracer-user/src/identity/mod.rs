@@ -1,6 +1,6 @@
 //! Who is who: addresses to pods and nodes, and the names that people type to addresses.
 //!
-//! The source here is a file as `kubectl get pods,nodes,services,endpointslices -A -o yaml` (or `-o json`) prints it.
+//! The source here is a file as `kubectl get pods,nodes,services,endpointslices,networkpolicies -A -o yaml` (or `-o json`) prints it.
 //! Lookups are pure and work on any platform.
 
 mod directory;
@@ -8,8 +8,10 @@ mod error;
 mod interface;
 mod limits;
 mod objects;
+mod policy;
 mod read;
 mod resolve;
+mod selector;
 mod service;
 #[cfg(test)]
 mod tests;
@@ -22,4 +24,4 @@ pub use resolve::Target;
 pub use service::{Port, Service, ServiceEndpoint};
 
 /// The command that makes a file which [`Directory::load`] reads; messages name it.
-pub const KUBECTL_COMMAND: &str = "kubectl get pods,nodes,services,endpointslices -A -o yaml";
+pub const KUBECTL_COMMAND: &str = "kubectl get pods,nodes,services,endpointslices,networkpolicies -A -o yaml";

@@ -1,6 +1,11 @@
 //! The few fields of Kubernetes' objects that podpath reads; all others are skipped.
 
-use serde::Deserialize;
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, de::IgnoredAny};
+
+/// The label of an EndpointSlice that says which service it belongs to.
+pub(super) const SERVICE_LABEL: &str = "kubernetes.io/service-name";
 
 /// A Pod.
 #[derive(Debug, Deserialize)]
@@ -20,15 +25,7 @@ pub(super) struct Metadata {
     pub(super) namespace: Option<String>,
     pub(super) deletion_timestamp: Option<String>,
     #[serde(default)]
-    pub(super) labels: Option<Labels>,
-}
-
-/// The one label that is read.
-#[derive(Debug, Default, Deserialize)]
-pub(super) struct Labels {
-    /// On an EndpointSlice: the service it belongs to.
-    #[serde(rename = "kubernetes.io/service-name")]
-    pub(super) service: Option<String>,
+    pub(super) labels: Option<BTreeMap<String, String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -37,6 +34,8 @@ pub(super) struct PodSpec {
     pub(super) node_name: Option<String>,
     #[serde(default)]
     pub(super) host_network: Option<bool>,
+    #[serde(default)]
+    pub(super) service_account_name: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -142,4 +141,62 @@ pub(super) struct EndpointPortObject {
     pub(super) name: Option<String>,
     #[serde(default)]
     pub(super) port: Option<u16>,
+}
+
+/// A NetworkPolicy of Kubernetes or of Calico, or Calico's GlobalNetworkPolicy.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct PolicyObject {
+    #[serde(default)]
+    pub(super) api_version: Option<String>,
+    pub(super) metadata: Metadata,
+    #[serde(default)]
+    pub(super) spec: PolicySpec,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct PolicySpec {
+    // Of Kubernetes'.
+    #[serde(default)]
+    pub(super) pod_selector: Option<LabelSelectorObject>,
+    #[serde(default)]
+    pub(super) policy_types: Option<Vec<String>>,
+    // Of both; only whether there are any is of interest.
+    #[serde(default)]
+    pub(super) ingress: Option<Vec<IgnoredAny>>,
+    #[serde(default)]
+    pub(super) egress: Option<Vec<IgnoredAny>>,
+    // Of Calico's.
+    #[serde(default)]
+    pub(super) tier: Option<String>,
+    #[serde(default)]
+    pub(super) selector: Option<String>,
+    #[serde(default)]
+    pub(super) namespace_selector: Option<String>,
+    #[serde(default)]
+    pub(super) service_account_selector: Option<String>,
+    #[serde(default)]
+    pub(super) types: Option<Vec<String>>,
+    #[serde(rename = "preDNAT", default)]
+    pub(super) pre_dnat: Option<bool>,
+    #[serde(default)]
+    pub(super) do_not_track: Option<bool>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct LabelSelectorObject {
+    #[serde(default)]
+    pub(super) match_labels: Option<BTreeMap<String, String>>,
+    #[serde(default)]
+    pub(super) match_expressions: Option<Vec<LabelExpression>>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct LabelExpression {
+    pub(super) key: String,
+    pub(super) operator: String,
+    #[serde(default)]
+    pub(super) values: Option<Vec<String>>,
 }

@@ -9,7 +9,7 @@ use serde::de::{Deserialize, DeserializeSeed, Deserializer, IgnoredAny, MapAcces
 use super::{
     error::{Error, ParseError},
     limits::{Budget, Kinds, Survey},
-    objects::{EndpointSliceObject, NodeObject, PodObject, ServiceObject},
+    objects::{EndpointSliceObject, NodeObject, PodObject, PolicyObject, ServiceObject},
 };
 
 /// What a file holds.
@@ -19,6 +19,8 @@ pub(super) struct Objects {
     pub(super) nodes: Vec<NodeObject>,
     pub(super) services: Vec<ServiceObject>,
     pub(super) slices: Vec<EndpointSliceObject>,
+    /// Network policies, and whether each is a global one.
+    pub(super) policies: Vec<(PolicyObject, bool)>,
     /// Objects of other kinds.
     pub(super) others: usize,
 }
@@ -67,6 +69,10 @@ impl Fill<'_> {
             Some("Node") => self.objects.nodes.push(NodeObject::deserialize(from)?),
             Some("Service") => self.objects.services.push(ServiceObject::deserialize(from)?),
             Some("EndpointSlice") => self.objects.slices.push(EndpointSliceObject::deserialize(from)?),
+            Some(kind @ ("NetworkPolicy" | "GlobalNetworkPolicy")) => {
+                let global = kind == "GlobalNetworkPolicy";
+                self.objects.policies.push((PolicyObject::deserialize(from)?, global));
+            }
             Some(_) => {
                 IgnoredAny::deserialize(from)?;
                 self.objects.others += 1;

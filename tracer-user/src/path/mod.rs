@@ -108,6 +108,27 @@ pub trait Names {
     fn pod(&self, address: IpAddr) -> Option<String>;
     /// Name of the node that has this address as its own.
     fn node(&self, address: IpAddr) -> Option<String>;
+
+    /// The network policies that select a pod (`namespace/pod`) for a direction; None if nobody knows the pod.
+    fn policies(&self, _pod: &str, _direction: model::PolicyDirection) -> Option<Selecting> {
+        None
+    }
+
+    /// The policy whose rules stand in this chain, which Calico names after it.
+    fn policy_of_chain(&self, _chain: &str) -> Option<model::NamedPolicy> {
+        None
+    }
+}
+
+/// What is known of the network policies that select a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Selecting {
+    /// How many were looked at.
+    pub read: model::PoliciesRead,
+    /// The policies that select it, each with its tier.
+    pub policies: Vec<(model::NamedPolicy, String)>,
+    /// Those that may: their selector is not understood.
+    pub unclear: Vec<(model::NamedPolicy, String)>,
 }
 
 /// Who asked and who was asked.

@@ -6,8 +6,11 @@ use std::net::IpAddr;
 use serde::Serialize;
 
 mod drop;
+mod policy;
 
 pub use drop::{CulpritRule, DropCause, DropDetail, SettingDetail};
+pub(crate) use policy::KUBERNETES;
+pub use policy::{NamedPolicy, Policies, PoliciesRead, PolicyDirection, PolicyStage};
 
 /// All exchanges of one run.
 #[derive(Clone, Debug, PartialEq, Serialize)]

@@ -17,6 +17,7 @@ use crate::{
 pub(super) mod answer;
 pub(super) mod naming;
 mod network;
+mod policy;
 mod rules;
 mod sign;
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::{answer, rules};
+use super::{answer, policy, rules};
 use crate::{
     node::facts::{Rule, RuleEngine, RuleHit, RuleVerdict},
     path::{
@@ -57,12 +57,16 @@ pub(in crate::path) fn name(world: &World<'_>, cases: Vec<Case<'_, '_>>) {
             Direction::Reply => &mut exchange.reply,
         };
         let dropped = path.hops.iter_mut().rev().find(|hop| hop.action == Action::Dropped);
-        let Some(detail) = dropped.and_then(|hop| hop.detail.drop.as_mut()) else { continue };
+        let Some(hop) = dropped else { continue };
+        let (src, dst) = (hop.src, hop.dst);
+        let Some(detail) = hop.detail.drop.as_mut() else { continue };
         let verdict = judge(suspicion, suspects, counts[&identities(suspects)]);
         let pod = |hit: &RuleHit, interface: &str| pod_behind(world, suspicion.node, hit.netns, interface);
         let causes: Vec<_> =
             verdict.rules.iter().map(|hit| rules::cause(hit, |interface| pod(hit, interface))).collect();
         blame(detail, &verdict, causes);
+        detail.policies =
+            policy::behind(world.names, detail, (src, dst), &verdict.rules, |hit, interface| pod(hit, interface));
     }
 }
 

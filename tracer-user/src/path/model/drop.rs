@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::Basis;
+use super::{Basis, Policies};
 
 /// Why a packet was dropped. Fields that do not apply are left out of the JSON, but for the first four.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -33,6 +33,9 @@ pub struct DropDetail {
     /// Which rule it was is known: the one in `rules`. False: one of those in `rules`, or one that could not be read.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub rule_known: bool,
+    /// The network policies behind it, if it was a policy's rule.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub policies: Option<Policies>,
     /// The settings of the node that the cause rests on.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub settings: Vec<SettingDetail>,
@@ -60,6 +63,7 @@ impl Default for DropDetail {
             out_interface: None,
             rules: Vec::new(),
             rule_known: false,
+            policies: None,
             settings: Vec::new(),
             mtu: None,
             neighbour: None,
