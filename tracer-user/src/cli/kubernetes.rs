@@ -167,6 +167,15 @@ impl Cluster {
             kubernetes.lookup.second_addresses(&unknown, &node.name).await?;
         }
         self.directory = kubernetes.lookup.directory()?;
+        let mut namespaces: Vec<String> = refused(joined, &self.directory);
+        namespaces.sort();
+        namespaces.dedup();
+        if !namespaces.is_empty() {
+            for namespace in &namespaces {
+                kubernetes.lookup.policies(namespace).await;
+            }
+            self.directory = kubernetes.lookup.directory()?;
+        }
         let mut names: Vec<String> = next.into_iter().filter_map(|address| self.directory.node_of(address)).collect();
         names.sort();
         names.dedup();
@@ -236,6 +245,15 @@ fn met(joined: &Joined) -> (Vec<IpAddr>, Vec<IpAddr>) {
     met.dedup();
     met.retain(|address| !address.is_loopback() && !address.is_multicast() && !address.is_unspecified());
     (met, next)
+}
+
+/// Namespaces of the pods at which a network policy dropped packets.
+fn refused(joined: &Joined, directory: &Directory) -> Vec<String> {
+    let hops = joined.exchanges.iter().flat_map(|exchange| exchange.request.hops.iter().chain(&exchange.reply.hops));
+    let pods = hops.filter_map(|hop| Some(&hop.detail.drop.as_ref()?.policies.as_ref()?.pod));
+    // Before its name was looked up it is an address.
+    let named = pods.filter_map(|pod| pod.parse().map_or_else(|_| Some(pod.clone()), |address| directory.pod(address)));
+    named.filter_map(|pod| Some(pod.split_once('/')?.0.to_owned())).collect()
 }
 
 /// `100.115.37.64/26 via 172.20.50.50 dev ens5` -> 172.20.50.50. A gateway that no node has, such as the 169.254.1.1 of Calico's

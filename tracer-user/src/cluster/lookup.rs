@@ -1,18 +1,29 @@
 //! Who is who, from the API: the two ends of a trace, their nodes, and whom the path meets. Each question is about one name or
 //! one address, so that their number grows with the path and never with the cluster.
 
-use std::{collections::HashSet, net::IpAddr};
+use std::{
+    collections::{BTreeMap, HashSet},
+    net::IpAddr,
+};
 
 use k8s_openapi::api::{
     apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet},
     batch::v1::Job,
     core::v1::{Node, Pod, Service},
     discovery::v1::EndpointSlice,
+    networking::v1::NetworkPolicy,
 };
-use kube::{Api, api::ListParams};
+use kube::{
+    Api,
+    api::{ApiResource, DynamicObject, ListParams},
+};
 use serde_json::{Value, json};
 
-use super::{Cluster, Error, names::NAMESPACE};
+use super::{
+    Cluster, Error,
+    error::Purpose,
+    names::{NAMESPACE, USER_ROLE},
+};
 use crate::identity::Directory;
 
 /// Pods that a message may offer in place of one that is not there.
@@ -25,6 +36,10 @@ const OF_AN_ADDRESS: u32 = 10;
 const OF_ALL_SERVICES: u32 = 500;
 /// Pods of a node that are looked through; kubelets run some 110, large ones up to 500.
 const OF_A_NODE: u32 = 500;
+/// Network policies of a namespace, or global ones, that are looked at.
+const OF_A_NAMESPACE: u32 = 500;
+/// Where Calico keeps its policies: as resources that Kubernetes stores, or by an API server of its own or both; the same objects.
+const CALICO: [(&str, &str); 2] = [("crd.projectcalico.org", "v1"), ("projectcalico.org", "v3")];
 
 /// What has been learned so far.
 #[derive(Debug)]
@@ -35,6 +50,12 @@ pub struct Lookup {
     asked: HashSet<IpAddr>,
     /// Nodes whose pods were looked through.
     searched: HashSet<String>,
+    /// Namespaces whose network policies were asked for, and whether all that can matter were read.
+    policies_of: BTreeMap<String, bool>,
+    /// Calico's group and version in this cluster, once it was asked for; None: it has none.
+    calico: Option<Option<(&'static str, &'static str)>>,
+    /// Calico's global policies, once they were asked for: whether all were read.
+    global: Option<bool>,
     /// What the reader should know about the ends, in sentences.
     pub notes: Vec<String>,
 }
@@ -85,7 +106,16 @@ impl Kind {
 impl Lookup {
     /// Nothing is known yet.
     pub fn new(cluster: Cluster) -> Self {
-        Self { cluster, objects: Vec::new(), asked: HashSet::new(), searched: HashSet::new(), notes: Vec::new() }
+        Self {
+            cluster,
+            objects: Vec::new(),
+            asked: HashSet::new(),
+            searched: HashSet::new(),
+            policies_of: BTreeMap::new(),
+            calico: None,
+            global: None,
+            notes: Vec::new(),
+        }
     }
 
     /// What is known, for the joiner and for the resolution of names.
@@ -93,7 +123,9 @@ impl Lookup {
     /// # Errors
     /// The server's objects are not what they say they are.
     pub fn directory(&self) -> Result<Directory, crate::identity::Error> {
-        Directory::of_answers(&self.objects, &format!("context {}", self.cluster.context))
+        let directory = Directory::of_answers(&self.objects, &format!("context {}", self.cluster.context))?;
+        let asked = self.policies_of.iter();
+        Ok(asked.fold(directory, |directory, (namespace, all)| directory.with_policies_of(namespace, *all)))
     }
 
     /// Learns what a person typed; `namespace` is that of names without one. Answers how the directory calls it: a workload is one
@@ -369,6 +401,88 @@ impl Lookup {
         Ok(())
     }
 
+    /// Learns the network policies that may be for pods of a namespace, once. What cannot be read is a note: the path is known
+    /// without them.
+    pub async fn policies(&mut self, namespace: &str) {
+        if self.policies_of.contains_key(namespace) {
+            return;
+        }
+        let client = self.cluster.client.clone();
+        let api: Api<NetworkPolicy> = Api::namespaced(client.clone(), namespace);
+        let mut all = self.learn_policies(&api, &format!("networkpolicies in namespace {namespace}")).await;
+        match self.calico().await {
+            Ok(Some((group, version))) => {
+                let resource = |kind: &str, plural: &str| ApiResource {
+                    group: group.to_owned(),
+                    version: version.to_owned(),
+                    api_version: format!("{group}/{version}"),
+                    kind: kind.to_owned(),
+                    plural: plural.to_owned(),
+                };
+                let of_namespace = resource("NetworkPolicy", "networkpolicies");
+                let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &of_namespace);
+                all &= self.learn_policies(&api, &format!("networkpolicies.{group} in namespace {namespace}")).await;
+                let global = match self.global {
+                    Some(all) => all,
+                    None => {
+                        let of_cluster = resource("GlobalNetworkPolicy", "globalnetworkpolicies");
+                        let api: Api<DynamicObject> = Api::all_with(client, &of_cluster);
+                        self.learn_policies(&api, &format!("globalnetworkpolicies.{group}")).await
+                    }
+                };
+                self.global = Some(global);
+                all &= global;
+            }
+            Ok(None) => {}
+            Err(error) => {
+                self.notes.push(format!("whether the cluster has policies of Calico could not be asked: {error}"));
+                all = false;
+            }
+        }
+        self.policies_of.insert(namespace.to_owned(), all);
+    }
+
+    /// Which of Calico's groups the cluster has. That it is asked first spares clusters without it a refusal: who may not list
+    /// what does not exist is told that he may not.
+    async fn calico(&mut self) -> Result<Option<(&'static str, &'static str)>, Error> {
+        if let Some(known) = self.calico {
+            return Ok(known);
+        }
+        let client = self.cluster.client.clone();
+        let groups = self.cluster.repeat(Purpose::Look, "list API groups", || client.list_api_groups()).await?;
+        let known = CALICO.into_iter().find(|(group, _)| groups.groups.iter().any(|there| there.name == *group));
+        self.calico = Some(known);
+        Ok(known)
+    }
+
+    /// Learns policies of one kind; whether that are all.
+    async fn learn_policies<K>(&mut self, api: &Api<K>, what: &str) -> bool
+    where
+        K: Clone + std::fmt::Debug + serde::de::DeserializeOwned + serde::Serialize,
+    {
+        match self.cluster.list(api, what, &ListParams::default().limit(OF_A_NAMESPACE)).await {
+            Ok(policies) => {
+                let all = policies.len() < OF_A_NAMESPACE as usize;
+                for policy in policies {
+                    let kind = if what.starts_with("global") { "GlobalNetworkPolicy" } else { "NetworkPolicy" };
+                    self.learn(kind, policy);
+                }
+                all
+            }
+            // A resource that Calico's group does not have.
+            Err(error) if error.is_not_found() => true,
+            Err(error) => {
+                let way_out = if error.is_forbidden() {
+                    format!(" (ClusterRole {USER_ROLE} allows it; one of an older version does after podpath install)")
+                } else {
+                    String::new()
+                };
+                self.notes.push(format!("not all network policies could be read: {error}{way_out}"));
+                false
+            }
+        }
+    }
+
     async fn pods(&self, namespace: Option<&str>, what: &str, parameters: &ListParams) -> Result<Vec<Value>, Error> {
         let client = self.cluster.client.clone();
         let api: Api<Pod> =
@@ -381,6 +495,8 @@ impl Lookup {
         object["kind"] = json!(kind);
         let known = |other: &Value| {
             other["kind"] == object["kind"]
+                // Kubernetes and Calico both have a NetworkPolicy.
+                && other["apiVersion"] == object["apiVersion"]
                 && other["metadata"]["name"] == object["metadata"]["name"]
                 && other["metadata"]["namespace"] == object["metadata"]["namespace"]
         };

@@ -223,3 +223,60 @@ impl Directory {
         self.policies.iter().find(|policy| policy.owns(chain)).map(|policy| policy.name.clone())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Policies of two namespaces and of all, around pod default/web with `app=web`.
+    const CLUSTER: &str = include_str!("testdata/policies.yaml");
+
+    fn told(directory: &Directory, pod: &str, direction: PolicyDirection) -> String {
+        let Some(Selecting { read, policies, unclear }) = directory.selecting(pod, direction) else {
+            return format!("{pod}: not known");
+        };
+        let list = |all: Vec<(NamedPolicy, String)>| {
+            let shown = |(policy, tier): (NamedPolicy, String)| match tier.as_str() {
+                DEFAULT_TIER => policy.shown(),
+                tier => format!("{} (tier {tier})", policy.shown()),
+            };
+            all.into_iter().map(shown).collect::<Vec<_>>().join(", ")
+        };
+        format!("{pod} {} ({read:?}): {} | {}", direction.word(), list(policies), list(unclear))
+    }
+
+    #[test]
+    fn selects_by_labels_namespace_and_direction() {
+        let directory = Directory::parse(CLUSTER, "policies.yaml").expect("it parses");
+        let of = |pod| [PolicyDirection::Ingress, PolicyDirection::Egress].map(|way| told(&directory, pod, way));
+        let all = [of("default/web"), of("shop/db"), of("default/nobody")].concat();
+        insta::assert_snapshot!(all.join("\n"));
+    }
+
+    #[test]
+    fn how_many_were_read_is_said() {
+        let read = |directory: &Directory| directory.selecting("default/web", PolicyDirection::Ingress).map(|s| s.read);
+        let file = Directory::parse(CLUSTER, "policies.yaml").expect("it parses");
+        assert_eq!(read(&file), Some(PoliciesRead::Some));
+        assert_eq!(read(&file.clone().with_policies_of("default", true)), Some(PoliciesRead::All));
+        assert_eq!(read(&file.with_policies_of("default", false)), Some(PoliciesRead::Some));
+        let none = "kind: Pod\nmetadata: {name: web, namespace: default}";
+        let none = Directory::parse(none, "pods.yaml").expect("it parses");
+        assert_eq!(read(&none), Some(PoliciesRead::None));
+        assert_eq!(read(&none.with_policies_of("default", true)), Some(PoliciesRead::All));
+    }
+
+    /// The digits by `printf %s default/knp.default.deny-all | openssl dgst -sha256 -binary | basenc --base64url`.
+    #[test]
+    fn a_chain_is_named_after_its_policy() {
+        assert_eq!(shortened("cali-pi-", "default/knp.default.deny-all"), "cali-pi-_-Wl5cZBkMaJW52alC41");
+        let directory = Directory::parse(CLUSTER, "policies.yaml").expect("it parses");
+        let owner = |chain: &str| directory.owner_of_chain(chain).map(|policy| policy.shown());
+        assert_eq!(owner("cali-pi-_-Wl5cZBkMaJW52alC41").as_deref(), Some("default/deny-all"));
+        assert_eq!(owner("cali-po-_-Wl5cZBkMaJW52alC41"), None, "it is for ingress only");
+        assert_eq!(owner("filter-cali-pi-knp/default/deny-all").as_deref(), Some("default/deny-all"));
+        assert_eq!(owner("cali-pi-default.base").as_deref(), Some("Calico's global default.base"));
+        assert_eq!(owner("cali-pi-default.other"), None);
+        assert_eq!(owner("filter-cali-tw-cali98fd8882b62"), None);
+    }
+}

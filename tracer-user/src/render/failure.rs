@@ -7,8 +7,8 @@ use super::{
     next,
 };
 use crate::path::model::{
-    Action, AskedService, Basis, CulpritRule, Direction, DropCause, Exchange, Hop, LocalEndpoints, Outcome, Rejection,
-    Trace,
+    Action, AskedService, Basis, CulpritRule, Direction, DropCause, Exchange, Hop, LocalEndpoints, NamedPolicy, Outcome,
+    Policies, PoliciesRead, PolicyDirection, PolicyStage, Rejection, Trace,
 };
 
 /// The hop at which the packet ended.
@@ -169,6 +169,9 @@ fn facts(page: &mut Page, hop: &Hop) {
         };
         fact(page, head, &rule_in_words(rule));
     }
+    if let Some(policies) = drop.policies.as_ref().and_then(policies_in_words) {
+        fact(page, "policy", &policies);
+    }
     let settings: Vec<String> = drop.settings.iter().map(|s| format!("{} = {}", s.name, s.value)).collect();
     if !settings.is_empty() {
         fact(page, "setting", &settings.join("  "));
@@ -215,6 +218,47 @@ fn rule_in_words(rule: &CulpritRule) -> String {
     let with = rejects_with.as_ref().filter(|with| comment.is_some() || !text.contains(with.as_str()));
     let with = with.map_or(String::new(), |with| format!(", rejects with {with}"));
     format!("{place}{number}{what}{with}")
+}
+
+/// Which policies it was, as far as that is known; None: nothing is.
+fn policies_in_words(policies: &Policies) -> Option<String> {
+    let Policies { pod, direction, stage, read, selecting, unclear } = policies;
+    let list = |all: &[NamedPolicy]| all.iter().map(NamedPolicy::shown).collect::<Vec<_>>().join(", ");
+    let way = match direction {
+        PolicyDirection::Ingress => "in",
+        PolicyDirection::Egress => "out",
+    };
+    let select = if selecting.len() == 1 { "selects" } else { "select" };
+    let selected = format!("{} {select} {pod} for {}", list(selecting), direction.word());
+    let all = *read == PoliciesRead::All;
+    let doubt = if all { "" } else { " (not all policies were read)" };
+    let text = match (stage, selecting.as_slice()) {
+        (PolicyStage::Denied, [one, ..]) => format!("{} denies this packet: the rule is one of its own", one.shown()),
+        (PolicyStage::Denied, []) => return None,
+        (PolicyStage::Profile, _) => {
+            format!(
+                "none decided: no profile of {pod} lets this packet {way} (profiles come from namespace and account)"
+            )
+        }
+        _ if *read == PoliciesRead::None => return None,
+        (_, []) if !unclear.is_empty() => format!("none is known for certain to select {pod} for {}", direction.word()),
+        (_, []) if all => format!(
+            "the API shows none that selects {pod} for {}: it was one of another kind or tier, or a profile",
+            direction.word()
+        ),
+        (_, []) => format!("none of those that were read selects {pod} for {}; there may be others", direction.word()),
+        (PolicyStage::NoneAllowed, [_]) => format!("{selected}, and does not let this packet {way}"),
+        (PolicyStage::NoneAllowed, _) => format!("{selected}; none of them lets this packet {way}"),
+        (PolicyStage::Unknown, _) => format!("{selected}; whether it was of {} is not known{doubt}", them(selecting)),
+    };
+    Some(match unclear.as_slice() {
+        [] => text,
+        unclear => format!("{text}; selector not understood, or on labels that are not known: {}", list(unclear)),
+    })
+}
+
+fn them(policies: &[NamedPolicy]) -> &'static str {
+    if policies.len() == 1 { "it" } else { "these" }
 }
 
 fn answer(names: &Names, rejection: &Rejection, exchange: &Exchange) -> String {

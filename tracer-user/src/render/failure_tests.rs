@@ -4,7 +4,8 @@ use insta::assert_snapshot;
 
 use super::{Style, samples, text};
 use crate::path::model::{
-    Action, Basis, CulpritRule, Detail, DropCause, DropDetail, Hop, Outcome, Rejection, SettingDetail, Trace,
+    Action, Basis, CulpritRule, Detail, DropCause, DropDetail, Hop, NamedPolicy, Outcome, Policies, PoliciesRead,
+    PolicyDirection, PolicyStage, Rejection, SettingDetail, Trace,
 };
 
 /// A terminal of 100 columns.
@@ -117,6 +118,54 @@ fn policies() {
         dropped(by_rules(DropCause::Policy, "ingress policy at default/bb1", vec![to], COUNTER), None),
         dropped(by_rules(DropCause::Policy, "ingress policy at default/bb1", vec![nft], COUNTER), None),
     ]));
+}
+
+/// What is said below the rule about the policies behind it.
+#[test]
+fn policies_by_name() {
+    let kubernetes = |name: &str| NamedPolicy {
+        kind: "NetworkPolicy",
+        api_group: "networking.k8s.io".to_owned(),
+        namespace: Some("default".to_owned()),
+        name: name.to_owned(),
+    };
+    let calico = |name: &str| NamedPolicy { api_group: "crd.projectcalico.org".to_owned(), ..kubernetes(name) };
+    let global = |name: &str| NamedPolicy { kind: "GlobalNetworkPolicy", namespace: None, ..calico(name) };
+    let base = Policies {
+        pod: "default/bb1".to_owned(),
+        direction: PolicyDirection::Ingress,
+        stage: PolicyStage::NoneAllowed,
+        read: PoliciesRead::All,
+        selecting: Vec::new(),
+        unclear: Vec::new(),
+    };
+    let with = |stage, selecting: Vec<NamedPolicy>| Policies { stage, selecting, ..base.clone() };
+    let all = [
+        with(PolicyStage::NoneAllowed, vec![kubernetes("deny-all")]),
+        with(
+            PolicyStage::NoneAllowed,
+            vec![kubernetes("deny-all"), calico("web"), global("default.base"), kubernetes("d")],
+        ),
+        with(PolicyStage::NoneAllowed, Vec::new()),
+        Policies { read: PoliciesRead::Some, ..base.clone() },
+        Policies { read: PoliciesRead::None, ..base.clone() },
+        Policies { unclear: vec![global("default.odd")], ..base.clone() },
+        Policies { unclear: vec![calico("odd")], ..with(PolicyStage::NoneAllowed, vec![kubernetes("deny-all")]) },
+        with(PolicyStage::Denied, vec![calico("default.no-ping")]),
+        with(PolicyStage::Denied, Vec::new()),
+        with(PolicyStage::Profile, vec![kubernetes("deny-all")]),
+        Policies { read: PoliciesRead::Some, ..with(PolicyStage::Unknown, vec![kubernetes("deny-all")]) },
+        Policies { direction: PolicyDirection::Egress, ..with(PolicyStage::NoneAllowed, vec![kubernetes("deny-all")]) },
+    ];
+    let told = all.map(|policies| {
+        let rule = rule("cali-tw-cali98fd8882b62", "-j DROP", None);
+        let mut drop = by_rules(DropCause::Policy, "ingress policy at default/bb1", vec![rule], COUNTER);
+        drop.policies = Some(policies);
+        let text = head(&dropped(drop, None));
+        let of_policies = text.lines().skip(2).filter(|line| !line.starts_with("proof") && !line.starts_with("next"));
+        of_policies.filter(|line| !line.contains("freed in")).collect::<Vec<_>>().join("\n")
+    });
+    assert_snapshot!(told.join("\n\n"));
 }
 
 #[test]

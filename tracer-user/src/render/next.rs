@@ -5,8 +5,11 @@ use super::{
     names::Names,
 };
 use crate::path::model::{
-    Action, AskedService, CulpritRule, Direction, DropCause, DropDetail, Exchange, Hop, Rejection, Trace,
+    Action, AskedService, CulpritRule, Direction, DropCause, DropDetail, Exchange, Hop, NamedPolicy, Rejection, Trace,
 };
+
+/// Policies that are worth a command each.
+const MOST_POLICIES: usize = 3;
 
 /// Where a packet ended, as commands want it.
 struct Site<'a> {
@@ -88,15 +91,17 @@ fn dropped(site: &Site<'_>, drop: &DropDetail, answer: Option<&Rejection>) -> Ve
     let out = drop.out_interface.as_deref().unwrap_or(dev);
     match drop.cause {
         DropCause::Policy => {
-            let pod = drop.why.rsplit(" at ").next().unwrap_or_default();
-            let namespace = pod.split_once('/').map_or("-A".to_owned(), |(namespace, _)| format!("-n {namespace}"));
             let mut commands = rule_commands(site, drop);
-            commands.push(format!("kubectl {namespace} get networkpolicy   # which of them selects {pod}?"));
+            commands.extend(policy_commands(drop).unwrap_or_else(|| {
+                let pod = drop.why.rsplit(" at ").next().unwrap_or_default();
+                let namespace = pod.split_once('/').map_or("-A".to_owned(), |(namespace, _)| format!("-n {namespace}"));
+                vec![format!("kubectl {namespace} get networkpolicy   # which of them selects {pod}?")]
+            }));
             commands
         }
         DropCause::Netfilter => {
             let mut commands = rule_commands(site, drop);
-            commands.push("kubectl get networkpolicy -A".to_owned());
+            commands.extend(policy_commands(drop).unwrap_or_else(|| vec!["kubectl get networkpolicy -A".to_owned()]));
             commands
         }
         DropCause::RpFilterRule => {
@@ -144,6 +149,13 @@ fn dropped(site: &Site<'_>, drop: &DropDetail, answer: Option<&Rejection>) -> Ve
         }
         DropCause::Malformed | DropCause::Other | DropCause::Unknown => counters(site),
     }
+}
+
+/// Shows the policies that are known to matter; None: none is.
+fn policy_commands(drop: &DropDetail) -> Option<Vec<String>> {
+    let known = &drop.policies.as_ref()?.selecting;
+    let shown = known.iter().take(MOST_POLICIES).map(NamedPolicy::describe).collect();
+    (!known.is_empty()).then_some(shown)
 }
 
 fn too_big(site: &Site<'_>, out: &str, answer: Option<&Rejection>) -> Vec<String> {
