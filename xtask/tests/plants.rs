@@ -153,15 +153,17 @@ fn a_wire_drop_takes_one_way_only_and_leaves_the_link_up() {
 fn a_policy_drops_at_its_pod_only() {
     let lab = Lab::up("t-policy", "calico-bgp");
     let bb1 = address(&lab, "bb1");
-    let before = rules(&lab);
+    let identity = || fs::read_to_string(&lab.identity).unwrap();
+    let before = rules(&lab) + &identity();
     let planted = Plant::PolicyDrop { pod: "bb1".to_owned(), way: Way::To }.plant(&lab).unwrap();
+    assert!(identity().contains("kind: NetworkPolicy"));
     assert!(!answered(&lab, "bb2", &bb1));
     assert!(!answered(&lab, "bb3", &bb1));
     assert!(answered(&lab, "bb2", &address(&lab, "bb3")));
     assert!(answered(&lab, "bb1", &address(&lab, "bb2")), "replies are of an established connection");
     drop(planted);
     assert!(answered(&lab, "bb2", &bb1));
-    assert_eq!(rules(&lab), before);
+    assert_eq!(rules(&lab) + &identity(), before);
 }
 
 /// Everything that the faults of a node or pod change, of both.

@@ -13,6 +13,7 @@ pub(crate) struct Kind {
     pub(crate) namespaced: bool,
 }
 
+const CALICO: &str = "crd.projectcalico.org";
 const RBAC: &str = "rbac.authorization.k8s.io";
 
 /// Every kind that is stored.
@@ -37,6 +38,8 @@ pub(crate) const KINDS: &[Kind] = &[
     in_namespace(RBAC, "RoleBinding", "rolebindings", "rolebinding", &[]),
     of_cluster(RBAC, "ClusterRole", "clusterroles", "clusterrole", &[]),
     of_cluster(RBAC, "ClusterRoleBinding", "clusterrolebindings", "clusterrolebinding", &[]),
+    in_namespace(CALICO, "NetworkPolicy", "networkpolicies", "networkpolicy", &[]),
+    of_cluster(CALICO, "GlobalNetworkPolicy", "globalnetworkpolicies", "globalnetworkpolicy", &[]),
     of_cluster("scheduling.k8s.io", "PriorityClass", "priorityclasses", "priorityclass", &["pc"]),
 ];
 

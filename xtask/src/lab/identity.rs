@@ -1,5 +1,5 @@
-//! What `kubectl get pods,nodes,services -A -o yaml` would print in the lab's cluster; services that are planted are added
-//! ([`super::service`]).
+//! What `kubectl get pods,nodes,services -A -o yaml` would print in the lab's cluster; services and network policies that are
+//! planted are added ([`super::service`], [`super::plant`]).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

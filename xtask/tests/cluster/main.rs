@@ -203,6 +203,54 @@ fn a_service_leads_to_its_endpoints() {
     podpath(&alice, &["trace", "bb1", "svc/shop", "--tcp", "81"]).refuses(&["--tcp 81", "80/TCP"]);
 }
 
+/// Which network policies select a pod is asked only where one dropped a packet; who may not ask is traced for all the same.
+#[test]
+fn a_policy_that_drops_is_named() {
+    let plant = serde_json::from_value(json!({ "plant": "policy-drop", "pod": "bb1" })).unwrap();
+    let cluster = Cluster::planted("kube-policy", "calico-bgp", &plant);
+    let alice = cluster.user("alice");
+    let trace = |words: &[&str]| {
+        let words = [&["trace", "bb2", "bb1", "-c", "2", "--timeout", "0.3"], words].concat();
+        podpath(&alice, &words).ends_with(3)
+    };
+    let policies = |trace: &Value| {
+        let hops = trace["exchanges"][0]["request"]["hops"].as_array().unwrap();
+        hops.last().unwrap()["detail"]["drop"]["policies"].clone()
+    };
+    cluster.server.forget_requests();
+    let told = trace(&["-o", "json"]).trace();
+    let named = json!({
+        "kind": "NetworkPolicy", "api_group": "networking.k8s.io", "namespace": "default", "name": "deny-ingress-bb1",
+    });
+    let expected = json!({
+        "pod": "default/bb1", "direction": "ingress", "stage": "none-allowed", "read": "all", "names": [named],
+    });
+    assert_eq!((policies(&told), &told["warnings"]), (expected, &json!([])));
+    let asked = |about: &str| {
+        let requests = cluster.server.requests();
+        requests.into_iter().filter(|request| request.path.contains(about)).count()
+    };
+    assert_eq!((asked("/networkpolicies"), asked("/globalnetworkpolicies")), (2, 1), "Kubernetes' and Calico's");
+
+    cluster.server.put(json!({
+        "apiVersion": "crd.projectcalico.org/v1", "kind": "GlobalNetworkPolicy", "metadata": { "name": "default.base" },
+        "spec": { "selector": "run in {'bb1', 'bb3'}", "types": ["Ingress"] },
+    }));
+    let text = trace(&[]).out.split_whitespace().collect::<Vec<_>>().join(" ");
+    let said = "policy default/deny-ingress-bb1, Calico's global default.base select default/bb1 for ingress; none of them lets this packet in";
+    assert!(text.contains(said), "{text}");
+
+    // What an older version's role allows.
+    let path = "/apis/rbac.authorization.k8s.io/v1/clusterroles/podpath-user";
+    let mut role = cluster.server.get(path).unwrap();
+    let rules = role["rules"].as_array_mut().unwrap();
+    rules.retain(|rule| !rule["resources"].to_string().contains("networkpolicies"));
+    cluster.server.put(role);
+    let told = trace(&["-o", "json"]).trace();
+    assert_eq!((&policies(&told)["read"], &policies(&told)["names"]), (&json!("some"), &json!([])));
+    assert_warned(&told, &["not all network policies could be read", "networkpolicies", "podpath-user"]);
+}
+
 #[test]
 fn nodes_are_listed_with_what_they_can() {
     let cluster = Cluster::installed("c-nodes", "calico-bgp");

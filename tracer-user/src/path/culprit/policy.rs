@@ -80,6 +80,7 @@ fn stage(comment: &str) -> (PolicyStage, Option<&str>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::node::facts::{Rule, RuleEngine, RuleVerdict};
 
     #[test]
     fn a_comment_says_how_it_came_to_the_drop() {
@@ -93,6 +94,110 @@ mod tests {
         for (comment, expected, tier) in all {
             assert_eq!(stage(comment), (expected, tier), "{comment}");
         }
+    }
+
+    /// Knows one pod, and three policies.
+    struct Known;
+
+    fn named(name: &str) -> NamedPolicy {
+        let (api_group, namespace) = ("networking.k8s.io".to_owned(), Some("default".to_owned()));
+        NamedPolicy { kind: "NetworkPolicy", api_group, namespace, name: name.to_owned() }
+    }
+
+    impl Names for Known {
+        fn pod(&self, address: IpAddr) -> Option<String> {
+            (address == IpAddr::from([10, 0, 0, 1])).then(|| "default/bb1".to_owned())
+        }
+
+        fn node(&self, _: IpAddr) -> Option<String> {
+            None
+        }
+
+        fn policies(&self, pod: &str, direction: PolicyDirection) -> Option<Selecting> {
+            let of = |name: &str, tier: &str| (named(name), tier.to_owned());
+            let policies = match direction {
+                PolicyDirection::Ingress => vec![of("deny-all", "default"), of("first", "platform")],
+                PolicyDirection::Egress => Vec::new(),
+            };
+            let unclear = vec![of("odd", "platform")];
+            (pod == "default/bb1").then_some(Selecting { read: PoliciesRead::All, policies, unclear })
+        }
+
+        fn policy_of_chain(&self, chain: &str) -> Option<NamedPolicy> {
+            (chain == "cali-pi-default.first").then(|| named("first"))
+        }
+    }
+
+    fn hit(chain: &str, comment: &str) -> RuleHit {
+        let (text, comment) = ("-j DROP".to_owned(), Some(comment.to_owned()));
+        RuleHit {
+            netns: 1,
+            engine: RuleEngine::IptablesNft,
+            family: "ip".to_owned(),
+            table: "filter".to_owned(),
+            chain: chain.to_owned(),
+            hook: Some(2),
+            way: vec!["FORWARD".to_owned(), chain.to_owned()],
+            rule: Some(Rule { position: 4, handle: None, text, comment }),
+            verdict: RuleVerdict::Drop,
+            conditions: Vec::new(),
+            understood: true,
+            counted: true,
+            packets: 1,
+            traced: 0,
+        }
+    }
+
+    fn told(cause: DropCause, hits: &[RuleHit]) -> Option<Policies> {
+        let drop = DropDetail { cause, rule_known: hits.len() == 1, ..DropDetail::default() };
+        let ends = ([10, 0, 0, 9].into(), [10, 0, 0, 1].into());
+        let hits: Vec<&RuleHit> = hits.iter().collect();
+        behind(&Known, &drop, ends, &hits, |_, interface| (interface == "cali1").then(|| "default/bb1".to_owned()))
+    }
+
+    fn names(policies: &[NamedPolicy]) -> Vec<&str> {
+        policies.iter().map(|policy| policy.name.as_str()).collect()
+    }
+
+    #[test]
+    fn the_policies_of_the_rules_tier_are_named() {
+        let in_tier = |tier: &str| {
+            let comment = format!("End of tier {tier}. Drop if no policies passed packet");
+            told(DropCause::Policy, &[hit("cali-tw-cali1", &comment)]).expect("a policy's")
+        };
+        let default = in_tier("default");
+        assert_eq!((default.pod.as_str(), default.direction), ("default/bb1", PolicyDirection::Ingress));
+        assert_eq!((default.stage, default.read), (PolicyStage::NoneAllowed, PoliciesRead::All));
+        assert_eq!((names(&default.selecting), names(&default.unclear)), (vec!["deny-all"], vec![]));
+        let platform = in_tier("platform");
+        assert_eq!((names(&platform.selecting), names(&platform.unclear)), (vec!["first"], vec!["odd"]));
+        // Which of two rules it was is not known: then no tier is either.
+        let both = ["cali-tw-cali1", "cali-tw-cali1"].map(|chain| hit(chain, "Drop if no policies passed packet"));
+        let both = told(DropCause::Policy, &both).expect("a policy's");
+        assert_eq!((both.stage, names(&both.selecting)), (PolicyStage::Unknown, vec!["deny-all", "first"]));
+    }
+
+    #[test]
+    fn a_policys_own_rule_names_it() {
+        let denied = told(DropCause::Netfilter, &[hit("cali-pi-default.first", "")]).expect("a policy's");
+        assert_eq!((denied.stage, denied.pod.as_str()), (PolicyStage::Denied, "default/bb1"), "the destination");
+        assert_eq!(names(&denied.selecting), ["first"]);
+        let egress = told(DropCause::Netfilter, &[hit("cali-po-other", "")]).expect("a policy's");
+        assert_eq!(
+            (egress.pod.as_str(), egress.read),
+            ("10.0.0.9", PoliciesRead::None),
+            "the source, which has no name"
+        );
+        assert_eq!(names(&egress.selecting), [""; 0]);
+    }
+
+    #[test]
+    fn other_rules_are_no_policys() {
+        assert_eq!(told(DropCause::Netfilter, &[hit("FORWARD", "")]), None);
+        assert_eq!(
+            told(DropCause::Policy, &[hit("cali-fw-cali2", "")]).map(|told| told.read),
+            Some(PoliciesRead::None)
+        );
     }
 
     #[test]

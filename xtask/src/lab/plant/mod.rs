@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::build::write_sysctl;
 use super::plan::Sysctl;
@@ -22,6 +23,8 @@ use super::{LabInfo, netns, state};
 
 mod delay;
 mod fault;
+mod identity;
+mod policy;
 mod queue;
 mod services;
 
@@ -289,6 +292,11 @@ enum Undo {
         path: PathBuf,
         text: String,
     },
+    /// An object that the identity file got.
+    Object {
+        path: PathBuf,
+        uid: Value,
+    },
     /// Bridged packets pass iptables no more, unless another delay on this wire still needs it.
     BridgeNetfilter {
         namespace: String,
@@ -360,23 +368,6 @@ impl Planted {
         Ok(())
     }
 
-    fn policy_drop(&mut self, lab: &LabInfo, pod: &str, way: Way) -> Result<()> {
-        let pod = lab.pod(pod)?;
-        let chain = match way {
-            Way::To => "cali-tw",
-            Way::From => "cali-fw",
-        };
-        let node = &lab.node(&pod.node)?.namespace;
-        if netns::inside(node, || run("nft", &["list", "tables"], ""))?.lines().any(|line| line == "table ip calico") {
-            return self.policy_drop_nft(node, &format!("filter-{chain}-{}", pod.host_interface));
-        }
-        // After established connections, invalid packets, and the reset of the mark; before the profiles.
-        let mut rule = words(&format!("-I {chain}-{} 4 -m comment --comment", pod.host_interface));
-        rule.push(END_OF_TIER.to_owned());
-        rule.extend(words("-m mark --mark 0x0/0x20000 -j DROP"));
-        self.rule(node, "iptables-nft", rule)
-    }
-
     /// Insert an iptables rule (`-I CHAIN [NUMBER] ...`), and remember how to delete it.
     fn rule(&mut self, namespace: &str, tool: &'static str, insert: Vec<String>) -> Result<()> {
         self.iptables(namespace, tool, &borrow(&insert))?;
@@ -441,7 +432,7 @@ impl Undo {
             | Undo::Made { namespace, .. }
             | Undo::Restore { namespace, .. }
             | Undo::BridgeNetfilter { namespace } => netns::is_mounted(namespace),
-            Undo::File { path, .. } => path.exists(),
+            Undo::File { path, .. } | Undo::Object { path, .. } => path.exists(),
         };
         if !stands {
             // The lab went first, and took its rules along.
@@ -466,6 +457,9 @@ impl Undo {
                 netns::inside(namespace, || run("iptables-nft-restore", &["--noflush"], text)).map(drop)
             }
             Undo::File { path, text } => state::write(path, text),
+            Undo::Object { path, uid } => {
+                identity::edit(path, |items| items.retain(|item| item["metadata"]["uid"] != *uid)).map(drop)
+            }
             Undo::BridgeNetfilter { namespace } => {
                 let rules = netns::inside(namespace, || run("iptables-nft", &["-t", "mangle", "-S", "FORWARD"], ""))?;
                 match rules.contains(MARK) {

@@ -1,15 +1,13 @@
 //! Services of the cluster: kube-proxy's rules on every node, and the objects in the identity file.
 
-use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
 
-use super::{Planted, Undo, bridge_netfilter, fault, netns, run, words};
+use super::{Planted, Undo, bridge_netfilter, fault, identity, netns, run, words};
+use crate::lab::LabInfo;
 use crate::lab::profile::{Cni, Profile};
 use crate::lab::service::{self, Cluster, Mode, Restore, Service};
-use crate::lab::{LabInfo, state};
 
 impl Planted {
     pub(super) fn services(&mut self, lab: &LabInfo, mode: Mode, services: &[Service]) -> Result<()> {
@@ -36,12 +34,7 @@ impl Planted {
             }
         }
         let path = &lab.identity;
-        let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
-        let mut list: Value = serde_norway::from_str(&text).with_context(|| format!("reading {}", path.display()))?;
-        let items = list["items"].as_array_mut().with_context(|| format!("{}: no list", path.display()))?;
-        service::add(items, &cluster, lab);
-        let with_services = serde_norway::to_string(&list).context("writing down the services")?;
-        state::write(path, &with_services)?;
+        let text = identity::edit(path, |items| service::add(items, &cluster, lab))?;
         self.undo.push(Undo::File { path: path.clone(), text });
         Ok(())
     }
