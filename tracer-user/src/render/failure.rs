@@ -7,8 +7,8 @@ use super::{
     next,
 };
 use crate::path::model::{
-    Action, AskedService, Basis, CulpritRule, Direction, DropCause, Exchange, Hop, LocalEndpoints, NamedPolicy, Outcome,
-    Policies, PoliciesRead, PolicyDirection, PolicyStage, Rejection, Trace,
+    Action, AskedService, Basis, CulpritRule, Direction, DropCause, Exchange, Hop, LocalEndpoints, NamedPolicy,
+    Outcome, Policies, PoliciesRead, PolicyDirection, PolicyStage, Rejection, Trace,
 };
 
 /// The hop at which the packet ended.
