@@ -69,7 +69,7 @@ Names: POD, NAMESPACE/POD, pod/POD, node/NODE, svc/SERVICE (as destination), an 
 rs/NAME and job/NAME too; the destination may be a host name. The nodes come from the cluster of --kubeconfig,
 --context or $KUBECONFIG; else from a lab that runs here; else from the cluster of ~/.kube/config. Without
 Kubernetes they come from an inventory file:
-  identity = \"cluster.yaml\"    # kubectl get pods,nodes,services,endpointslices,networkpolicies -A -o yaml
+  identity = \"cluster.yaml\"    # kubectl get pods,nodes,services,endpointslices,netpol -A -o yaml
   [[node]]
   name = \"node-1\"
   command = [\"ssh\", \"node-1\", \"sudo\", \"podpath-agent\", \"session\"]

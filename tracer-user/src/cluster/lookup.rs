@@ -38,6 +38,8 @@ const OF_ALL_SERVICES: u32 = 500;
 const OF_A_NODE: u32 = 500;
 /// Network policies of a namespace, or global ones, that are looked at.
 const OF_A_NAMESPACE: u32 = 500;
+/// How a note on them begins.
+const UNREAD_POLICIES: &str = "not all network policies could be read";
 /// Where Calico keeps its policies: as resources that Kubernetes stores, or by an API server of its own or both; the same objects.
 const CALICO: [(&str, &str); 2] = [("crd.projectcalico.org", "v1"), ("projectcalico.org", "v3")];
 
@@ -435,7 +437,7 @@ impl Lookup {
             }
             Ok(None) => {}
             Err(error) => {
-                self.notes.push(format!("whether the cluster has policies of Calico could not be asked: {error}"));
+                self.notes.push(format!("whether there are policies of Calico could not be asked: {error}"));
                 all = false;
             }
         }
@@ -473,11 +475,14 @@ impl Lookup {
             Err(error) if error.is_not_found() => true,
             Err(error) => {
                 let way_out = if error.is_forbidden() {
-                    format!(" (ClusterRole {USER_ROLE} allows it; one of an older version does after podpath install)")
+                    format!("; of an older version, {USER_ROLE} allows it after podpath install")
                 } else {
                     String::new()
                 };
-                self.notes.push(format!("not all network policies could be read: {error}{way_out}"));
+                // What refuses one kind refuses the others: the first says it for all.
+                if !self.notes.iter().any(|note| note.starts_with(UNREAD_POLICIES)) {
+                    self.notes.push(format!("{UNREAD_POLICIES}: {error}{way_out}"));
+                }
                 false
             }
         }

@@ -236,9 +236,7 @@ fn policies_in_words(policies: &Policies) -> Option<String> {
         (PolicyStage::Denied, [one, ..]) => format!("{} denies this packet: the rule is one of its own", one.shown()),
         (PolicyStage::Denied, []) => return None,
         (PolicyStage::Profile, _) => {
-            format!(
-                "none decided: no profile of {pod} lets this packet {way} (profiles come from namespace and account)"
-            )
+            format!("no policy decided, and no profile (of its namespace or account) lets a packet {way} at {pod}")
         }
         _ if *read == PoliciesRead::None => return None,
         (_, []) if !unclear.is_empty() => format!("none is known for certain to select {pod} for {}", direction.word()),

@@ -249,6 +249,7 @@ fn a_policy_that_drops_is_named() {
     let told = trace(&["-o", "json"]).trace();
     assert_eq!((&policies(&told)["read"], &policies(&told)["names"]), (&json!("some"), &json!([])));
     assert_warned(&told, &["not all network policies could be read", "networkpolicies", "podpath-user"]);
+    assert_eq!(told["warnings"].as_array().map(Vec::len), Some(1), "{}", told["warnings"]);
 }
 
 #[test]
