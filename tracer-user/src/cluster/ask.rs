@@ -2,6 +2,7 @@
 
 use std::{fmt::Debug, time::Duration};
 
+use k8s_openapi::api::core::v1::Namespace;
 use kube::{
     Api,
     api::{ListParams, ObjectList},
@@ -13,8 +14,11 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use super::{
     Cluster, Error,
     error::{Purpose, chain},
+    names::NAMESPACE,
 };
 
+/// How long a namespace may take to go that is being deleted.
+const GONE_WITHIN: Duration = Duration::from_secs(60);
 /// Objects that are asked for at a time, where all are wanted.
 const PAGE: u32 = 500;
 /// Where the server says "later" and not when.
@@ -122,6 +126,27 @@ impl Cluster {
         match timeout(self.request_timeout, ask).await {
             Ok(answer) => answer.map_err(|error| Error::of(&self.context, purpose, asked, &error)),
             Err(_) => Err(self.slow(asked)),
+        }
+    }
+
+    /// Waits while our namespace is on its way out, by an uninstall or a trace that ended just now: until it is gone, nothing can be
+    /// made in it.
+    ///
+    /// # Errors
+    /// It is still there after [`GONE_WITHIN`]; or the server refuses, or cannot be asked.
+    pub(super) async fn until_namespace_is_gone_or_stays(&self, purpose: Purpose) -> Result<(), Error> {
+        let api: Api<Namespace> = Api::all(self.client.clone());
+        let deadline = Instant::now() + GONE_WITHIN;
+        loop {
+            let asked = format!("get namespace {NAMESPACE}");
+            let found = self.repeat(purpose, &asked, || api.get_opt(NAMESPACE)).await?;
+            if found.is_none_or(|namespace| namespace.metadata.deletion_timestamp.is_none()) {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                return Err(Error::NotGone { what: format!("namespace/{NAMESPACE}"), after: GONE_WITHIN });
+            }
+            sleep(LATER).await;
         }
     }
 

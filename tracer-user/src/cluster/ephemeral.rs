@@ -94,11 +94,12 @@ impl Cluster {
     async fn make_namespace(&self, made: &mut Ephemeral) -> Result<(), Error> {
         let api: Api<Namespace> = Api::all(self.client.clone());
         // Who may not ask may still create what is needed in it.
-        match self.get(&api, "namespace", NAMESPACE).await {
-            Ok(Some(_)) => return Ok(()),
+        match self.until_namespace_is_gone_or_stays(Purpose::Look).await {
             Err(error) if error.is_forbidden() => return Ok(()),
-            Err(error) => return Err(error),
-            Ok(None) => {}
+            asked => asked?,
+        }
+        if self.get(&api, "namespace", NAMESPACE).await?.is_some() {
+            return Ok(());
         }
         let objects = manifests::objects(&Variant::default());
         let object = objects.into_iter().find(|object| object["kind"] == "Namespace").unwrap_or_default();

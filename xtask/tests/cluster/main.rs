@@ -1,5 +1,5 @@
 //! podpath against a Kubernetes API: the real binaries, a kubeconfig, and behind it a server of our own whose nodes are a lab's
-//! (`xtask::kube`). podpath knows nothing of that: against a real cluster runs what `PODPATH_TEST_KUBECONFIG` names. Needs root,
+//! (`xtask::kube`). podpath knows nothing of that: against a real cluster runs `real_cluster.rs`. Needs root,
 //! the tools of `xtask::lab::PACKAGES`, `podpath`, `podpath-agent` and `xtask` in the target folder; fails without them.
 
 use std::{
@@ -329,23 +329,4 @@ fn what_breaks_in_mid_trace_is_told() {
     cluster.server.fault(Fault::NoHalfClose(true));
     cluster.admin(&["trace", "bb2", "bb1", "-c", "1"]).succeeds();
     until("sessions end all the same", || cluster.sessions() == 0);
-}
-
-/// A cluster of your own: `PODPATH_TEST_KUBECONFIG=FILE PODPATH_TEST_ENDS='POD POD' cargo test -p xtask --test cluster -- --ignored`,
-/// as an administrator, with the image on its nodes. Installs podpath, traces both ways, and removes it.
-#[test]
-#[ignore = "needs a real cluster: PODPATH_TEST_KUBECONFIG and PODPATH_TEST_ENDS"]
-fn a_real_cluster() {
-    let kubeconfig = PathBuf::from(std::env::var_os("PODPATH_TEST_KUBECONFIG").expect("PODPATH_TEST_KUBECONFIG"));
-    let ends = std::env::var("PODPATH_TEST_ENDS").expect("PODPATH_TEST_ENDS: two pods");
-    let (a, b) = ends.split_once(' ').expect("PODPATH_TEST_ENDS: two pods");
-    podpath(&kubeconfig, &["install"]).succeeds();
-    for (source, destination) in [(a, b), (b, a)] {
-        let said = podpath(&kubeconfig, &["trace", source, destination, "-o", "json"]).succeeds();
-        let trace = said.trace();
-        assert_eq!(outcomes(&trace), ["delivered"; 5]);
-        assert_eq!(trace["lost_events"], 0);
-        assert!(trace["nodes"].as_array().unwrap().iter().all(|node| node["complete"] == true), "{trace:#}");
-    }
-    podpath(&kubeconfig, &["uninstall"]).succeeds();
 }

@@ -264,6 +264,20 @@ fn agents_that_are_being_made_go_with_an_interrupt() {
     until("all goes", || cluster.server.get("/api/v1/namespaces/podpath").is_none());
 }
 
+/// The namespace that the first removes is still going when the next one wants it.
+#[test]
+fn what_is_being_removed_is_waited_for() {
+    let cluster =
+        Cluster::up("kube-again", "calico-bgp", &Options { delay: Some(Duration::from_secs(1)), ..Options::default() });
+    let ephemeral = ["trace", "bb2", "bb1", "--ephemeral", "-c", "1"];
+    cluster.admin(&ephemeral).succeeds();
+    cluster.admin(&ephemeral).succeeds();
+    cluster.admin(&["install"]).succeeds();
+    cluster.admin(&["uninstall"]).succeeds();
+    cluster.admin(&["install"]).succeeds();
+    cluster.admin(&["trace", "bb2", "bb1", "-c", "1"]).succeeds();
+}
+
 #[test]
 fn a_namespace_that_others_use_meanwhile_stays() {
     let cluster = Cluster::up("kf-shared", "calico-bgp", &Options::default());

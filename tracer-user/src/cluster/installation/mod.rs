@@ -92,6 +92,7 @@ pub async fn apply(cluster: &Cluster, objects: &[Value], mut done: impl FnMut(&s
         let target = Target::of(object);
         let api = target.api(cluster);
         if target.kind == "Namespace" {
+            cluster.until_namespace_is_gone_or_stays(Purpose::Install).await?;
             let found = cluster
                 .repeat(Purpose::Install, &format!("get {}", target.shown()), || api.get_opt(&target.name))
                 .await?;
