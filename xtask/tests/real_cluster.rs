@@ -1,5 +1,5 @@
-//! A real cluster, named by `PODPATH_TEST_KUBECONFIG`: what `cluster/` does against an API server of our own, as far as it can be
-//! done to a cluster that others use. Without the variable the test is ignored, and counted as such.
+//! What can be tested in a cluster that others use: against an API server of our own, and against a real one that
+//! `PODPATH_TEST_KUBECONFIG` names. Without the variable the latter is ignored, and counted as such.
 //!
 //! The kubeconfig's user is an administrator, and the nodes have the agents' image (`cargo xtask image`), or can pull the one that
 //! `PODPATH_TEST_IMAGE` names. `PODPATH_TEST_ENDS='NAMESPACE/POD NAMESPACE/POD'` says between which pods to trace; without it two that
@@ -11,10 +11,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use harness::{outcomes, podpath};
+use harness::{Cluster, outcomes, podpath};
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::{Api, Client, Config, api::ListParams, config::KubeConfigOptions, config::Kubeconfig};
-use libtest_mimic::{Arguments, Trial};
+use libtest_mimic::{Arguments, Completion, Trial};
+use xtask::kube::Options;
 
 #[path = "cluster/harness.rs"]
 #[expect(dead_code, reason = "shared with the tests against our own server, which use more of it")]
@@ -26,29 +27,49 @@ const KUBECONFIG: &str = "PODPATH_TEST_KUBECONFIG";
 /// Until the namespace is gone after its deletion.
 const GONE_WITHIN: Duration = Duration::from_secs(120);
 
-fn main() -> ExitCode {
-    let arguments = Arguments::from_args();
-    let kubeconfig = std::env::var_os(KUBECONFIG).filter(|path| !path.is_empty()).map(PathBuf::from);
-    let ignored = kubeconfig.is_none();
-    let run = move || {
-        // Only asked for by `--ignored`.
-        let kubeconfig = kubeconfig.ok_or_else(|| format!("{KUBECONFIG} names no file"))?;
-        from_install_to_uninstall(&kubeconfig);
-        Ok(())
-    };
-    let trial = Trial::test("a_real_cluster", run).with_ignored_flag(ignored);
-    libtest_mimic::run(&arguments, vec![trial]).exit_code()
+/// A cluster, and what is to be used there.
+struct Given {
+    kubeconfig: PathBuf,
+    /// The agents' image, if not the usual one.
+    image: Option<String>,
+    /// Two pods, if it matters which.
+    ends: Option<String>,
 }
 
-fn from_install_to_uninstall(kubeconfig: &Path) {
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let real = move || {
+        let Some(kubeconfig) = variable(KUBECONFIG) else {
+            return Ok(Completion::ignored_with(format!("needs a real cluster: {KUBECONFIG}")));
+        };
+        let (image, ends) = (variable("PODPATH_TEST_IMAGE"), variable("PODPATH_TEST_ENDS"));
+        from_install_to_uninstall(&Given { kubeconfig: kubeconfig.into(), image, ends });
+        Ok(Completion::Completed)
+    };
+    let own = || {
+        let cluster = Cluster::up("kube-like-real", "calico-bgp", &Options::default());
+        from_install_to_uninstall(&Given { kubeconfig: cluster.server.admin_kubeconfig(), image: None, ends: None });
+        Ok(())
+    };
+    let trials = vec![Trial::test("our_own_server", own), Trial::ignorable_test("a_real_cluster", real)];
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+fn from_install_to_uninstall(given: &Given) {
+    let Given { kubeconfig, image, ends } = given;
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let client = runtime.block_on(client(kubeconfig));
     let gone = || runtime.block_on(Api::<Namespace>::all(client.clone()).get_opt("podpath")).unwrap().is_none();
     assert!(gone(), "namespace podpath is there already: this test would remove it");
-    let image = std::env::var("PODPATH_TEST_IMAGE").ok();
     let image: Vec<&str> = image.iter().flat_map(|image| ["--image", image]).collect();
     let with_image = |words: &[&'static str]| [words, &image].concat();
-    let (a, b) = runtime.block_on(ends(client.clone()));
+    let (a, b) = match ends {
+        Some(ends) => {
+            ends.split_once(' ').map(|(a, b)| (a.to_owned(), b.to_owned())).expect("PODPATH_TEST_ENDS: two pods")
+        }
+        None => runtime.block_on(two_pods(client.clone())),
+    };
 
     // Before anything is installed.
     podpath(kubeconfig, &["trace", &a, &b]).refuses(&["podpath install"]);
@@ -96,11 +117,7 @@ async fn client(kubeconfig: &Path) -> Client {
 }
 
 /// Two pods with networks of their own that run.
-async fn ends(client: Client) -> (String, String) {
-    if let Ok(ends) = std::env::var("PODPATH_TEST_ENDS") {
-        let (a, b) = ends.split_once(' ').expect("PODPATH_TEST_ENDS: two pods");
-        return (a.to_owned(), b.to_owned());
-    }
+async fn two_pods(client: Client) -> (String, String) {
     let parameters = ListParams::default().fields("status.phase=Running").limit(500);
     let pods = Api::<Pod>::all(client).list(&parameters).await.unwrap().items;
     let own_network = |pod: &&Pod| {

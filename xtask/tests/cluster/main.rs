@@ -2,10 +2,7 @@
 //! (`xtask::kube`). podpath knows nothing of that: against a real cluster runs `real_cluster.rs`. Needs root,
 //! the tools of `xtask::lab::PACKAGES`, `podpath`, `podpath-agent` and `xtask` in the target folder; fails without them.
 
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{path::Path, time::Duration};
 
 use serde_json::{Value, json};
 use xtask::kube::{Fault, Options};
