@@ -64,15 +64,13 @@ pub(super) async fn resolve(args: &TraceArgs, cluster: &Cluster) -> Result<Resol
             notes.extend(note);
             (traffic, Some(behind))
         }
-        None => (args.traffic(), None),
+        // Or it is a node, and the port one that all nodes have for a service.
+        None => {
+            let (behind, note) = front_on_nodes(directory, &destination, args.traffic()).unzip();
+            notes.extend(note);
+            (args.traffic(), behind)
+        }
     };
-    // Or it is a node, and the port one that all nodes have for a service.
-    let node_port = || front_on_nodes(directory, &destination, traffic);
-    let (service, note) = match service {
-        Some(behind) => (Some(behind), None),
-        None => node_port().unzip(),
-    };
-    notes.extend(note);
     if looked_up {
         notes.push(format!("{} is {to}: resolved by this machine, not by the pod", args.destination));
     }

@@ -8,7 +8,8 @@ use super::{
     args::TraceArgs,
     error::Error,
     nodes::{Cluster, Node, Reach},
-    trace::{MOST_ROUNDS, asked_to_end, longest},
+    requests::longest,
+    trace::{MOST_ROUNDS, asked_to_end},
 };
 use crate::{
     cluster::{self, Ephemeral, Lookup, Wish},

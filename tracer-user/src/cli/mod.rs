@@ -13,6 +13,7 @@ mod install;
 mod kubernetes;
 mod nodes;
 mod plugin;
+mod requests;
 mod service;
 mod survey;
 mod terminal;

@@ -1,6 +1,5 @@
 //! `podpath trace`.
 
-use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::Notify;
@@ -10,7 +9,7 @@ use super::{
     ends::{self, Resolved},
     error::Error,
     nodes::{self, Cluster},
-    service::Behind,
+    requests::requests,
     terminal::{Line, Progress, Surroundings, write_stderr, write_stdout},
     traffic::Traffic,
     watch::Watch,
@@ -21,15 +20,13 @@ use crate::{
         model::{Endpoint, Outcome, Trace, TracedNode},
     },
     render,
-    session::{self, Counters, Driven, DrivenNode, Flow, Ping, Plan, Request},
+    session::{self, Counters, Driven, DrivenNode, Plan},
 };
 
 /// After the last request that a passive trace waits for: its reply.
 const LAST_REPLY: Duration = Duration::from_secs(1);
 /// Traced, and not all that was asked for completed.
 const NOT_ALL: u8 = 3;
-/// What a session may take beside getting ready and the probes: waiting for the others, reading back.
-const MARGIN: Duration = Duration::from_secs(60);
 
 /// How often a path may lead over nodes that were not asked the time before.
 pub(super) const MOST_ROUNDS: usize = 3;
@@ -235,78 +232,6 @@ impl Report {
     }
 }
 
-/// What each node is asked: all record, the source's node sends.
-fn requests(args: &TraceArgs, cluster: &Cluster, resolved: &Resolved) -> Vec<Request> {
-    let Resolved { ends, sender, traffic, service: _, notes: _ } = resolved;
-    // 0 would mean "any" in the kernel's map of flows.
-    let id = rand::random_range(1..=u16::MAX);
-    let traffic = *traffic;
-    let kind = traffic.probes(id);
-    let flow = Flow {
-        a: ends.source.address,
-        b: Some(ends.destination.address),
-        protocol: kind.protocol(ends.source.address),
-        // Of TCP and UDP the source's kernel chooses the ports.
-        a_port: (traffic == Traffic::Echo && !args.passive).then_some(id),
-        b_port: traffic.port(),
-    };
-    let ping = Ping {
-        src: ends.source.address,
-        dst: ends.destination.address,
-        kind,
-        count: args.count,
-        interval: args.interval,
-        size: args.size,
-        timeout: args.timeout,
-        nonce_base: rand::random(),
-    };
-    let request = |index: usize| Request {
-        flows: flows(cluster, resolved, &flow, &cluster.nodes[index].name),
-        time_limit: longest(args),
-        ping: (*sender == Some(index)).then(|| ping.clone()),
-        trace_rules: args.trace_rules,
-    };
-    (0..cluster.nodes.len()).map(request).collect()
-}
-
-/// How long a session may take, at most.
-pub(super) fn longest(args: &TraceArgs) -> Duration {
-    let busy = if args.passive { args.wait } else { args.interval * u32::from(args.count) + args.timeout };
-    args.ready_within + busy + MARGIN
-}
-
-/// What a node is to record. The kernel learns what NAT makes of a flow only on the node that does it; on all others it is asked
-/// for as it may look there.
-fn flows(cluster: &Cluster, resolved: &Resolved, flow: &Flow, node: &str) -> Vec<Flow> {
-    let Resolved { ends, service, .. } = resolved;
-    let is = |end: &Endpoint| end.node.as_deref() == Some(node);
-    // Where a node port is asked of a node, it is that node which does what the source's does for a service.
-    let on_node = service.as_ref().is_some_and(|behind| behind.on_node);
-    let through = service.as_ref().and_then(|behind| behind.through);
-    let beyond = match service {
-        // A service's address has given way to one of its endpoints'.
-        Some(Behind { target_port, .. }) => Flow { b: None, b_port: *target_port, ..flow.clone() },
-        None => flow.clone(),
-    };
-    let seen = if is(&ends.source) || on_node && is(&ends.destination) { flow } else { &beyond };
-    let mut flows = vec![seen.clone()];
-    if !is(&ends.source) {
-        flows.extend(home_address(cluster, resolved).map(|a| Flow { a, a_port: None, ..seen.clone() }));
-    }
-    if !is(&ends.destination) {
-        flows.extend(through.map(|a| Flow { a, a_port: None, ..beyond }));
-    }
-    flows
-}
-
-/// What the source's node may put in the source's place.
-fn home_address(cluster: &Cluster, resolved: &Resolved) -> Option<IpAddr> {
-    let source = &resolved.ends.source;
-    let addresses = ends::node_addresses(&cluster.directory, source.node.as_deref()?);
-    let own = addresses.into_iter().find(|address| address.is_ipv4() == source.address.is_ipv4());
-    own.filter(|address| *address != source.address)
-}
-
 fn plural(count: usize, what: &str) -> String {
     if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
 }
@@ -412,95 +337,7 @@ fn rfc3339(at: SystemTime) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{
-        super::nodes::{Node, Reach},
-        *,
-    };
-
-    const PODS: &str = "
-kind: List
-items:
-- {kind: Node, metadata: {name: node-1}, status: {addresses: [{type: InternalIP, address: 172.20.50.50}, {type: InternalIP, address: 'fd00:50::50'}]}}
-- {kind: Pod, metadata: {name: bb1, namespace: default}, spec: {nodeName: node-1}, status: {phase: Running, podIP: 100.115.37.81, podIPs: [{ip: 100.115.37.81}, {ip: 'fd00:37::81'}]}}
-- {kind: Node, metadata: {name: node-2}, status: {addresses: [{type: InternalIP, address: 172.20.58.60}]}}
-- {kind: Service, metadata: {name: web, namespace: default}, spec: {clusterIP: 100.64.0.7, ports: [{name: http, port: 80, nodePort: 30080}]}}
-- kind: EndpointSlice
-  metadata: {name: web-x, namespace: default, labels: {kubernetes.io/service-name: web}}
-  ports: [{name: http, port: 8080}]
-  endpoints: [{addresses: [100.106.133.5], nodeName: node-2}]
-";
-
-    /// What each of two nodes is asked; the source lives on the first.
-    async fn asked(line: &str) -> Vec<Request> {
-        use clap::Parser;
-
-        use crate::cli::args::{Cli, Command};
-        let Command::Trace(args) = Cli::parse_from(format!("podpath trace {line}").split(' ')).command else {
-            unreachable!("asked for trace")
-        };
-        let cluster = Cluster {
-            context: None,
-            nodes: ["node-1", "node-2"].map(|name| Node { name: name.to_owned(), reach: Reach::Here }).into(),
-            directory: crate::identity::Directory::parse(PODS, "test").expect("parses"),
-            kubernetes: None,
-            choice: None,
-        };
-        let resolved = ends::resolve(&args, &cluster).await.expect("known");
-        requests(&args, &cluster, &resolved)
-    }
-
-    /// The flows of each node, in short.
-    fn flows(requests: &[Request]) -> Vec<Vec<String>> {
-        let end = |address: Option<IpAddr>, port: Option<u16>| {
-            let address = address.map_or("any".to_owned(), |address| address.to_string());
-            format!("{address} {}", port.map_or("any".to_owned(), |port| port.to_string()))
-        };
-        let flow = |f: &Flow| format!("{} {} -> {}", f.protocol, end(Some(f.a), f.a_port), end(f.b, f.b_port));
-        requests.iter().map(|request| request.flows.iter().map(flow).collect()).collect()
-    }
-
-    #[tokio::test]
-    async fn other_nodes_also_record_the_flow_as_it_looks_behind_the_sources_node() {
-        let requests = asked("bb1 172.20.58.60").await;
-        let flows: Vec<Vec<_>> =
-            requests.iter().map(|r| r.flows.iter().map(|f| (f.a.to_string(), f.a_port.is_some())).collect()).collect();
-        let (pod, node) = (("100.115.37.81".to_owned(), true), ("172.20.50.50".to_owned(), false));
-        assert_eq!(flows, [vec![pod.clone()], vec![pod, node]]);
-    }
-
-    #[tokio::test]
-    async fn beyond_the_sources_node_a_services_flow_is_that_to_its_endpoints() {
-        let web = asked("bb1 svc/web").await;
-        let beyond = ["6 100.115.37.81 any -> any 8080", "6 172.20.50.50 any -> any 8080"];
-        assert_eq!(flows(&web), [vec!["6 100.115.37.81 any -> 100.64.0.7 80"], beyond.to_vec()]);
-        assert_eq!(web[0].ping.as_ref().map(|ping| ping.kind), Some(session::ProbeKind::Tcp { dst_port: 80 }));
-    }
-
-    #[tokio::test]
-    async fn behind_a_node_port_the_node_may_stand_in_the_sources_place() {
-        let port = asked("bb1 node-2 --tcp 30080").await;
-        let through = "6 172.20.58.60 any -> any 8080";
-        let asked = ["6 100.115.37.81 any -> 172.20.58.60 30080", "6 172.20.50.50 any -> 172.20.58.60 30080"];
-        assert_eq!(flows(&port), [vec![asked[0], through], asked.to_vec()]);
-    }
-
-    #[tokio::test]
-    async fn flows_to_a_port_leave_the_sources_port_open() {
-        let tcp = asked("bb1 172.20.58.60 --tcp 80").await;
-        let seen = "6 100.115.37.81 any -> 172.20.58.60 80";
-        let masqueraded = "6 172.20.50.50 any -> 172.20.58.60 80";
-        assert_eq!(flows(&tcp), [vec![seen], vec![seen, masqueraded]]);
-        assert_eq!(tcp[0].ping.as_ref().map(|ping| ping.kind), Some(session::ProbeKind::Tcp { dst_port: 80 }));
-        assert!(!tcp[0].trace_rules);
-        let udp = asked("bb1 fd00:58::60 --udp 53 --passive --trace-rules").await;
-        let seen = "17 fd00:37::81 any -> fd00:58::60 53";
-        let masqueraded = "17 fd00:50::50 any -> fd00:58::60 53";
-        assert_eq!(flows(&udp), [vec![seen], vec![seen, masqueraded]]);
-        assert_eq!(udp[0].ping, None);
-        assert!(udp.iter().all(|request| request.trace_rules));
-        let echo = asked("bb1 fd00:58::60 --passive").await;
-        assert_eq!(flows(&echo)[0], ["58 fd00:37::81 any -> fd00:58::60 any"]);
-    }
+    use super::*;
 
     #[test]
     fn what_was_skipped_is_told_where_an_exchange_came_to_a_bad_end() {

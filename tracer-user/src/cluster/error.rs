@@ -132,7 +132,7 @@ pub enum Error {
         rollout: Box<Rollout>,
     },
     /// Something does not go away.
-    #[error("{what}: still there {} s after its deletion; see what holds it (kubectl -n {NAMESPACE} get {what} -o yaml, its finalizers), or wait longer by --timeout", .after.as_secs())]
+    #[error("{what}: still there {} s after its deletion; see what holds it (kubectl -n {NAMESPACE} get {what} -o yaml, its finalizers), and try again", .after.as_secs())]
     NotGone {
         /// What.
         what: String,

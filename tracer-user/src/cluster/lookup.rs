@@ -1,6 +1,9 @@
 //! Who is who, from the API: the two ends of a trace, their nodes, and whom the path meets. Each question is about one name or
 //! one address, so that their number grows with the path and never with the cluster.
 
+mod policies;
+mod services;
+
 use std::{
     collections::{BTreeMap, HashSet},
     net::IpAddr,
@@ -9,21 +12,12 @@ use std::{
 use k8s_openapi::api::{
     apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet},
     batch::v1::Job,
-    core::v1::{Node, Pod, Service},
-    discovery::v1::EndpointSlice,
-    networking::v1::NetworkPolicy,
+    core::v1::{Node, Pod},
 };
-use kube::{
-    Api,
-    api::{ApiResource, DynamicObject, ListParams},
-};
+use kube::{Api, api::ListParams};
 use serde_json::{Value, json};
 
-use super::{
-    Cluster, Error,
-    error::Purpose,
-    names::{NAMESPACE, USER_ROLE},
-};
+use super::{Cluster, Error, names::NAMESPACE};
 use crate::identity::Directory;
 
 /// Pods that a message may offer in place of one that is not there.
@@ -32,17 +26,8 @@ const SIMILAR_AMONG: u32 = 100;
 const OF_A_WORKLOAD: u32 = 50;
 /// Pods that one address may have: one that runs, and those that had it before.
 const OF_AN_ADDRESS: u32 = 10;
-/// Services with node ports that are looked through.
-const OF_ALL_SERVICES: u32 = 500;
 /// Pods of a node that are looked through; kubelets run some 110, large ones up to 500.
 const OF_A_NODE: u32 = 500;
-/// Network policies of a namespace, or global ones, that are looked at.
-const OF_A_NAMESPACE: u32 = 500;
-/// How a note on them begins.
-const UNREAD_POLICIES: &str = "not all network policies could be read";
-/// Where Calico keeps its policies: as resources that Kubernetes stores, or by an API server of its own or both; the same objects.
-const CALICO: [(&str, &str); 2] = [("crd.projectcalico.org", "v1"), ("projectcalico.org", "v3")];
-
 /// What has been learned so far.
 #[derive(Debug)]
 pub struct Lookup {
@@ -293,55 +278,6 @@ impl Lookup {
         }
     }
 
-    async fn service(&mut self, namespace: &str, name: &str) -> Result<(), Error> {
-        let api: Api<Service> = Api::namespaced(self.cluster.client.clone(), namespace);
-        match self.cluster.get(&api, "service", name).await? {
-            Some(service) => self.learn_service(service).await,
-            None => Ok(()),
-        }
-    }
-
-    /// Learns the services that have this port on every node.
-    ///
-    /// # Errors
-    /// The server refuses, or cannot be asked.
-    pub async fn node_port(&mut self, port: u16) -> Result<(), Error> {
-        let has = |service: &Value| {
-            service["spec"]["ports"].as_array().is_some_and(|ports| ports.iter().any(|one| one["nodePort"] == port))
-        };
-        for kind in ["NodePort", "LoadBalancer"] {
-            self.services_with(&format!("spec.type={kind}"), has).await?;
-        }
-        Ok(())
-    }
-
-    /// Learns services of all namespaces; false where the server cannot be asked by these fields: before 1.31.
-    async fn services_with(&mut self, fields: &str, wanted: impl Fn(&Value) -> bool) -> Result<bool, Error> {
-        let api: Api<Service> = Api::all(self.cluster.client.clone());
-        let parameters = ListParams::default().fields(fields).limit(OF_ALL_SERVICES);
-        let services = match self.cluster.list(&api, "services", &parameters).await {
-            Err(Error::Refused { code: 400, .. }) => return Ok(false),
-            found => found?,
-        };
-        for service in services.into_iter().filter(wanted) {
-            self.learn_service(service).await?;
-        }
-        Ok(true)
-    }
-
-    async fn learn_service(&mut self, service: Value) -> Result<(), Error> {
-        let text = |field: &str| service["metadata"][field].as_str().unwrap_or_default().to_owned();
-        let (namespace, name) = (text("namespace"), text("name"));
-        self.learn("Service", service);
-        let api: Api<EndpointSlice> = Api::namespaced(self.cluster.client.clone(), &namespace);
-        let parameters = ListParams::default().labels(&format!("kubernetes.io/service-name={name}")).limit(10);
-        let what = format!("endpointslices of service {namespace}/{name}");
-        for slice in self.cluster.list(&api, &what, &parameters).await? {
-            self.learn("EndpointSlice", slice);
-        }
-        Ok(())
-    }
-
     /// For a message that offers names.
     async fn similar(&mut self, namespace: &str) -> Result<(), Error> {
         let parameters = ListParams::default().limit(SIMILAR_AMONG);
@@ -401,91 +337,6 @@ impl Lookup {
             }
         }
         Ok(())
-    }
-
-    /// Learns the network policies that may be for pods of a namespace, once. What cannot be read is a note: the path is known
-    /// without them.
-    pub async fn policies(&mut self, namespace: &str) {
-        if self.policies_of.contains_key(namespace) {
-            return;
-        }
-        let client = self.cluster.client.clone();
-        let api: Api<NetworkPolicy> = Api::namespaced(client.clone(), namespace);
-        let mut all = self.learn_policies(&api, &format!("networkpolicies in namespace {namespace}")).await;
-        match self.calico().await {
-            Ok(Some((group, version))) => {
-                let resource = |kind: &str, plural: &str| ApiResource {
-                    group: group.to_owned(),
-                    version: version.to_owned(),
-                    api_version: format!("{group}/{version}"),
-                    kind: kind.to_owned(),
-                    plural: plural.to_owned(),
-                };
-                let of_namespace = resource("NetworkPolicy", "networkpolicies");
-                let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &of_namespace);
-                all &= self.learn_policies(&api, &format!("networkpolicies.{group} in namespace {namespace}")).await;
-                let global = match self.global {
-                    Some(all) => all,
-                    None => {
-                        let of_cluster = resource("GlobalNetworkPolicy", "globalnetworkpolicies");
-                        let api: Api<DynamicObject> = Api::all_with(client, &of_cluster);
-                        self.learn_policies(&api, &format!("globalnetworkpolicies.{group}")).await
-                    }
-                };
-                self.global = Some(global);
-                all &= global;
-            }
-            Ok(None) => {}
-            Err(error) => {
-                self.notes.push(format!("whether there are policies of Calico could not be asked: {error}"));
-                all = false;
-            }
-        }
-        self.policies_of.insert(namespace.to_owned(), all);
-    }
-
-    /// Which of Calico's groups the cluster has. That it is asked first spares clusters without it a refusal: who may not list
-    /// what does not exist is told that he may not.
-    async fn calico(&mut self) -> Result<Option<(&'static str, &'static str)>, Error> {
-        if let Some(known) = self.calico {
-            return Ok(known);
-        }
-        let client = self.cluster.client.clone();
-        let groups = self.cluster.repeat(Purpose::Look, "list API groups", || client.list_api_groups()).await?;
-        let known = CALICO.into_iter().find(|(group, _)| groups.groups.iter().any(|there| there.name == *group));
-        self.calico = Some(known);
-        Ok(known)
-    }
-
-    /// Learns policies of one kind; whether that are all.
-    async fn learn_policies<K>(&mut self, api: &Api<K>, what: &str) -> bool
-    where
-        K: Clone + std::fmt::Debug + serde::de::DeserializeOwned + serde::Serialize,
-    {
-        match self.cluster.list(api, what, &ListParams::default().limit(OF_A_NAMESPACE)).await {
-            Ok(policies) => {
-                let all = policies.len() < OF_A_NAMESPACE as usize;
-                for policy in policies {
-                    let kind = if what.starts_with("global") { "GlobalNetworkPolicy" } else { "NetworkPolicy" };
-                    self.learn(kind, policy);
-                }
-                all
-            }
-            // A resource that Calico's group does not have.
-            Err(error) if error.is_not_found() => true,
-            Err(error) => {
-                let way_out = if error.is_forbidden() {
-                    format!("; of an older version, {USER_ROLE} allows it after podpath install")
-                } else {
-                    String::new()
-                };
-                // What refuses one kind refuses the others: the first says it for all.
-                if !self.notes.iter().any(|note| note.starts_with(UNREAD_POLICIES)) {
-                    self.notes.push(format!("{UNREAD_POLICIES}: {error}{way_out}"));
-                }
-                false
-            }
-        }
     }
 
     async fn pods(&self, namespace: Option<&str>, what: &str, parameters: &ListParams) -> Result<Vec<Value>, Error> {

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use bytes::{Bytes, BytesMut};
 use prost::Message as _;
 
+mod examine;
 mod facts;
 mod field;
 mod record;
@@ -117,9 +118,9 @@ enum Body {
     #[prost(message, tag = "14")]
     Keepalive(Empty),
     #[prost(message, tag = "15")]
-    Examine(request::Examine),
+    Examine(examine::Examine),
     #[prost(message, tag = "16")]
-    Checks(request::Checks),
+    Checks(examine::Checks),
 }
 
 #[derive(Clone, Copy, PartialEq, prost::Message)]
