@@ -16,6 +16,7 @@ pub mod test;
 pub mod toolchain;
 mod totals;
 pub mod traffic;
+pub mod truth;
 pub mod vm;
 
 use std::path::{Path, PathBuf};

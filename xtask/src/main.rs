@@ -12,7 +12,7 @@ use serde::Deserialize;
 use xtask::{
     bench, build, demo, gallery, image, interrupt, kube,
     lab::{self, plant::Plant},
-    packages, proc, test, traffic, vm,
+    packages, proc, test, traffic, truth, vm,
 };
 
 /// podpath's workshop: everything around the code that cargo alone does not do.
@@ -62,6 +62,9 @@ enum Task {
 
     /// Write docs/GALLERY.md: what podpath prints for each kind of path, from real runs (needs root)
     Gallery,
+
+    /// Compare podpath with a model of Linux' forwarding, on networks made from seeds (needs root)
+    Truth(truth::Options),
 
     /// Run podpath and its tests on other kernels, in virtual machines
     ///
@@ -175,6 +178,7 @@ fn run(task: Task) -> Result<ExitCode> {
     match task {
         Task::Build => println!("{}", build::kernel_object()?.display()),
         Task::Gallery => gallery::write()?,
+        Task::Truth(options) => return truth::run(&options),
         Task::Image { output } => {
             let image::Image { name, file, digest, size } = image::build(output.as_deref())?;
             println!("{}", file.display());

@@ -19,9 +19,9 @@ mod build;
 mod identity;
 mod netns;
 mod part;
-mod plan;
+pub(crate) mod plan;
 pub mod plant;
-mod profile;
+pub(crate) mod profile;
 mod rules;
 pub mod service;
 mod state;
@@ -181,11 +181,15 @@ impl LabInfo {
 /// An unknown profile (the error lists the profiles), a name that cannot be part of a namespace's name,
 /// no root, a missing tool, or a step that failed; then nothing of the lab remains.
 pub fn up(name: &str, profile: &str) -> Result<LabInfo> {
+    up_as(name, profile, &Profile::named(profile)?)
+}
+
+/// The same of any profile; `profile` is what it is called.
+pub(crate) fn up_as(name: &str, profile: &str, cluster: &Profile) -> Result<LabInfo> {
     check_name(name)?;
-    let cluster = Profile::named(profile)?;
     check_root()?;
-    let plan = Plan::new(name, &cluster);
-    let identity = identity::yaml(&cluster)?;
+    let plan = Plan::new(name, cluster);
+    let identity = identity::yaml(cluster)?;
     let definition = digest(&(&plan, &identity))?;
 
     let state = State::lock()?;
@@ -197,7 +201,7 @@ pub fn up(name: &str, profile: &str) -> Result<LabInfo> {
         return Ok(standing);
     }
     tear_down(&state, name)?;
-    let mut info = LabInfo::describe(name, profile, &cluster, definition);
+    let mut info = LabInfo::describe(name, profile, cluster, definition);
     build_all(&state, &plan, &identity, &mut info)
         .inspect_err(|_| {
             // The first failure is the one to report; what remains now, `down` reports.

@@ -107,7 +107,7 @@ fn as_expected(expect: &Expect, trace: &Trace, lab: &LabInfo) -> Vec<String> {
     problems
 }
 
-fn different(what: &str, expected: &[String], got: &[String]) -> Option<String> {
+pub(crate) fn different(what: &str, expected: &[String], got: &[String]) -> Option<String> {
     if expected == got {
         return None;
     }

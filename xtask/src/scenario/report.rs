@@ -137,6 +137,23 @@ pub struct NatSide {
 pub struct DropDetail {
     /// In plain words.
     pub why: String,
+    /// The netfilter rules that can have done it.
+    #[serde(default)]
+    pub rules: Vec<Rule>,
+    /// It is known which: the only one of them.
+    #[serde(default)]
+    pub rule_known: bool,
+}
+
+/// A netfilter rule.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Rule {
+    /// Its table.
+    pub table: String,
+    /// Its chain.
+    pub chain: String,
+    /// Its place there, from 1; None: the chain's policy.
+    pub position: Option<u32>,
 }
 
 /// An encapsulation.

@@ -11,7 +11,7 @@ const INTERFACE_NAME_MAX: usize = 15;
 
 impl Profile {
     /// Unique hosts, addresses where they belong.
-    pub(super) fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         let mut hosts = HashSet::new();
         for host in self.hosts() {
             ensure!(hosts.insert(host), "host `{host}` appears twice");

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context, Result, bail};
 use ipnet::{Ipv4Net, Ipv6Net};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 mod check;
 mod cni;
@@ -36,7 +36,7 @@ const PROFILES: &[(&str, &str)] = profiles![
 ];
 
 /// A cluster that a lab can rebuild.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Profile {
     /// The nodes' interface to the wire.
@@ -72,7 +72,7 @@ pub(crate) struct Profile {
 }
 
 /// A subnet of nodes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Subnet {
     pub(crate) subnet: Ipv4Net,
@@ -81,7 +81,7 @@ pub(crate) struct Subnet {
 }
 
 /// A bridge without ports: up, and yet down for want of a carrier.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct IdleBridge {
     pub(crate) name: String,
@@ -89,7 +89,7 @@ pub(crate) struct IdleBridge {
 }
 
 /// The second address family of a dual-stack cluster.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Ipv6 {
     /// The subnet of all nodes.
@@ -109,7 +109,7 @@ pub(crate) struct Ipv6 {
 }
 
 /// What lies beyond the gateway.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Outside {
     /// The gateway's own address on the outside.
@@ -123,7 +123,7 @@ pub(crate) struct Outside {
     pub(crate) internet: Vec<Ipv4Addr>,
 }
 
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Node {
     /// Short name: of the network namespace after the lab's name, and of the wire's port.
@@ -159,7 +159,7 @@ impl Node {
     }
 }
 
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Pod {
     /// Name within `namespace`; also the host name that the network namespace is named after.

@@ -1,0 +1,221 @@
+//! `cargo xtask truth`: networks from seeds, each built as a lab and traced by the real binaries, and what must come out
+//! computed by a model of Linux' forwarding ([`model`]) that knows the configuration and nothing of podpath.
+//!
+//! A disagreement is a bug in one of the two. Each is told with the seed that makes the network again.
+
+use std::fmt::Write;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::lab::{self, LabInfo};
+use crate::scenario::{check, report};
+use crate::{build, interrupt, packages, proc, workspace_root};
+use model::Expected;
+use network::{Ask, Network};
+
+mod generate;
+mod model;
+mod network;
+
+/// The lab's name: one at a time.
+const LAB: &str = "truth";
+const TRACE_LIMIT: Duration = Duration::from_secs(60);
+
+/// What is asked for.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Options {
+    /// The first network's seed; the next ones have the next numbers
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// How many networks
+    #[arg(long, default_value_t = 25)]
+    count: u64,
+    /// Leave the lab of a single network up, with its faults, and say what was expected
+    #[arg(long)]
+    keep: bool,
+}
+
+/// What came of one network.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Tally {
+    /// Traces.
+    pub traces: usize,
+    /// Those in which podpath said that it does not know.
+    pub unknown: usize,
+    /// Those that say something else than the model.
+    pub wrong: usize,
+}
+
+/// Builds podpath, then networks; prints what disagrees, and the sum.
+///
+/// # Errors
+/// Something could not be built or set up, or we were interrupted; nothing of a lab stays but with `--keep`.
+pub fn run(options: &Options) -> Result<ExitCode> {
+    packages::need_root("the networks", "cargo xtask truth")?;
+    packages::ensure(packages::LAB)?;
+    ensure!(!options.keep || options.count == 1, "--keep leaves one lab: say --count 1");
+    build::kernel_object()?;
+    let mut cargo = Command::new(crate::cargo());
+    cargo.args(["build", "-p", "tracer-user", "--bins"]).current_dir(workspace_root());
+    proc::step("podpath, podpath-agent: compile", || proc::quiet(&mut cargo))?;
+    let podpath = std::env::current_exe().context("finding the own program")?.with_file_name("podpath");
+
+    let mut sum = Tally::default();
+    let mut networks_wrong = 0;
+    for seed in options.seed..options.seed + options.count {
+        if interrupt::received().is_some() {
+            bail!("interrupted");
+        }
+        let (tally, told) = match one(seed, &podpath, options.keep) {
+            Ok(done) => done,
+            Err(error) => (Tally { traces: 0, unknown: 0, wrong: 1 }, format!("\n{error:#}\n")),
+        };
+        print!("{told}");
+        sum = Tally {
+            traces: sum.traces + tally.traces,
+            unknown: sum.unknown + tally.unknown,
+            wrong: sum.wrong + tally.wrong,
+        };
+        networks_wrong += usize::from(tally.wrong > 0);
+    }
+    println!(
+        "{} networks, {} traces: {} disagree (in {networks_wrong} networks), {} unknown and said so",
+        options.count, sum.traces, sum.wrong, sum.unknown
+    );
+    Ok(if sum.wrong == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Builds the network of a seed, traces in it with that podpath, and compares. The text tells what disagrees.
+///
+/// # Errors
+/// The lab cannot be built, or the model does not know something in it. The lab is down again, unless it is to be kept.
+pub fn one(seed: u64, podpath: &Path, keep: bool) -> Result<(Tally, String)> {
+    let network = generate::network(seed, false);
+    let result = (|| {
+        network.profile.check()?;
+        let info = lab::up_as(LAB, &format!("of seed {seed}"), &network.profile)?;
+        traced(&network, &info, podpath, keep)
+    })();
+    let down = if keep { Ok(()) } else { lab::down(LAB) };
+    let result = result.with_context(|| format!("the network of seed {seed}"))?;
+    down?;
+    Ok(result)
+}
+
+fn traced(network: &Network, info: &LabInfo, podpath: &Path, keep: bool) -> Result<(Tally, String)> {
+    let planted = network.plants.iter().map(|plant| plant.plant(info)).collect::<Result<Vec<_>>>()?;
+    let (mut tally, mut told) = (Tally::default(), String::new());
+    for ask in &network.asks {
+        let expected = model::expect(network, ask).with_context(|| format!("{ask:?}"))?;
+        let (arguments, trace) = trace(info, podpath, ask, &expected)?;
+        tally.traces += 1;
+        let problems = compare(info, &expected, &trace);
+        tally.unknown += usize::from(problems.is_empty() && trace.exchanges.iter().any(unknown));
+        if !problems.is_empty() {
+            tally.wrong += 1;
+            let _ = writeln!(told, "\nseed {}: podpath trace {arguments}\n{}", network.seed, problems.join("\n"));
+        } else if keep {
+            println!("as expected: podpath trace {arguments}\n{expected:#?}");
+        }
+    }
+    if tally.wrong > 0 {
+        let _ = writeln!(told, "{}", describe(network));
+    }
+    if keep {
+        println!("podpath trace ... --inventory {}", info.inventory.display());
+        planted.into_iter().for_each(lab::plant::Planted::keep);
+    } else {
+        // What was planted last goes first. The lab itself goes next, so what cannot be taken out does not matter.
+        planted.into_iter().rev().for_each(|planted| drop(planted.remove()));
+    }
+    Ok((tally, told))
+}
+
+/// What a person needs to see of it.
+fn describe(network: &Network) -> String {
+    let profile = &network.profile;
+    let mut text = format!(
+        "  seed {}: {:?}, {} nodes, nic {} mtu {}, pool {}",
+        network.seed,
+        profile.cni,
+        profile.nodes.len(),
+        profile.nic,
+        profile.nic_mtu,
+        profile.pool
+    );
+    if let Some(tunnel) = &profile.tunnel {
+        let _ = write!(text, ", {} {:?}", tunnel.name, tunnel.reach);
+    }
+    for node in &profile.nodes {
+        let _ = write!(text, "\n    {} {} {} block {}", node.host, node.name, node.address, node.block());
+        for pod in &node.pods {
+            let _ = write!(text, "\n      {}/{} {} {}", pod.namespace, pod.name, pod.address, profile.host_interface(pod));
+        }
+    }
+    for plant in &network.plants {
+        let _ = write!(text, "\n    planted {plant:?}");
+    }
+    text
+}
+
+fn trace(info: &LabInfo, podpath: &Path, ask: &Ask, expected: &Expected) -> Result<(String, report::Trace)> {
+    let arguments = ask.arguments(info)?;
+    // The kernel limits the rate of its ICMP errors, and waits three seconds for a neighbour.
+    let pace = match expected.outcome.as_str() {
+        "delivered" => " -c 2 -i 0.2",
+        _ if expected.request.last().is_some_and(|line| line.contains(" dropped ") && line.contains("ARP")) => {
+            " -c 1 --timeout 5"
+        }
+        _ => " -c 1 --timeout 0.7",
+    };
+    let saved = info.inventory.with_file_name("trace.json");
+    let mut command = Command::new(podpath);
+    command.arg("trace").args((arguments.clone() + pace).split(' '));
+    command.arg("--inventory").arg(&info.inventory).arg("--save").arg(&saved);
+    let output = proc::collected(&mut command, TRACE_LIMIT)?;
+    let json = fs::read_to_string(&saved).with_context(|| format!("podpath trace {arguments}\n{}", output.stderr))?;
+    fs::remove_file(&saved).context("removing the saved trace")?;
+    Ok((arguments, serde_json::from_str(&json).context("reading podpath's JSON")?))
+}
+
+/// What podpath says otherwise than the model, for each exchange once.
+fn compare(info: &LabInfo, expected: &Expected, trace: &report::Trace) -> Vec<String> {
+    let mut problems = Vec::new();
+    if trace.lost_events > 0 {
+        problems.push(format!("{} events lost", trace.lost_events));
+    }
+    if trace.exchanges.is_empty() {
+        problems.push("no exchange".to_owned());
+    }
+    for exchange in &trace.exchanges {
+        let lines = |path: &report::Path| path.hops.iter().map(|hop| hop.line(info)).collect::<Vec<_>>();
+        let end = |outcome: &str, failed: &Option<String>| vec![format!("{outcome} {}", failed.as_deref().unwrap_or("-"))];
+        let last = exchange.reply.hops.last().or(exchange.request.hops.last());
+        let rule = last.and_then(|hop| hop.detail.drop.as_ref()).and_then(|drop| match drop.rules.as_slice() {
+            [rule] if drop.rule_known => {
+                let place = rule.position.map_or("policy".to_owned(), |position| format!("rule {position}"));
+                Some(format!("{}/{} {place}", rule.table, rule.chain))
+            }
+            _ => None,
+        });
+        let found = [
+            check::different("outcome", &end(&expected.outcome, &expected.failed), &end(&exchange.outcome, &exchange.failed_direction)),
+            check::different("request", &expected.request, &lines(&exchange.request)),
+            check::different("reply", &expected.reply, &lines(&exchange.reply)),
+            check::different("rule", expected.rule.as_slice(), rule.as_slice()),
+        ];
+        problems.extend(found.into_iter().flatten());
+    }
+    problems.extend(check::different("routers", &expected.routers, &trace.routers));
+    problems.dedup();
+    problems
+}
+
+/// Whether podpath said that it does not know something about it.
+fn unknown(exchange: &report::Exchange) -> bool {
+    exchange.outcome == "incomplete" || !exchange.notes.is_empty()
+}

@@ -1,0 +1,139 @@
+//! The netfilter rules that a generated network plants, and where they take effect.
+
+use std::net::Ipv4Addr;
+
+use anyhow::{Context, Result, bail};
+use ipnet::Ipv4Net;
+
+use super::fib;
+use super::packet::{Packet, Protocol};
+use crate::lab::plant::Way;
+
+/// Where a rule looks at packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Point {
+    Prerouting,
+    Input,
+    Forward,
+    Output,
+    Postrouting,
+}
+
+/// A rule.
+#[derive(Debug, Clone)]
+pub(super) struct Filter {
+    pub(super) point: Point,
+    pub(super) table: String,
+    pub(super) chain: String,
+    matches: Matches,
+    pub(super) verdict: Verdict,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Matches {
+    src: Option<Ipv4Net>,
+    dst: Option<Ipv4Net>,
+    protocol: Option<Protocol>,
+    out: Option<String>,
+    /// Of a policy: the pod's link, and which way.
+    link: Option<(Way, String)>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Drop,
+    /// It answers.
+    Reject,
+    Masquerade,
+    Snat(Ipv4Addr),
+    Dnat(Ipv4Addr),
+    /// `ingress` or `egress`, and the pod.
+    Policy(&'static str, String),
+}
+
+/// What a packet is about to do.
+pub(super) struct Passing<'a> {
+    pub(super) packet: &'a Packet,
+    pub(super) from: Option<&'a str>,
+    pub(super) to: Option<&'a str>,
+    /// Conntrack knows its flow, or an error's flow.
+    pub(super) established: bool,
+}
+
+impl Filter {
+    /// The arguments of iptables: `[-t TABLE] -I CHAIN [-s NET] [-d NET] [-p PROTOCOL] [-o LINK] -j TARGET [...]`.
+    pub(super) fn parse(rule: &str) -> Result<Filter> {
+        let mut words = rule.split_whitespace();
+        let (mut table, mut chain) = ("filter".to_owned(), None);
+        let (mut matches, mut verdict) = (Matches::default(), None);
+        while let Some(word) = words.next() {
+            let value = words.next().with_context(|| format!("`{word}` without a value"))?;
+            match word {
+                "-t" => value.clone_into(&mut table),
+                "-I" => chain = Some(value.to_owned()),
+                "-s" => matches.src = Some(fib::prefix(value)?),
+                "-d" => matches.dst = Some(fib::prefix(value)?),
+                "-o" => matches.out = Some(value.to_owned()),
+                "-p" => matches.protocol = Some(Protocol::named(value)?),
+                "-j" => verdict = Some(value.to_owned()),
+                "--to-source" => verdict = Some(format!("SNAT {value}")),
+                "--to-destination" => verdict = Some(format!("DNAT {value}")),
+                _ => bail!("the model knows no `{word}` of a rule"),
+            }
+        }
+        let verdict = verdict.context("no target")?;
+        let verdict = match verdict.split_once(' ').unwrap_or((&verdict, "")) {
+            ("DROP", _) => Verdict::Drop,
+            ("REJECT", _) => Verdict::Reject,
+            ("MASQUERADE", _) => Verdict::Masquerade,
+            ("SNAT", to) => Verdict::Snat(to.parse()?),
+            ("DNAT", to) => Verdict::Dnat(to.parse()?),
+            (other, _) => bail!("the model knows no target {other}"),
+        };
+        let chain = chain.context("no chain")?;
+        let point = match chain.as_str() {
+            "PREROUTING" => Point::Prerouting,
+            "INPUT" => Point::Input,
+            "FORWARD" => Point::Forward,
+            "OUTPUT" => Point::Output,
+            "POSTROUTING" => Point::Postrouting,
+            other => bail!("the model knows no chain {other}"),
+        };
+        Ok(Filter { point, table, chain, matches, verdict })
+    }
+
+    /// What Calico makes of a policy: behind `ESTABLISHED`.
+    pub(super) fn policy(way: Way, link: String, pod: String) -> Filter {
+        let (letter, direction) = match way {
+            Way::To => ("t", "ingress"),
+            Way::From => ("f", "egress"),
+        };
+        Filter {
+            point: Point::Forward,
+            table: "filter".to_owned(),
+            chain: format!("cali-{letter}w-{link}"),
+            matches: Matches { link: Some((way, link)), ..Matches::default() },
+            verdict: Verdict::Policy(direction, pod),
+        }
+    }
+
+    pub(super) fn is_translation(&self) -> bool {
+        matches!(self.verdict, Verdict::Masquerade | Verdict::Snat(_) | Verdict::Dnat(_))
+    }
+
+    pub(super) fn fits(&self, passing: &Passing<'_>) -> bool {
+        let Matches { src, dst, protocol, out, link } = &self.matches;
+        let Passing { packet, from, to, established } = passing;
+        src.is_none_or(|net| net.contains(&packet.src))
+            && dst.is_none_or(|net| net.contains(&packet.dst))
+            && protocol.is_none_or(|protocol| protocol == packet.protocol.iptables())
+            && out.as_deref().is_none_or(|out| *to == Some(out))
+            && link.as_ref().is_none_or(|(way, link)| {
+                let passes = match way {
+                    Way::To => to,
+                    Way::From => from,
+                };
+                !established && *passes == Some(link.as_str())
+            })
+    }
+}

@@ -1,0 +1,122 @@
+//! What must come out of a trace, computed from the configuration alone: the lab's plan and the planted faults. Linux'
+//! forwarding is modelled here a second time; nothing of podpath is used.
+
+use std::net::Ipv4Addr;
+
+use anyhow::{Context, Result};
+
+use super::network::{Ask, Network, Probe, Target};
+use packet::{Packet, Protocol};
+use walk::{End, Walk};
+use world::World;
+
+mod fib;
+mod filter;
+mod packet;
+mod walk;
+mod world;
+
+/// An exchange, as scenario files write one.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Expected {
+    pub(crate) outcome: String,
+    pub(crate) failed: Option<String>,
+    pub(crate) routers: Vec<String>,
+    pub(crate) request: Vec<String>,
+    pub(crate) reply: Vec<String>,
+    /// The rule that dropped it: `filter/FORWARD rule 1`.
+    pub(crate) rule: Option<String>,
+}
+
+/// Bytes of the headers in front of what a probe of each kind carries by default, and of that.
+const ECHO: u32 = 84;
+const SYN: u32 = 60;
+const DATAGRAM: u32 = 84;
+
+/// What one of the asks shows in a network.
+pub(crate) fn expect(network: &Network, ask: &Ask) -> Result<Expected> {
+    let world = World::new(&network.profile, &network.plants)?;
+    let from = world.host(&ask.from)?;
+    let dst = address(&world, &ask.to)?;
+    let route = fib::lookup(&from.routes, dst).with_context(|| format!("{} has no route to {dst}", ask.from))?;
+    let src = from.source(route).with_context(|| format!("{} has no address", ask.from))?;
+    let (protocol, size) = match ask.probe {
+        Probe::Ping => (Protocol::EchoRequest, ECHO),
+        Probe::Tcp => (Protocol::Tcp, SYN),
+        Probe::Udp => (Protocol::Udp, DATAGRAM),
+    };
+    let size = ask.size.map_or(size, |payload| payload + 28);
+    let request = Packet { src, dst, id: 1, ttl: from.default_ttl()?, protocol, size, about: None, outer: None };
+    let mut walk = Walk::new(&world);
+    let mut expected = Expected::default();
+    let end = walk.send(&ask.from, request)?;
+    expected.routers = walk.routers.drain(..).map(|address| address.to_string()).collect();
+    expected.request = std::mem::take(&mut walk.lines);
+    if ask.probe == Probe::Udp && matches!(end, End::Delivered(..)) {
+        // Nobody takes it: that is a drop.
+        expected.request.pop();
+    }
+    let fail = |expected: Expected, outcome: &str, failed: &str| Expected {
+        outcome: outcome.to_owned(),
+        failed: Some(failed.to_owned()),
+        ..expected
+    };
+    let (there, arrived) = match end {
+        End::Delivered(host, link, packet) if ask.probe == Probe::Udp => {
+            let answered = walk.refuses(&host, &link, packet, &ask.from)?;
+            expected.request.extend(walk.lines.drain(..));
+            if answered {
+                expected.routers.push(dst.to_string());
+            }
+            return Ok(fail(expected, if answered { "rejected" } else { "dropped" }, "request"));
+        }
+        End::Delivered(host, _, packet) => (host, packet),
+        End::Dropped(dropped) => {
+            expected.rule = dropped.rule;
+            let answered = dropped.answer.map_or(Ok(false), |answer| walk.arrives(*answer, &ask.from))?;
+            let outcome = match (answered, dropped.traced) {
+                (true, _) => "rejected",
+                (false, true) => "dropped",
+                (false, false) => "lost",
+            };
+            return Ok(fail(expected, outcome, "request"));
+        }
+        End::Lost | End::Beyond => return Ok(fail(expected, "lost", "request")),
+    };
+    let host = world.host(&there)?;
+    let reply = Packet {
+        src: arrived.dst,
+        dst: arrived.src,
+        id: arrived.id,
+        ttl: host.default_ttl()?,
+        protocol: if ask.probe == Probe::Tcp { Protocol::Reset } else { Protocol::EchoReply },
+        size: arrived.size,
+        about: None,
+        outer: None,
+    };
+    let end = walk.send(&there, reply)?;
+    expected.reply = walk.lines.drain(..).collect();
+    match end {
+        End::Delivered(host, ..) if host == ask.from => {
+            expected.routers.push(dst.to_string());
+            expected.outcome = if ask.probe == Probe::Tcp { "rejected" } else { "delivered" }.to_owned();
+            Ok(expected)
+        }
+        End::Delivered(..) | End::Lost | End::Beyond => Ok(fail(expected, "lost", "reply")),
+        End::Dropped(dropped) => {
+            expected.rule = dropped.rule;
+            Ok(fail(expected, if dropped.traced { "dropped" } else { "lost" }, "reply"))
+        }
+    }
+}
+
+fn address(world: &World, target: &Target) -> Result<Ipv4Addr> {
+    match target {
+        Target::Address(address) => Ok(*address),
+        Target::Host(name) => {
+            let host = world.host(name)?;
+            let link = host.link(host.nic())?;
+            Ok(link.addresses.first().with_context(|| format!("{name} has no address"))?.addr())
+        }
+    }
+}

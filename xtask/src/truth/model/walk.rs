@@ -1,0 +1,588 @@
+//! One packet on its way through the modelled hosts, as Linux forwards it: what it meets is written down the way scenario
+//! files write hops.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use anyhow::{Context, Result, bail};
+
+use super::fib::{self, Kind, Route};
+use super::filter::{Filter, Passing, Point, Verdict};
+use super::packet::{Flow, Outer, Packet, Protocol};
+use super::world::{Host, Link, LinkKind, Role, World};
+use crate::lab::plant::{Echo, Way};
+use crate::lab::profile::{Cni, WIRE};
+
+/// How a packet ended.
+#[derive(Debug)]
+pub(super) enum End {
+    /// At the host that has its destination, by a link.
+    Delivered(String, String, Packet),
+    Dropped(Dropped),
+    /// The wire between two nodes took it.
+    Lost,
+    /// The wire between a node and the gateway did.
+    Beyond,
+}
+
+/// Where nobody else is to blame.
+#[derive(Debug)]
+pub(super) struct Dropped {
+    /// Not out there.
+    pub(super) traced: bool,
+    /// The rule: `filter/FORWARD rule 1`.
+    pub(super) rule: Option<String>,
+    /// What the host says to the sender.
+    pub(super) answer: Option<Box<Answer>>,
+}
+
+#[derive(Debug)]
+pub(super) struct Answer {
+    host: String,
+    error: Packet,
+}
+
+/// Two packets of an exchange share what conntrack remembers.
+#[derive(Debug)]
+pub(super) struct Walk<'a> {
+    world: &'a World,
+    flows: BTreeMap<&'a str, Vec<Flow>>,
+    pub(super) lines: Vec<String>,
+    pub(super) routers: Vec<Ipv4Addr>,
+    steps: u32,
+}
+
+/// More than any TTL allows.
+const TOO_MANY: u32 = 5_000;
+
+impl<'a> Walk<'a> {
+    pub(super) fn new(world: &'a World) -> Walk<'a> {
+        Walk { world, flows: BTreeMap::new(), lines: Vec::new(), routers: Vec::new(), steps: 0 }
+    }
+
+    /// Whether an answer reaches `who`; nothing of its way is written down.
+    pub(super) fn arrives(&mut self, answer: Answer, who: &str) -> Result<bool> {
+        let (lines, routers) = (self.lines.len(), self.routers.len());
+        let end = self.send(&answer.host, answer.error)?;
+        self.lines.truncate(lines);
+        self.routers.truncate(routers);
+        Ok(matches!(end, End::Delivered(host, ..) if host == who))
+    }
+
+    /// A datagram that came to a host where nobody listens; whether `who` hears of that.
+    pub(super) fn refuses(&mut self, host: &str, link: &str, packet: Packet, who: &str) -> Result<bool> {
+        let host = self.world.host(host)?;
+        let link = host.link(link)?;
+        match self.drop(host, link, packet.ttl, "nothing listens on the port", None, Some(&packet)) {
+            End::Dropped(Dropped { answer: Some(answer), .. }) => self.arrives(*answer, who),
+            _ => Ok(false),
+        }
+    }
+
+    /// A packet that `host` sends itself.
+    pub(super) fn send(&mut self, host: &str, packet: Packet) -> Result<End> {
+        let host = self.world.host(host)?;
+        if host.is_local(packet.dst) {
+            bail!("{} to itself", host.name);
+        }
+        let Some(route) = fib::lookup(&host.routes, packet.dst) else {
+            // Only answers and replies get here: what a probe cannot be sent by is not asked for.
+            return Ok(End::Dropped(Dropped { traced: host.role != Role::Outside, rule: None, answer: None }));
+        };
+        if route.kind != Kind::Unicast {
+            return Ok(End::Dropped(Dropped { traced: host.role != Role::Outside, rule: None, answer: None }));
+        }
+        self.line(host, &route.dev, "sent", packet.ttl, "");
+        if matches!(host.role, Role::Node { .. }) {
+            let text = self.text(host, route);
+            self.line(host, &route.dev, "routed", packet.ttl, &text);
+        }
+        self.leave(host, None, route, packet)
+    }
+
+    /// Through the last hooks, and out.
+    fn leave(&mut self, host: &'a Host, from: Option<&'a Link>, route: &'a Route, mut packet: Packet) -> Result<End> {
+        let out = host.link(&route.dev)?;
+        let next = route.via.unwrap_or(packet.outer.as_ref().map_or(packet.dst, |outer| outer.dst));
+        if packet.outer.is_none() {
+            let point = if from.is_some() { Point::Forward } else { Point::Output };
+            for point in [point, Point::Postrouting] {
+                if let Some(dropped) = self.filtered(host, point, from, Some(out), &packet)? {
+                    return Ok(dropped);
+                }
+            }
+            self.translate_source(host, from, route, &mut packet)?;
+        }
+        self.transmit(host, from, out, next, route, packet)
+    }
+
+    fn transmit(
+        &mut self,
+        host: &'a Host,
+        from: Option<&'a Link>,
+        out: &'a Link,
+        next: Ipv4Addr,
+        route: &'a Route,
+        mut packet: Packet,
+    ) -> Result<End> {
+        self.steps += 1;
+        if self.steps > TOO_MANY {
+            bail!("it goes round and round");
+        }
+        let known = match &out.kind {
+            LinkKind::Veth(peer, _) if peer == WIRE => self.world.hosts.values().find(|other| {
+                let nic = other.links.get(other.nic()).filter(|nic| nic.up && nic.is_on_wire());
+                other.name != host.name && nic.is_some_and(|nic| has(nic, next))
+            }),
+            LinkKind::Veth(peer, port) => {
+                let peer = self.world.host(peer)?;
+                // A node answers for the pods' gateway; over a bridge, who has the address does.
+                let answers = |peer: &Host| match peer.links.get(port).and_then(|port| port.master.as_deref()) {
+                    None => matches!(peer.role, Role::Node { .. }) || !peer.silent && peer.is_local(next),
+                    Some(bridge) => {
+                        peer.links.get(bridge).is_some_and(|bridge| has(bridge, next))
+                            || self.world.owner(next).is_some_and(|pod| !pod.silent && pod.is_behind(peer, bridge))
+                    }
+                };
+                Some(peer).filter(|peer| answers(peer))
+            }
+            LinkKind::Bridge => {
+                let owner = self.world.owner(next);
+                owner.filter(|pod| pod.is_behind(host, &out.name) && !pod.silent)
+            }
+            LinkKind::Ipip(local) => {
+                let outer = Outer { src: *local, dst: next, ttl: packet.ttl, kind: "ipip" };
+                return self.encapsulate(host, from, out, outer, packet);
+            }
+            LinkKind::Vxlan(local) => {
+                let dst = *host.beyond.get(&next).with_context(|| format!("no neighbour {next} at {}", host.name))?;
+                let outer = Outer { src: *local, dst, ttl: 64, kind: "vxlan" };
+                return self.encapsulate(host, from, out, outer, packet);
+            }
+            LinkKind::Loopback => bail!("by a loopback"),
+        };
+        let ttl = shown_ttl(&packet);
+        let at = from.unwrap_or(out);
+        if !host.carrier(self.world, out) {
+            let why = format!("{} has no carrier: its other end is down", out.name);
+            return Ok(self.drop(host, at, ttl, &why, None, Some(&packet)));
+        }
+        let Some(peer) = known else {
+            return Ok(self.drop(host, at, ttl, &format!("no answer to ARP for {next}"), None, Some(&packet)));
+        };
+        let _ = route;
+        if from.is_some() || packet.outer.is_some() {
+            self.line(host, &out.name, "transmitted", ttl, "");
+        }
+        match &out.kind {
+            LinkKind::Bridge => {
+                let LinkKind::Veth(_, port) = &peer.link("eth0")?.kind else { bail!("no port") };
+                self.line(host, port, "transmitted", ttl, "");
+                self.receive(peer, peer.link("eth0")?, next, packet)
+            }
+            LinkKind::Veth(wire, _) if wire == WIRE => {
+                if let Some(end) = self.swallowed(host, peer, out, &mut packet) {
+                    return Ok(end);
+                }
+                self.receive(peer, peer.link(peer.nic())?, next, packet)
+            }
+            LinkKind::Veth(_, link) => self.receive(peer, peer.link(link)?, next, packet),
+            _ => bail!("a tunnel"),
+        }
+    }
+
+    fn swallowed(&mut self, host: &Host, peer: &Host, out: &Link, packet: &mut Packet) -> Option<End> {
+        let kind = match packet.protocol {
+            Protocol::EchoRequest => Echo::EchoRequest,
+            Protocol::EchoReply => Echo::EchoReply,
+            _ => return None,
+        };
+        // The wire's rule looks at plain IPv4 only.
+        let hit = packet.outer.is_none()
+            && self.world.swallowed.iter().any(|(node, way, echo)| {
+                *echo == kind
+                    && match way {
+                        Way::To => *node == peer.name,
+                        Way::From => *node == host.name,
+                    }
+            });
+        if !hit {
+            return None;
+        }
+        let (Role::Node { name: here, .. }, Role::Node { name: there, .. }) = (&host.role, &peer.role) else {
+            return Some(End::Beyond);
+        };
+        let text = format!("left {here} {}, never arrived at {there} {}", out.name, peer.nic());
+        self.line(host, &out.name, "lost", packet.ttl, &text);
+        Some(End::Lost)
+    }
+
+    fn encapsulate(
+        &mut self,
+        host: &'a Host,
+        from: Option<&'a Link>,
+        tunnel: &'a Link,
+        outer: Outer,
+        mut packet: Packet,
+    ) -> Result<End> {
+        let route = fib::lookup(&host.routes, outer.dst).with_context(|| format!("no route to {}", outer.dst))?;
+        let text = format!("{} {} -> {}, {}", outer.kind, outer.src, outer.dst, self.text(host, route));
+        self.line(host, &tunnel.name, "encapsulated", outer.ttl, &text);
+        packet.outer = Some(outer);
+        self.leave(host, from, route, packet)
+    }
+
+    /// A link brings a packet for the neighbour `next`.
+    fn receive(&mut self, host: &'a Host, link: &'a Link, next: Ipv4Addr, packet: Packet) -> Result<End> {
+        let ttl = shown_ttl(&packet);
+        self.line(host, &link.name, "received", ttl, "");
+        let Some(bridge) = &link.master else { return self.enter(host, link, packet) };
+        let bridge = host.link(bridge)?;
+        if has(bridge, next) {
+            self.line(host, &bridge.name, "received", ttl, "");
+            return self.enter(host, bridge, packet);
+        }
+        let other = self.world.owner(next).context("bridged to nobody")?;
+        let LinkKind::Veth(_, port) = &other.link("eth0")?.kind else { bail!("no port") };
+        // The bridge hands it to iptables, as Kubernetes asks.
+        for point in [Point::Prerouting, Point::Forward, Point::Postrouting] {
+            if let Some(dropped) = self.filtered(host, point, Some(link), Some(bridge), &packet)? {
+                return Ok(dropped);
+            }
+        }
+        self.line(host, &bridge.name, "bridged", ttl, "");
+        self.line(host, port, "transmitted", ttl, "");
+        self.receive(other, other.link("eth0")?, next, packet)
+    }
+
+    /// IP takes it in.
+    fn enter(&mut self, host: &'a Host, link: &'a Link, mut packet: Packet) -> Result<End> {
+        self.steps += 1;
+        if self.steps > TOO_MANY {
+            bail!("it goes round and round");
+        }
+        if let Some(outer) = packet.outer.clone().filter(|outer| host.is_local(outer.dst)) {
+            packet.outer = None;
+            let tunnel = host.links.values().find(|link| matches!(link.kind, LinkKind::Ipip(_) | LinkKind::Vxlan(_)));
+            let tunnel = tunnel.with_context(|| format!("no tunnel at {}", host.name))?;
+            let text = format!("{} {} -> {}", outer.kind, outer.src, outer.dst);
+            self.line(host, &tunnel.name, "decapsulated", packet.ttl, &text);
+            return self.enter(host, tunnel, packet);
+        }
+        let ttl = shown_ttl(&packet);
+        if packet.outer.is_none() {
+            if let Some(dropped) = self.filtered(host, Point::Prerouting, Some(link), None, &packet)? {
+                return Ok(dropped);
+            }
+            // Calico's rule for what comes from a pod.
+            if matches!(self.world.cni, Cni::Calico { .. }) && link.name.starts_with("cali") {
+                let back = fib::lookup(&host.routes, packet.src).filter(|route| route.kind == Kind::Unicast);
+                if back.is_none_or(|route| route.dev != link.name) {
+                    return Ok(self.drop(host, link, ttl, "reverse path filter", Some("raw/cali-PREROUTING"), None));
+                }
+            }
+            self.translate_destination(host, link, &mut packet)?;
+        }
+        let dst = packet.outer.as_ref().map_or(packet.dst, |outer| outer.dst);
+        let forwards = host.setting("ipv4/ip_forward") == "1";
+        let local = host.is_local(dst);
+        let route = fib::lookup(&host.routes, dst);
+        if !local {
+            let unusable = match route {
+                _ if !forwards => Some(("forwarding is disabled (net.ipv4.ip_forward = 0)".to_owned(), false)),
+                None => Some(("no route".to_owned(), true)),
+                Some(route) if route.kind == Kind::Unicast => None,
+                Some(route) => {
+                    let why = format!("{} route, {}", route.kind.word(), route.text(false));
+                    Some((why, route.kind != Kind::Blackhole))
+                }
+            };
+            if let Some((why, answers)) = unusable {
+                return Ok(self.drop(host, link, ttl, &why, None, Some(&packet).filter(|_| answers)));
+            }
+        }
+        let src = packet.outer.as_ref().map_or(packet.src, |outer| outer.src);
+        if self.reverse_path_fails(host, link, src) {
+            return Ok(self.drop(host, link, ttl, "reverse path filter", None, None));
+        }
+        let Some(route) = route.filter(|_| !local) else {
+            if let Some(dropped) = self.filtered(host, Point::Input, Some(link), None, &packet)? {
+                return Ok(dropped);
+            }
+            self.line(host, &link.name, "delivered", packet.ttl, "");
+            return Ok(End::Delivered(host.name.clone(), link.name.clone(), packet));
+        };
+        self.forward(host, link, route, packet)
+    }
+
+    fn forward(&mut self, host: &'a Host, link: &'a Link, route: &'a Route, mut packet: Packet) -> Result<End> {
+        let ttl = shown_ttl(&packet);
+        if ttl <= 1 {
+            return Ok(self.drop(host, link, ttl, "TTL expired", None, Some(&packet)));
+        }
+        let mtu = host.link(&route.dev)?.mtu;
+        if packet.outer.is_none() && packet.size > mtu {
+            let why = format!("{} bytes do not fit the MTU {mtu} of {}", packet.size, route.dev);
+            return Ok(self.drop(host, link, ttl, &why, None, Some(&packet)));
+        }
+        match &mut packet.outer {
+            Some(outer) => outer.ttl -= 1,
+            None => packet.ttl -= 1,
+        }
+        if matches!(host.role, Role::Node { .. }) {
+            let back = fib::lookup(&host.routes, packet.src).filter(|route| route.kind == Kind::Unicast);
+            self.routers.extend(back.and_then(|route| host.source(route)));
+            let text = self.text(host, route);
+            self.line(host, &route.dev, "routed", shown_ttl(&packet), &text);
+        }
+        self.leave(host, Some(link), route, packet)
+    }
+
+    /// What the sysctl `rp_filter` says of a packet that a link brought: 1 wants it back by the same link, 2 by any.
+    fn reverse_path_fails(&self, host: &Host, link: &Link, src: Ipv4Addr) -> bool {
+        let back = fib::lookup(&host.routes, src).filter(|route| route.kind == Kind::Unicast);
+        match host.rp_filter(&link.name) {
+            "1" => back.is_none_or(|route| route.dev != link.name),
+            "2" => back.is_none(),
+            _ => false,
+        }
+    }
+
+    /// The first planted rule that ends the packet at this point.
+    fn filtered(
+        &mut self,
+        host: &'a Host,
+        point: Point,
+        from: Option<&'a Link>,
+        to: Option<&'a Link>,
+        packet: &Packet,
+    ) -> Result<Option<End>> {
+        let passing = Passing {
+            packet,
+            from: from.map(|link| link.name.as_str()),
+            to: to.map(|link| link.name.as_str()),
+            established: self.known(host, packet),
+        };
+        let order = |filter: &&Filter| match filter.table.as_str() {
+            "raw" => 0,
+            "mangle" => 1,
+            _ => 2,
+        };
+        let here = host.filters.iter().filter(|filter| filter.point == point && !filter.is_translation());
+        let Some(filter) = here.filter(|filter| filter.fits(&passing)).min_by_key(order) else { return Ok(None) };
+        let before = host.filters.iter().take_while(|other| !std::ptr::eq(*other, filter));
+        let before = before.filter(|other| other.table == filter.table && other.chain == filter.chain).count();
+        let Filter { table, chain, .. } = filter;
+        let (why, rule) = match &filter.verdict {
+            // Behind ESTABLISHED, INVALID, and the reset of the mark.
+            Verdict::Policy(direction, pod) => (format!("{direction} policy at {pod}"), 4 + before),
+            Verdict::Reject => ("netfilter reject rule".to_owned(), 1 + before),
+            _ => ("netfilter rule".to_owned(), 1 + before),
+        };
+        let at = from.or(to).context("neither in nor out")?;
+        let answers = filter.verdict == Verdict::Reject;
+        let rule = format!("{table}/{chain} rule {rule}");
+        Ok(Some(self.drop(host, at, packet.ttl, &why, Some(&rule), Some(packet).filter(|_| answers))))
+    }
+
+    fn known(&self, host: &Host, packet: &Packet) -> bool {
+        let flows = self.flows.get(host.name.as_str()).map_or(&[][..], Vec::as_slice);
+        let ends = packet.about.unwrap_or(packet.ends());
+        flows.iter().any(|flow| {
+            let turned = |(a, b): (Ipv4Addr, Ipv4Addr)| (b, a);
+            match packet.about {
+                Some(_) => [flow.forth, flow.back, turned(flow.forth), turned(flow.back)].contains(&ends),
+                None => flow.back == ends,
+            }
+        })
+    }
+
+    /// Conntrack at PREROUTING.
+    fn translate_destination(&mut self, host: &'a Host, link: &'a Link, packet: &mut Packet) -> Result<()> {
+        let flows = self.flows.entry(&host.name).or_default();
+        if let Some(about) = packet.about {
+            if let Some(flow) = flows.iter().find(|flow| (flow.back.1, flow.back.0) == about) {
+                packet.dst = flow.forth.0;
+                packet.about = Some(flow.forth);
+            }
+            return Ok(());
+        }
+        let ends = packet.ends();
+        if let Some(flow) = flows.iter().find(|flow| flow.back == ends).cloned() {
+            if flow.forth.0 != packet.dst {
+                let before = packet.dst;
+                packet.dst = flow.forth.0;
+                let changed = id_changed(packet, flow.id);
+                self.line(host, &link.name, "unsnat", packet.ttl, &format!("dst {before} -> {}{changed}", packet.dst));
+            }
+            return Ok(());
+        }
+        let rule = host.filters.iter().find_map(|filter| match filter.verdict {
+            Verdict::Dnat(to) => {
+                let passing = Passing { packet, from: Some(&link.name), to: None, established: false };
+                (filter.point == Point::Prerouting && filter.fits(&passing)).then_some(to)
+            }
+            _ => None,
+        });
+        let known = flows.iter().find(|flow| flow.forth == ends).map(|flow| flow.back.0);
+        let to = known.or(rule.filter(|_| packet.begins())).unwrap_or(packet.dst);
+        if known.is_none() && packet.begins() {
+            flows.push(Flow { forth: ends, back: (to, packet.src), id: (packet.id, packet.id) });
+        }
+        if to != packet.dst {
+            self.line(host, &link.name, "dnat", packet.ttl, &format!("dst {} -> {to}", packet.dst));
+            packet.dst = to;
+        }
+        Ok(())
+    }
+
+    /// Conntrack at POSTROUTING.
+    fn translate_source(
+        &mut self,
+        host: &'a Host,
+        from: Option<&Link>,
+        route: &'a Route,
+        packet: &mut Packet,
+    ) -> Result<()> {
+        if packet.about.is_some() {
+            return Ok(());
+        }
+        let ends = packet.ends();
+        if from.is_none() && packet.begins() {
+            let flows = self.flows.entry(&host.name).or_default();
+            flows.push(Flow { forth: ends, back: (ends.1, ends.0), id: (packet.id, packet.id) });
+        }
+        let flows = self.flows.entry(&host.name).or_default();
+        // An answer: its source becomes what the sender called it.
+        if let Some(flow) = flows.iter().find(|flow| (flow.back.0, flow.forth.0) == ends && flow.forth.1 != flow.back.0) {
+            let text = format!("src {} -> {}", packet.src, flow.forth.1);
+            packet.src = flow.forth.1;
+            self.line(host, &route.dev, "undnat", packet.ttl, &text);
+            return Ok(());
+        }
+        let Some(place) = flows.iter().position(|flow| flow.forth.0 == ends.0 && flow.back.0 == ends.1) else {
+            return Ok(());
+        };
+        if !packet.begins() {
+            return Ok(());
+        }
+        let masquerade = || host.link(&route.dev).map(|link| link.addresses.first().map(ipnet::Ipv4Net::addr));
+        let to = match self.source_rule(host, route, packet)? {
+            Some(Source::Masquerade { random }) => masquerade()?.or(host.source(route)).map(|to| (to, random)),
+            Some(Source::To(to)) => Some((to, false)),
+            None => None,
+        };
+        let Some((to, random)) = to.filter(|(to, _)| *to != packet.src) else { return Ok(()) };
+        let flow = self.flows.get_mut(host.name.as_str()).and_then(|flows| flows.get_mut(place)).context("there")?;
+        let id = if random { packet.id + 1 } else { packet.id };
+        flow.back.1 = to;
+        flow.id = (packet.id, id);
+        let changed = if random { ", id changed" } else { "" };
+        let text = format!("src {} -> {to}{changed}", packet.src);
+        (packet.src, packet.id) = (to, id);
+        self.line(host, &route.dev, "snat", packet.ttl, &text);
+        Ok(())
+    }
+
+    /// The first rule that translates the source of a new flow: planted, else of the CNI or the gateway.
+    fn source_rule(&self, host: &Host, route: &Route, packet: &Packet) -> Result<Option<Source>> {
+        let passing = Passing { packet, from: None, to: Some(&route.dev), established: false };
+        let planted = host.filters.iter().filter(|filter| filter.point == Point::Postrouting && filter.fits(&passing));
+        for filter in planted {
+            match filter.verdict {
+                Verdict::Masquerade => return Ok(Some(Source::Masquerade { random: false })),
+                Verdict::Snat(to) => return Ok(Some(Source::To(to))),
+                _ => {}
+            }
+        }
+        let pool = self.world.pool;
+        let (from_pool, to_pool) = (pool.contains(&packet.src), pool.contains(&packet.dst));
+        let random = Some(Source::Masquerade { random: true });
+        Ok(match (&host.role, &self.world.cni) {
+            (Role::Outside, _) => match self.world.translated.get(&packet.src) {
+                Some(external) if route.dev == "eth1" => Some(Source::To(*external)),
+                _ if host.masquerades && route.dev == "eth1" => Some(Source::Masquerade { random: false }),
+                _ => None,
+            },
+            (Role::Pod { .. }, _) => None,
+            (Role::Node { .. }, Cni::Calico { .. }) => random.filter(|_| from_pool && !to_pool),
+            (Role::Node { .. }, Cni::Kindnet) => Some(Source::Masquerade { random: false }).filter(|_| !to_pool),
+            (Role::Node { block, .. }, Cni::Flannel { .. }) => {
+                let own = (block.contains(&packet.src), block.contains(&packet.dst));
+                let stays = match own {
+                    (true, _) if to_pool => true,
+                    (_, true) => true,
+                    _ => false,
+                };
+                random.filter(|_| !stays && (from_pool || to_pool))
+            }
+        })
+    }
+
+    fn drop(
+        &mut self,
+        host: &Host,
+        at: &Link,
+        ttl: u8,
+        why: &str,
+        rule: Option<&str>,
+        answered: Option<&Packet>,
+    ) -> End {
+        self.line(host, &at.name, "dropped", ttl, why);
+        let back = answered.filter(|packet| packet.protocol != Protocol::Error && packet.outer.is_none());
+        let answer = back.and_then(|packet| {
+            let route = fib::lookup(&host.routes, packet.src).filter(|route| route.kind == Kind::Unicast)?;
+            let error = Packet {
+                src: if host.is_local(packet.dst) { packet.dst } else { host.source(route)? },
+                dst: packet.src,
+                id: 0,
+                ttl: 64,
+                protocol: Protocol::Error,
+                size: 100,
+                about: Some(packet.ends()),
+                outer: None,
+            };
+            Some(Box::new(Answer { host: host.name.clone(), error }))
+        });
+        End::Dropped(Dropped { traced: host.role != Role::Outside, rule: rule.map(str::to_owned), answer })
+    }
+
+    fn text(&self, host: &Host, route: &Route) -> String {
+        let carrier = host.links.get(&route.dev).is_none_or(|link| host.carrier(self.world, link));
+        route.text(!carrier)
+    }
+
+    /// As scenario files write a hop.
+    fn line(&mut self, host: &Host, link: &str, action: &str, ttl: u8, detail: &str) {
+        let place = match &host.role {
+            Role::Outside => return,
+            Role::Node { .. } => host.name.clone(),
+            Role::Pod { node, name } => format!("{node} {name}"),
+        };
+        let colon = if detail.is_empty() { "" } else { ": " };
+        let basis = if action == "bridged" { " (inferred)" } else { "" };
+        self.lines.push(format!("{place} {link} {action} ttl {ttl}{colon}{detail}{basis}"));
+    }
+}
+
+/// What becomes of a source address.
+enum Source {
+    Masquerade { random: bool },
+    To(Ipv4Addr),
+}
+
+fn has(link: &Link, address: Ipv4Addr) -> bool {
+    link.addresses.iter().any(|own| own.addr() == address)
+}
+
+/// Of the outermost header.
+fn shown_ttl(packet: &Packet) -> u8 {
+    packet.outer.as_ref().map_or(packet.ttl, |outer| outer.ttl)
+}
+
+/// The identifier goes back to what it was: of an echo it is both ports at once, of the others the other one.
+fn id_changed(packet: &mut Packet, (before, after): (u32, u32)) -> &'static str {
+    packet.id = before;
+    let echo = matches!(packet.protocol, Protocol::EchoRequest | Protocol::EchoReply);
+    if echo && before != after { ", id changed" } else { "" }
+}
