@@ -2,6 +2,8 @@
 
 use std::{net::IpAddr, time::Duration};
 
+use tracer_common::MAX_FLOWS;
+
 use super::{
     args::TraceArgs,
     ends::{self, Resolved},
@@ -10,15 +12,66 @@ use super::{
     traffic::Traffic,
 };
 use crate::{
-    path::model::Endpoint,
+    event::{Record, Translation},
+    path::{NodeEvidence, model::Endpoint},
     session::{Flow, Ping, Request},
 };
 
 /// What a session may take beside getting ready and the probes: waiting for the others, reading back.
 const MARGIN: Duration = Duration::from_secs(60);
 
-/// What each node is asked: all record, the source's node sends.
-pub(super) fn requests(args: &TraceArgs, cluster: &Cluster, resolved: &Resolved) -> Vec<Request> {
+/// A flow as a node's NAT made it, which other nodes were not asked for: nobody could know before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Translated {
+    /// The node that translates.
+    node: String,
+    flow: Flow,
+}
+
+/// What NAT made of the flows that the nodes were asked for, where another node was not asked for it. `nodes`: the names of
+/// those that were asked, and what for.
+pub(super) fn translated(evidence: &[NodeEvidence], nodes: &[(String, Vec<Flow>)]) -> Vec<Translated> {
+    let mut found = Vec::new();
+    for NodeEvidence { name, records, .. } in evidence {
+        for record in records {
+            let Record::Translation(Translation { reply, protocol, .. }) = record else { continue };
+            let ports = matches!(protocol, 6 | 17);
+            let flow = Flow {
+                a: reply.dst,
+                b: Some(reply.src),
+                protocol: *protocol,
+                // A port or an ICMP identifier may be another one the next time.
+                a_port: None,
+                b_port: ports.then_some(reply.l4_src),
+            };
+            let translated = Translated { node: name.clone(), flow };
+            let asked = |(other, flows): &(String, Vec<Flow>)| {
+                other == name || flows.iter().any(|asked| covers(asked, &translated.flow))
+            };
+            if !nodes.iter().all(asked) && !found.contains(&translated) {
+                found.push(translated);
+            }
+        }
+    }
+    found
+}
+
+/// Whether who asks for the one gets the other, too.
+fn covers(asked: &Flow, flow: &Flow) -> bool {
+    asked.protocol == flow.protocol
+        && asked.a == flow.a
+        && (asked.b.is_none() || asked.b == flow.b)
+        && (asked.a_port.is_none() || asked.a_port == flow.a_port)
+        && (asked.b_port.is_none() || asked.b_port == flow.b_port)
+}
+
+/// What each node is asked: all record, the source's node sends. `translated`: what the round before told.
+pub(super) fn requests(
+    args: &TraceArgs,
+    cluster: &Cluster,
+    resolved: &Resolved,
+    translated: &[Translated],
+) -> Vec<Request> {
     let Resolved { ends, sender, traffic, service: _, notes: _ } = resolved;
     // 0 would mean "any" in the kernel's map of flows.
     let id = rand::random_range(1..=u16::MAX);
@@ -42,8 +95,18 @@ pub(super) fn requests(args: &TraceArgs, cluster: &Cluster, resolved: &Resolved)
         timeout: args.timeout,
         nonce_base: rand::random(),
     };
+    let asked = |node: &str| {
+        let mut flows = flows(cluster, resolved, &flow, node);
+        let others = translated.iter().filter(|translated| translated.node != node).map(|translated| &translated.flow);
+        for other in others {
+            if flows.len() < MAX_FLOWS && !flows.iter().any(|asked| covers(asked, other)) {
+                flows.push(other.clone());
+            }
+        }
+        flows
+    };
     let request = |index: usize| Request {
-        flows: flows(cluster, resolved, &flow, &cluster.nodes[index].name),
+        flows: asked(&cluster.nodes[index].name),
         time_limit: longest(args),
         ping: (*sender == Some(index)).then(|| ping.clone()),
         trace_rules: args.trace_rules,
@@ -126,7 +189,7 @@ items:
             choice: None,
         };
         let resolved = ends::resolve(&args, &cluster).await.expect("known");
-        requests(&args, &cluster, &resolved)
+        requests(&args, &cluster, &resolved, &[])
     }
 
     /// The flows of each node, in short.
@@ -154,6 +217,37 @@ items:
         let beyond = ["6 100.115.37.81 any -> any 8080", "6 172.20.50.50 any -> any 8080"];
         assert_eq!(flows(&web), [vec!["6 100.115.37.81 any -> 100.64.0.7 80"], beyond.to_vec()]);
         assert_eq!(web[0].ping.as_ref().map(|ping| ping.kind), Some(ProbeKind::Tcp { dst_port: 80 }));
+    }
+
+    #[test]
+    fn what_nat_made_of_a_flow_is_asked_of_the_other_nodes() {
+        use crate::event::{CtDirection, Tuple};
+        let ip = |text: &str| text.parse().expect("an address");
+        let (pod, tunnel, peer) = (ip("100.115.37.81"), ip("100.115.37.64"), ip("100.106.133.5"));
+        let translation = |src: IpAddr| {
+            Record::Translation(Translation {
+                time_ns: 1,
+                skb: 2,
+                netns: 3,
+                original: Tuple { src: pod, dst: peer, l4_src: 7, l4_dst: 0x800 },
+                reply: Tuple { src: peer, dst: src, l4_src: 9, l4_dst: 0 },
+                status: 16,
+                protocol: 1,
+                direction: CtDirection::Original,
+            })
+        };
+        let evidence = [NodeEvidence {
+            name: "node-1".to_owned(),
+            records: vec![translation(tunnel), translation(tunnel), translation(pod)],
+            ..NodeEvidence::default()
+        }];
+        let flow = Flow { a: pod, b: Some(peer), protocol: 1, a_port: None, b_port: None };
+        let nodes = ["node-1", "node-2"].map(|node| (node.to_owned(), vec![flow.clone()]));
+        let new = Flow { a: tunnel, ..flow.clone() };
+        let found = translated(&evidence, &nodes);
+        assert_eq!(found, [Translated { node: "node-1".to_owned(), flow: new.clone() }]);
+        let nodes = [("node-1".to_owned(), vec![flow.clone()]), ("node-2".to_owned(), vec![flow, new])];
+        assert_eq!(translated(&evidence, &nodes), [], "it was asked for");
     }
 
     #[tokio::test]

@@ -9,7 +9,7 @@ use super::{
     ends::{self, Resolved},
     error::Error,
     nodes::{self, Cluster},
-    requests::requests,
+    requests::{Translated, requests, translated},
     terminal::{Line, Progress, Surroundings, write_stderr, write_stdout},
     traffic::Traffic,
     watch::Watch,
@@ -20,7 +20,7 @@ use crate::{
         model::{Endpoint, Outcome, Trace, TracedNode},
     },
     render,
-    session::{self, Counters, Driven, DrivenNode, Plan},
+    session::{self, Counters, Driven, DrivenNode, Flow, Plan},
 };
 
 /// After the last request that a passive trace waits for: its reply.
@@ -71,14 +71,18 @@ pub(super) async fn run(args: &TraceArgs) -> Result<u8, Error> {
 /// for.
 async fn rounds(args: &TraceArgs, cluster: &mut Cluster) -> Result<(Trace, bool), Error> {
     let mut rounds = 0;
+    let mut behind_nat: Vec<Translated> = Vec::new();
     loop {
         let started = rfc3339(SystemTime::now());
         let mut resolved = ends::resolve(args, cluster).await?;
-        let driven = drive(args, cluster, &mut resolved).await?;
+        let (driven, asked) = drive(args, cluster, &mut resolved, &behind_nat).await?;
         rounds += 1;
         let mut joined = join(&driven.evidence, &resolved.ends, &cluster.directory);
-        let more = cluster.meet(&joined).await;
-        // The path leads over a node that was not asked: once more, with that one.
+        let mut new = translated(&driven.evidence.nodes, &asked);
+        new.retain(|new| !behind_nat.contains(new));
+        let more = cluster.meet(&joined).await || !new.is_empty();
+        behind_nat.extend(new);
+        // The path leads over a node that was not asked, or not for what NAT made of the packets: once more.
         if more && rounds < MOST_ROUNDS && !driven.interrupted && !args.passive {
             continue;
         }
@@ -96,13 +100,20 @@ async fn rounds(args: &TraceArgs, cluster: &mut Cluster) -> Result<(Trace, bool)
     }
 }
 
-/// One round: sessions on all nodes, probes from the source's.
-async fn drive(args: &TraceArgs, cluster: &mut Cluster, resolved: &mut Resolved) -> Result<Driven, Error> {
+/// One round: sessions on all nodes, probes from the source's. Also what each node was asked for.
+async fn drive(
+    args: &TraceArgs,
+    cluster: &mut Cluster,
+    resolved: &mut Resolved,
+    behind_nat: &[Translated],
+) -> Result<(Driven, Vec<(String, Vec<Flow>)>), Error> {
     let progress = Progress::start(format!("arming {}", plural(cluster.nodes.len(), "node")));
     let (connections, sender) = cluster.connect(resolved.sender).await?;
     // Nodes may have been left out.
     resolved.sender = sender;
-    let requests = requests(args, cluster, resolved);
+    let requests = requests(args, cluster, resolved, behind_nat);
+    let names = cluster.nodes.iter().map(|node| node.name.clone());
+    let asked = names.zip(requests.iter().map(|request| request.flows.clone())).collect();
     let record_for = args.passive.then_some(args.wait);
     let home = cluster.nodes.iter().position(|node| Some(&node.name) == resolved.ends.source.node.as_ref());
     let armed_last = home.filter(|_| args.passive);
@@ -129,7 +140,7 @@ async fn drive(args: &TraceArgs, cluster: &mut Cluster, resolved: &mut Resolved)
     if driven.interrupted && driven.evidence.nodes.iter().all(|node| node.records.is_empty()) && !args.passive {
         return Err(Error::Interrupted);
     }
-    Ok(driven)
+    Ok((driven, asked))
 }
 
 /// Ctrl-C or another request to end, or a passive trace has seen enough. A second one does not wait for anything: sessions

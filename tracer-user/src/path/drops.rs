@@ -33,7 +33,8 @@ pub(super) fn end<'a>(world: &World<'a>, chain: &Chain<'a>, answered: bool) -> E
         return chain.frees.first().map_or(End::Unseen, |(node, free)| only_freed(world, *node, free));
     };
     let namespaces = world.namespaces(node);
-    let final_place = last.way == Way::In && is_final(world, chain, node, last);
+    let free = last_free(chain, node, last);
+    let final_place = last.way == Way::In && is_final(world, chain, node, last, free);
     let leaves = last.last.hook == Hook::Xmit && namespaces.leads_out(last.at());
     if answered {
         return if final_place {
@@ -44,7 +45,6 @@ pub(super) fn end<'a>(world: &World<'a>, chain: &Chain<'a>, answered: bool) -> E
             End::Unknown(format!("it arrived, but its hops after {} are missing", world.place(node, last.at())))
         };
     }
-    let free = last_free(chain, node, last);
     if final_place {
         return match free.filter(|f| refused_at_destination(f, chain.role == Role::Request)) {
             Some(at) => {
@@ -85,14 +85,24 @@ fn unclear<'a>(
     End::Unknown(format!("it was freed at {place}{function}{reason}: whether the destination took it is not known"))
 }
 
-/// The namespace is the one that the packet is for. A reply to a node's address may be for a pod that SNAT hides; then
-/// the address is not that of an end.
-fn is_final(world: &World<'_>, chain: &Chain<'_>, node: usize, last: &Touch<'_>) -> bool {
-    let (netns, dst) = (last.at().netns, last.last.packet.dst);
+/// The namespace is the one that the packet is for, by what NAT made of it there: `free` shows that. A reply to a node's
+/// address may be for a pod that SNAT hides; then the address is not that of an end, and the end is elsewhere.
+fn is_final(world: &World<'_>, chain: &Chain<'_>, node: usize, last: &Touch<'_>, free: Option<&Sighting>) -> bool {
+    let netns = last.at().netns;
+    let here = free.filter(|free| free.outer.is_none() && touch::place(free) == last.at());
+    let dst = here.map_or(last.last.packet.dst, |free| free.packet.dst);
     let in_pod = world.pod(node, netns).is_some();
-    let is_end = [world.ends.source.address, world.ends.destination.address].contains(&dst);
+    let source = world.ends.source.address;
+    let is_end = [source, world.ends.destination.address].contains(&dst) || world.namespaces(node).owns(netns, source);
     let may_be_hidden = chain.role == Role::Reply && !in_pod && !is_end;
     !last.wrapped() && !may_be_hidden && world.namespaces(node).owns(netns, dst)
+}
+
+/// What NAT made of a packet between the last device that brought it and where it was delivered, if anything: `free` shows it.
+pub(super) fn delivered_as<'a>(chain: &Chain<'a>, node: usize, last: &Touch<'a>) -> Option<&'a Sighting> {
+    let free = last_free(chain, node, last)?;
+    let changed = (free.packet.src, free.packet.dst) != (last.last.packet.src, last.last.packet.dst);
+    (changed && free.outer.is_none() && touch::place(free) == last.at()).then_some(free)
 }
 
 fn last_free<'a>(chain: &Chain<'a>, node: usize, last: &Touch<'a>) -> Option<&'a Sighting> {

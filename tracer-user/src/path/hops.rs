@@ -3,7 +3,7 @@
 use super::{
     chain::{Between, Chain, between},
     culprit::Cause,
-    drops::End,
+    drops::{End, delivered_as},
     group::Role,
     model::{Action, Basis, Detail, Hop, Nat, Segmentation, Segments, Tunnel},
     nat, nat_rule, route,
@@ -432,7 +432,11 @@ impl<'a> Walk<'_, 'a> {
                 let spot = Spot { node, at: last.at(), time_ns: last.end() };
                 let basis = if answered { Basis::Observed } else { Basis::Inferred };
                 let detail = Detail { answered_after_ns, ..Detail::default() };
-                self.push(spot, Action::Delivered, last.header(), basis, detail);
+                let free = delivered_as(self.chain, node, last);
+                if let Some(free) = free {
+                    self.translated_before(spot, free, last);
+                }
+                self.push(spot, Action::Delivered, free.map_or(last.header(), Header::of), basis, detail);
             }
             (End::Lost(text), Some((node, last))) => {
                 let spot = Spot { node, at: last.at(), time_ns: last.end() };
@@ -443,6 +447,16 @@ impl<'a> Walk<'_, 'a> {
             (End::Unknown(text), _) => self.note(text),
             (End::Unseen, _) => self.note("no hook saw it".to_owned()),
             _ => {}
+        }
+    }
+
+    /// What NAT made of the destination between the last device and the end, which `free` shows.
+    fn translated_before(&mut self, spot: Spot, free: &'a Sighting, last: &Touch<'a>) {
+        let rewrites = self.rewrites(spot.node, free, &last.last.packet, &free.packet, false);
+        if let Some((action, nat)) = rewrites.before_routing {
+            let (came, from, to) = (Some(last.at()), Some(last.end()), free.time_ns);
+            let passage = Passage { node: spot.node, skb: free.skb, from, to, came, goes: None };
+            self.rewritten(spot, action, nat, &last.last.packet, &passage);
         }
     }
 
@@ -464,12 +478,7 @@ impl<'a> Walk<'_, 'a> {
         let spot = Spot { node, at: last.at(), time_ns: free.time_ns };
         let header = if free.outer.is_some() == last.wrapped() { Header::of(free) } else { last.header() };
         if last.way == Way::In && !last.wrapped() && free.outer.is_none() {
-            let rewrites = self.rewrites(node, free, &last.last.packet, &free.packet, false);
-            if let Some((action, nat)) = rewrites.before_routing {
-                let (came, from, to) = (Some(last.at()), Some(last.end()), free.time_ns);
-                let passage = Passage { node, skb: free.skb, from, to, came, goes: None };
-                self.rewritten(spot, action, nat, &last.last.packet, &passage);
-            }
+            self.translated_before(spot, free, last);
         }
         self.died_forwarded(node, free, last);
         // That the kernel dropped it was seen; the cause has a basis of its own.
