@@ -4,12 +4,15 @@ use super::{
     chain::Chain,
     culprit::{self, Cause, Scene, refused_at_destination},
     group::Role,
-    model::Basis,
+    model::{Basis, DropDetail},
     route,
     touch::{self, Touch, Way},
     world::World,
 };
-use crate::event::{Free, Hook, Sighting};
+use crate::{
+    event::{Free, Hook, Sighting},
+    node::facts::LinkRef,
+};
 
 /// How the way of a packet ended.
 pub(super) enum End<'a> {
@@ -23,6 +26,8 @@ pub(super) enum End<'a> {
     Lost(String),
     /// The kernel freed it.
     Dropped { node: usize, at: &'a Sighting, cause: Box<Cause<'a>> },
+    /// It was handed to no device, at its source or further on, and what is there says why.
+    Unsent { node: usize, at: LinkRef, detail: Box<DropDetail> },
     /// Not known; one sentence.
     Unknown(String),
 }
@@ -30,7 +35,12 @@ pub(super) enum End<'a> {
 /// `answered`: by another's word the packet arrived.
 pub(super) fn end<'a>(world: &World<'a>, chain: &Chain<'a>, answered: bool) -> End<'a> {
     let Some((node, last)) = chain.last() else {
-        return chain.frees.first().map_or(End::Unseen, |(node, free)| only_freed(world, *node, free));
+        if let Some((node, free)) = chain.frees.first() {
+            return only_freed(world, *node, free);
+        }
+        let sent_here = chain.role == Role::Request && !world.evidence.probes.is_empty() && !world.any_unreliable();
+        let cause = if sent_here { culprit::unsent::at_source(world) } else { None };
+        return cause.map_or(End::Unseen, |(node, at, detail)| End::Unsent { node, at, detail: Box::new(detail) });
     };
     let namespaces = world.namespaces(node);
     let free = last_free(chain, node, last);
@@ -63,7 +73,10 @@ pub(super) fn end<'a>(world: &World<'a>, chain: &Chain<'a>, answered: bool) -> E
     }
     match free {
         Some(free) => died(world, chain, (node, last), free),
-        None => End::Unknown(format!("what became of it after {} was not seen", world.place(node, last.at()))),
+        None => match culprit::unsent::on_its_way(world, chain, node, last) {
+            Some(detail) => End::Unsent { node, at: last.at(), detail: Box::new(detail) },
+            None => End::Unknown(format!("what became of it after {} was not seen", world.place(node, last.at()))),
+        },
     }
 }
 

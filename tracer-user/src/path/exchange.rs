@@ -143,7 +143,7 @@ impl<'a> Story<'a> {
         // A drop that was seen says more than the answer that came of it.
         let rejection = match &request_end {
             End::Dropped { .. } if self.refused() => self.rejection.clone().map(|r| self.of_rule(world, r)),
-            End::Dropped { .. } => self.rejection.clone(),
+            End::Dropped { .. } | End::Unsent { .. } => self.rejection.clone(),
             _ => self.rejection.clone().map(|r| self.of_port(world, r)),
         };
         let rejecting = match &request_end {
@@ -233,17 +233,18 @@ impl<'a> Story<'a> {
                     ..is(answered, None)
                 },
                 End::Delivered | End::Left => is(answered, by_rule.then_some(Direction::Request)),
-                End::Dropped { .. } => is(Outcome::Dropped, Some(Direction::Reply)),
+                // A reply that was sent was seen.
+                End::Dropped { .. } | End::Unsent { .. } => is(Outcome::Dropped, Some(Direction::Reply)),
                 End::Lost(_) => is(Outcome::Lost, Some(Direction::Reply)),
                 End::Unknown(_) | End::Unseen => is(Outcome::Incomplete, None),
             };
         }
         // An answer that did not come back is none to who waits for it.
-        if self.rejection.as_ref().is_some_and(|r| r.arrived || !matches!(request, End::Dropped { .. })) {
+        if self.rejection.as_ref().is_some_and(|r| r.arrived || !matches!(request, End::Dropped { .. } | End::Unsent { .. })) {
             return is(Outcome::Rejected, Some(Direction::Request));
         }
         match request {
-            End::Dropped { .. } => is(Outcome::Dropped, Some(Direction::Request)),
+            End::Dropped { .. } | End::Unsent { .. } => is(Outcome::Dropped, Some(Direction::Request)),
             End::Lost(_) => is(Outcome::Lost, Some(Direction::Request)),
             End::Delivered => unanswered(),
             End::Left | End::Unknown(_) | End::Unseen => is(Outcome::Incomplete, None),
@@ -349,7 +350,9 @@ impl<'a> Story<'a> {
         others: impl Iterator<Item = &'b Bounds>,
     ) -> (Path, Path, Vec<ClockAtStart>) {
         let Some(start) = there.first().or(back.first()).and_then(|h| Some((h.node, h.time_ns?))) else {
-            return (Path::default(), Path::default(), Vec::new());
+            // What its source kept has no time; all other ways begin with one.
+            let undated = |hops: Vec<Timed>| Path { hops: hops.into_iter().map(|h| h.hop).collect(), incomplete: false };
+            return (undated(there), undated(back), Vec::new());
         };
         let needed: Vec<usize> = there.iter().chain(&back).map(|h| h.node).collect();
         let offsets = self.offsets(start.0, &needed, others);

@@ -5,7 +5,7 @@ use super::{
     culprit::Cause,
     drops::{End, delivered_as},
     group::Role,
-    model::{Action, Basis, Detail, Hop, Nat, Segmentation, Segments, Tunnel},
+    model::{Action, Basis, Detail, DropDetail, Hop, Nat, Segmentation, Segments, Tunnel},
     nat, nat_rule, route,
     touch::{self, Header, Touch, Way},
     world::World,
@@ -444,10 +444,40 @@ impl<'a> Walk<'_, 'a> {
                 self.push(spot, Action::Lost, last.header(), Basis::Inferred, detail);
             }
             (End::Dropped { node, at, cause }, Some((_, last))) => self.dropped(node, at, *cause, last),
+            (End::Unsent { node, at, detail }, _) => self.unsent(node, at, *detail),
             (End::Unknown(text), _) => self.note(text),
             (End::Unseen, _) => self.note("no hook saw it".to_owned()),
             _ => {}
         }
+    }
+
+    /// It waits for a neighbour, and no hook sees that: no time is known, and of what its source kept no TTL.
+    fn unsent(&mut self, node: usize, at: LinkRef, drop: DropDetail) {
+        let ends = self.world.ends;
+        if let Some((_, last)) = self.chain.last() {
+            let header = self.unsent_routed(node, last);
+            let detail = Detail { drop: Some(drop), ..Detail::default() };
+            self.push(Spot { node, at, time_ns: last.end() }, Action::Dropped, header, Basis::Inferred, detail);
+            return;
+        }
+        let header = Header { src: ends.source.address, dst: ends.destination.address, ttl: 0 };
+        let detail = Detail { drop: Some(drop), ..Detail::default() };
+        self.push(Spot { node, at, time_ns: 0 }, Action::Dropped, header, Basis::Inferred, detail);
+        if let Some(last) = self.hops.last_mut() {
+            (last.hop.ttl, last.time_ns) = (None, None);
+        }
+    }
+
+    /// The route of what waits for a neighbour; its header then.
+    fn unsent_routed(&mut self, node: usize, last: &Touch<'a>) -> Header {
+        let translation = self.chain.translation(node, last.first.skb);
+        let Some(answer) = self.world.answer(node, &route::dying(last, None, translation)) else { return last.header() };
+        let Some(ifindex) = answer.route.as_ref().and_then(|route| route.out_ifindex) else { return last.header() };
+        let header = Header { ttl: last.ttl().saturating_sub(1), ..last.header() };
+        self.routers.push((node, answer.icmp_source));
+        let at = LinkRef { netns: last.at().netns, ifindex };
+        self.routed(Spot { node, at, time_ns: last.end() }, header, Some(answer));
+        header
     }
 
     /// What NAT made of the destination between the last device and the end, which `free` shows.

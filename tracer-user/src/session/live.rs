@@ -43,6 +43,8 @@ pub struct LiveNode {
     looked: Option<Instant>,
     notes: Notes,
     stamps: Option<inject::Stamps>,
+    /// How the probes are routed in their namespace.
+    sent: Option<facts::RouteQuestion>,
 }
 
 impl LiveNode {
@@ -224,6 +226,8 @@ impl Backend for LiveNode {
                 "check the limit on open files",
             )
         })?;
+        let routed = facts::RouteQuestion { netns: holder.netns, src: ping.src, dst: ping.dst, in_ifindex: None, mark: 0 };
+        self.sent = Some(routed);
         let ping = ping.clone();
         Ok(Box::new(move |sender| {
             let ended = || sender.is_ended();
@@ -246,7 +250,9 @@ impl Backend for LiveNode {
     fn finish(&mut self) -> Result<(facts::NodeFacts, Counters), Failure> {
         let traces = std::mem::take(&mut self.traces);
         let node = self.node()?;
-        let questions = path::route_questions(&self.records, node.namespaces());
+        let mut questions = path::route_questions(&self.records, node.namespaces());
+        // If no device saw the probes: where were they to go?
+        questions.extend(self.sent.clone().filter(|sent| !questions.contains(sent)));
         let (mut facts, unread) = node.facts(&questions, &conntrack_flows(&self.records));
         let met = links_met(&self.records);
         let namespaces: Vec<u32> = met.iter().map(|(netns, _)| *netns).collect::<BTreeSet<_>>().into_iter().collect();

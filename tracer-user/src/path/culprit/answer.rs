@@ -93,7 +93,7 @@ fn fate(world: &World<'_>, errors: &[(usize, &Sighting)], sorted: &[Sorted<'_>])
             (false, Some(format!("dropped at {place}: {}", cause.detail.why)))
         }
         End::Lost(text) => (false, Some(text)),
-        End::Left | End::Unseen | End::Unknown(_) => (false, None),
+        End::Left | End::Unseen | End::Unsent { .. } | End::Unknown(_) => (false, None),
     }
 }
 

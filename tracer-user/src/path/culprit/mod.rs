@@ -20,6 +20,7 @@ mod network;
 mod policy;
 mod rules;
 mod sign;
+pub(super) mod unsent;
 
 use sign::Sign;
 

@@ -199,7 +199,7 @@ fn too_big(scene: &Scene<'_, '_>, cause: &mut Cause<'_>) {
 }
 
 /// Down, as the node's links were read.
-fn down(link: &Link) -> Option<(DropCause, String)> {
+pub(super) fn down(link: &Link) -> Option<(DropCause, String)> {
     match link {
         Link { up: true, .. } => None,
         Link { admin_up: true, name, .. } => {

@@ -8,6 +8,7 @@ use ipnet::Ipv4Net;
 use super::fib;
 use super::packet::{Packet, Protocol};
 use crate::lab::plant::Way;
+use crate::lab::profile::Rules;
 
 /// Where a rule looks at packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -103,15 +104,19 @@ impl Filter {
     }
 
     /// What Calico makes of a policy: behind `ESTABLISHED`.
-    pub(super) fn policy(way: Way, link: String, pod: String) -> Filter {
+    pub(super) fn policy(way: Way, link: String, pod: String, rules: Rules) -> Filter {
         let (letter, direction) = match way {
             Way::To => ("t", "ingress"),
             Way::From => ("f", "egress"),
         };
+        let (table, chain) = match rules {
+            Rules::Iptables => ("filter", format!("cali-{letter}w-{link}")),
+            Rules::Nftables => ("calico", format!("filter-cali-{letter}w-{link}")),
+        };
         Filter {
             point: Point::Forward,
-            table: "filter".to_owned(),
-            chain: format!("cali-{letter}w-{link}"),
+            table: table.to_owned(),
+            chain,
             matches: Matches { link: Some((way, link)), ..Matches::default() },
             verdict: Verdict::Policy(direction, pod),
         }

@@ -33,13 +33,18 @@ const ECHO: u32 = 84;
 const SYN: u32 = 60;
 const DATAGRAM: u32 = 84;
 
-/// What one of the asks shows in a network.
-pub(crate) fn expect(network: &Network, ask: &Ask) -> Result<Expected> {
+/// What one of the asks shows in a network; None: its source cannot even send it.
+pub(crate) fn expect(network: &Network, ask: &Ask) -> Result<Option<Expected>> {
     let world = World::new(&network.profile, &network.plants)?;
     let from = world.host(&ask.from)?;
     let dst = address(&world, &ask.to)?;
     let route = fib::lookup(&from.routes, dst).with_context(|| format!("{} has no route to {dst}", ask.from))?;
-    let src = from.source(route).with_context(|| format!("{} has no address", ask.from))?;
+    // podpath sends with a node's own address, as the API tells it.
+    let own = from.link(from.nic())?.addresses.first().map(ipnet::Ipv4Net::addr);
+    let src = own.with_context(|| format!("{} has no address", ask.from))?;
+    if route.kind != fib::Kind::Unicast {
+        return Ok(None);
+    }
     let (protocol, size) = match ask.probe {
         Probe::Ping => (Protocol::EchoRequest, ECHO),
         Probe::Tcp => (Protocol::Tcp, SYN),
@@ -68,20 +73,26 @@ pub(crate) fn expect(network: &Network, ask: &Ask) -> Result<Expected> {
             if answered {
                 expected.routers.push(dst.to_string());
             }
-            return Ok(fail(expected, if answered { "rejected" } else { "dropped" }, "request"));
+            return Ok(Some(fail(expected, if answered { "rejected" } else { "dropped" }, "request")));
         }
         End::Delivered(host, _, packet) => (host, packet),
         End::Dropped(dropped) => {
             expected.rule = dropped.rule;
-            let answered = dropped.answer.map_or(Ok(false), |answer| walk.arrives(*answer, &ask.from))?;
+            // An answer that did not come back is none, where the drop itself was seen.
+            let fate = dropped.answer.map_or(Ok((false, false)), |answer| walk.fate(*answer, &ask.from))?;
+            let answered = if dropped.traced { fate.0 } else { fate.1 };
+            if answered && !dropped.traced {
+                // Out there it was lost for a reason that is told.
+                expected.request.retain(|line| !line.contains(" lost ttl "));
+            }
             let outcome = match (answered, dropped.traced) {
                 (true, _) => "rejected",
                 (false, true) => "dropped",
                 (false, false) => "lost",
             };
-            return Ok(fail(expected, outcome, "request"));
+            return Ok(Some(fail(expected, outcome, "request")));
         }
-        End::Lost | End::Beyond => return Ok(fail(expected, "lost", "request")),
+        End::Lost | End::Beyond => return Ok(Some(fail(expected, "lost", "request"))),
     };
     let host = world.host(&there)?;
     let reply = Packet {
@@ -96,18 +107,18 @@ pub(crate) fn expect(network: &Network, ask: &Ask) -> Result<Expected> {
     };
     let end = walk.send(&there, reply)?;
     expected.reply = walk.lines.drain(..).collect();
-    match end {
+    Ok(Some(match end {
         End::Delivered(host, ..) if host == ask.from => {
             expected.routers.push(dst.to_string());
             expected.outcome = if ask.probe == Probe::Tcp { "rejected" } else { "delivered" }.to_owned();
-            Ok(expected)
+            expected
         }
-        End::Delivered(..) | End::Lost | End::Beyond => Ok(fail(expected, "lost", "reply")),
+        End::Delivered(..) | End::Lost | End::Beyond => fail(expected, "lost", "reply"),
         End::Dropped(dropped) => {
             expected.rule = dropped.rule;
-            Ok(fail(expected, if dropped.traced { "dropped" } else { "lost" }, "reply"))
+            fail(expected, if dropped.traced { "dropped" } else { "lost" }, "reply")
         }
-    }
+    }))
 }
 
 fn address(world: &World, target: &Target) -> Result<Ipv4Addr> {

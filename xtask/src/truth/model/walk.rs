@@ -50,6 +50,8 @@ pub(super) struct Walk<'a> {
     pub(super) lines: Vec<String>,
     pub(super) routers: Vec<Ipv4Addr>,
     steps: u32,
+    /// What left a traced host last: the host, its link, the TTL.
+    left: Option<(String, String, u8)>,
 }
 
 /// More than any TTL allows.
@@ -57,16 +59,21 @@ const TOO_MANY: u32 = 5_000;
 
 impl<'a> Walk<'a> {
     pub(super) fn new(world: &'a World) -> Walk<'a> {
-        Walk { world, flows: BTreeMap::new(), lines: Vec::new(), routers: Vec::new(), steps: 0 }
+        Walk { world, flows: BTreeMap::new(), lines: Vec::new(), routers: Vec::new(), steps: 0, left: None }
     }
 
-    /// Whether an answer reaches `who`; nothing of its way is written down.
-    pub(super) fn arrives(&mut self, answer: Answer, who: &str) -> Result<bool> {
+    /// What becomes of an answer: whether it comes to `who`, and whether it is seen on its way there. Nothing of that way is
+    /// written down.
+    pub(super) fn fate(&mut self, answer: Answer, who: &str) -> Result<(bool, bool)> {
+        if answer.host == who {
+            return Ok((true, true));
+        }
         let (lines, routers) = (self.lines.len(), self.routers.len());
         let end = self.send(&answer.host, answer.error)?;
+        let seen = self.lines.len() > lines;
         self.lines.truncate(lines);
         self.routers.truncate(routers);
-        Ok(matches!(end, End::Delivered(host, ..) if host == who))
+        Ok((matches!(end, End::Delivered(host, ..) if host == who), seen))
     }
 
     /// A datagram that came to a host where nobody listens; whether `who` hears of that.
@@ -74,7 +81,7 @@ impl<'a> Walk<'a> {
         let host = self.world.host(host)?;
         let link = host.link(link)?;
         match self.drop(host, link, packet.ttl, "nothing listens on the port", None, Some(&packet)) {
-            End::Dropped(Dropped { answer: Some(answer), .. }) => self.arrives(*answer, who),
+            End::Dropped(Dropped { answer: Some(answer), .. }) => Ok(self.fate(*answer, who)?.0),
             _ => Ok(false),
         }
     }
@@ -113,7 +120,7 @@ impl<'a> Walk<'a> {
             }
             self.translate_source(host, from, route, &mut packet)?;
         }
-        self.transmit(host, from, out, next, route, packet)
+        self.transmit(host, from, out, next, packet)
     }
 
     fn transmit(
@@ -122,8 +129,7 @@ impl<'a> Walk<'a> {
         from: Option<&'a Link>,
         out: &'a Link,
         next: Ipv4Addr,
-        route: &'a Route,
-        mut packet: Packet,
+        packet: Packet,
     ) -> Result<End> {
         self.steps += 1;
         if self.steps > TOO_MANY {
@@ -138,7 +144,11 @@ impl<'a> Walk<'a> {
                 let peer = self.world.host(peer)?;
                 // A node answers for the pods' gateway; over a bridge, who has the address does.
                 let answers = |peer: &Host| match peer.links.get(port).and_then(|port| port.master.as_deref()) {
-                    None => matches!(peer.role, Role::Node { .. }) || !peer.silent && peer.is_local(next),
+                    // Proxy ARP is for those who forward (`arp_process` in net/ipv4/arp.c).
+                    None if matches!(peer.role, Role::Node { .. }) => {
+                        peer.is_local(next) || peer.setting("ipv4/ip_forward") == "1"
+                    }
+                    None => !peer.silent && peer.is_local(next),
                     Some(bridge) => {
                         peer.links.get(bridge).is_some_and(|bridge| has(bridge, next))
                             || self.world.owner(next).is_some_and(|pod| !pod.silent && pod.is_behind(peer, bridge))
@@ -163,16 +173,42 @@ impl<'a> Walk<'a> {
         };
         let ttl = shown_ttl(&packet);
         let at = from.unwrap_or(out);
-        if !host.carrier(self.world, out) {
-            let why = format!("{} has no carrier: its other end is down", out.name);
-            return Ok(self.drop(host, at, ttl, &why, None, Some(&packet)));
-        }
-        let Some(peer) = known else {
-            return Ok(self.drop(host, at, ttl, &format!("no answer to ARP for {next}"), None, Some(&packet)));
+        let why = match known {
+            _ if !host.carrier(self.world, out) => format!("{} has no carrier: its other end is down", out.name),
+            Some(peer) => return self.hand_over(host, from, out, next, packet, peer),
+            None => format!("no answer to ARP for {next}"),
         };
-        let _ = route;
+        if from.is_none() {
+            self.kept(host, out, &why);
+            return Ok(End::Dropped(Dropped { traced: true, rule: None, answer: self.answer(host, &packet) }));
+        }
+        Ok(self.drop(host, at, ttl, &why, None, Some(&packet)))
+    }
+
+    /// What its maker keeps for want of a neighbour, no device sees: not even that it was sent.
+    fn kept(&mut self, host: &Host, out: &Link, why: &str) {
+        let place = self.place(host);
+        while self.lines.last().is_some_and(|line| line.starts_with(&format!("{place} {} ", out.name))) {
+            self.lines.pop();
+        }
+        self.lines.push(format!("{place} {} dropped: {why} (inferred)", out.name));
+    }
+
+    fn hand_over(
+        &mut self,
+        host: &'a Host,
+        from: Option<&'a Link>,
+        out: &'a Link,
+        next: Ipv4Addr,
+        mut packet: Packet,
+        peer: &'a Host,
+    ) -> Result<End> {
+        let ttl = shown_ttl(&packet);
         if from.is_some() || packet.outer.is_some() {
             self.line(host, &out.name, "transmitted", ttl, "");
+        }
+        if host.role != Role::Outside {
+            self.left = Some((host.name.clone(), out.name.clone(), ttl));
         }
         match &out.kind {
             LinkKind::Bridge => {
@@ -188,6 +224,16 @@ impl<'a> Walk<'a> {
             }
             LinkKind::Veth(_, link) => self.receive(peer, peer.link(link)?, next, packet),
             _ => bail!("a tunnel"),
+        }
+    }
+
+    /// Out there a request came to nothing: of what left last, no more is seen.
+    fn gone(&mut self) {
+        let left = self.left.clone();
+        if let Some((host, link, ttl)) = left.and_then(|(host, link, ttl)| Some((self.world.hosts.get(&host)?, link, ttl))) {
+            let Role::Node { name, .. } = &host.role else { return };
+            let text = format!("left {name} {link}; beyond is not traced, no reply came back");
+            self.line(host, &link, "lost", ttl, &text);
         }
     }
 
@@ -210,6 +256,7 @@ impl<'a> Walk<'a> {
             return None;
         }
         let (Role::Node { name: here, .. }, Role::Node { name: there, .. }) = (&host.role, &peer.role) else {
+            self.gone();
             return Some(End::Beyond);
         };
         let text = format!("left {here} {}, never arrived at {there} {}", out.name, peer.nic());
@@ -505,7 +552,12 @@ impl<'a> Walk<'a> {
                 _ => None,
             },
             (Role::Pod { .. }, _) => None,
-            (Role::Node { .. }, Cni::Calico { .. }) => random.filter(|_| from_pool && !to_pool),
+            (Role::Node { .. }, Cni::Calico { .. }) => {
+                let out = host.link(&route.dev)?;
+                let tunnel = matches!(out.kind, LinkKind::Ipip(_) | LinkKind::Vxlan(_));
+                let own = tunnel && host.is_local(packet.src) && !has(out, packet.src);
+                random.filter(|_| from_pool && !to_pool || own)
+            }
             (Role::Node { .. }, Cni::Kindnet) => Some(Source::Masquerade { random: false }).filter(|_| !to_pool),
             (Role::Node { block, .. }, Cni::Flannel { .. }) => {
                 let own = (block.contains(&packet.src), block.contains(&packet.dst));
@@ -529,22 +581,29 @@ impl<'a> Walk<'a> {
         answered: Option<&Packet>,
     ) -> End {
         self.line(host, &at.name, "dropped", ttl, why);
-        let back = answered.filter(|packet| packet.protocol != Protocol::Error && packet.outer.is_none());
-        let answer = back.and_then(|packet| {
-            let route = fib::lookup(&host.routes, packet.src).filter(|route| route.kind == Kind::Unicast)?;
-            let error = Packet {
-                src: if host.is_local(packet.dst) { packet.dst } else { host.source(route)? },
-                dst: packet.src,
-                id: 0,
-                ttl: 64,
-                protocol: Protocol::Error,
-                size: 100,
-                about: Some(packet.ends()),
-                outer: None,
-            };
-            Some(Box::new(Answer { host: host.name.clone(), error }))
-        });
+        if host.role == Role::Outside {
+            self.gone();
+        }
+        let answer = answered.and_then(|packet| self.answer(host, packet));
         End::Dropped(Dropped { traced: host.role != Role::Outside, rule: rule.map(str::to_owned), answer })
+    }
+
+    /// The ICMP error that a host sends about a packet, if it may and can.
+    fn answer(&self, host: &Host, packet: &Packet) -> Option<Box<Answer>> {
+        if packet.protocol == Protocol::Error || packet.outer.is_some() {
+            return None;
+        }
+        let to_itself = host.is_local(packet.src);
+        let route = fib::lookup(&host.routes, packet.src).filter(|route| route.kind == Kind::Unicast);
+        let src = match route {
+            _ if host.is_local(packet.dst) => packet.dst,
+            _ if to_itself => packet.src,
+            route => host.source(route?)?,
+        };
+        let about = Some(packet.ends());
+        let error =
+            Packet { src, dst: packet.src, id: 0, ttl: 64, protocol: Protocol::Error, size: 100, about, outer: None };
+        Some(Box::new(Answer { host: host.name.clone(), error }))
     }
 
     fn text(&self, host: &Host, route: &Route) -> String {
@@ -552,13 +611,19 @@ impl<'a> Walk<'a> {
         route.text(!carrier)
     }
 
+    fn place(&self, host: &Host) -> String {
+        match &host.role {
+            Role::Outside | Role::Node { .. } => host.name.clone(),
+            Role::Pod { node, name } => format!("{node} {name}"),
+        }
+    }
+
     /// As scenario files write a hop.
     fn line(&mut self, host: &Host, link: &str, action: &str, ttl: u8, detail: &str) {
-        let place = match &host.role {
-            Role::Outside => return,
-            Role::Node { .. } => host.name.clone(),
-            Role::Pod { node, name } => format!("{node} {name}"),
-        };
+        if host.role == Role::Outside {
+            return;
+        }
+        let place = self.place(host);
         let colon = if detail.is_empty() { "" } else { ": " };
         let basis = if action == "bridged" { " (inferred)" } else { "" };
         self.lines.push(format!("{place} {link} {action} ttl {ttl}{colon}{detail}{basis}"));

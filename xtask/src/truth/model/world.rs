@@ -179,7 +179,8 @@ impl World {
             Plant::PolicyDrop { pod, way } => {
                 let Role::Pod { node, name } = self.host(pod)?.role.clone() else { bail!("{pod} is no pod") };
                 let LinkKind::Veth(_, link) = self.host(pod)?.link("eth0")?.kind.clone() else { bail!("no veth") };
-                self.host_mut(&node)?.filters.push(Filter::policy(*way, link, name));
+                let Cni::Calico { rules, .. } = self.cni else { bail!("policies are Calico's") };
+                self.host_mut(&node)?.filters.push(Filter::policy(*way, link, name, rules));
             }
             _ => bail!("unknown to it"),
         }
@@ -304,6 +305,11 @@ impl Host {
     /// Links whose other end is down have no carrier.
     pub(super) fn carrier(&self, world: &World, link: &Link) -> bool {
         match &link.kind {
+            // A bridge has what one of its ports has.
+            LinkKind::Bridge => {
+                let mut ports = self.links.values().filter(|port| port.master.as_ref() == Some(&link.name));
+                ports.any(|port| port.up && self.carrier(world, port))
+            }
             LinkKind::Veth(host, peer) if host != WIRE => {
                 world.hosts.get(host).and_then(|host| host.links.get(peer)).is_none_or(|peer| peer.up)
             }
@@ -315,7 +321,7 @@ impl Host {
     pub(super) fn is_behind(&self, node: &Host, bridge: &str) -> bool {
         let Some(LinkKind::Veth(host, port)) = self.links.get("eth0").map(|link| &link.kind) else { return false };
         let port = node.links.get(port).filter(|_| *host == node.name);
-        port.is_some_and(|port| port.master.as_deref() == Some(bridge))
+        port.is_some_and(|port| port.up && port.master.as_deref() == Some(bridge))
     }
 }
 
