@@ -118,7 +118,8 @@ impl<'a> Walk<'a> {
                     return Ok(dropped);
                 }
             }
-            self.translate_source(host, from, route, &mut packet)?;
+            let source = host.source(route);
+            self.translate_source(host, from, out, &out.name, source, &mut packet)?;
         }
         self.transmit(host, from, out, next, packet)
     }
@@ -280,7 +281,7 @@ impl<'a> Walk<'a> {
     }
 
     /// A link brings a packet for the neighbour `next`.
-    fn receive(&mut self, host: &'a Host, link: &'a Link, next: Ipv4Addr, packet: Packet) -> Result<End> {
+    fn receive(&mut self, host: &'a Host, link: &'a Link, next: Ipv4Addr, mut packet: Packet) -> Result<End> {
         let ttl = shown_ttl(&packet);
         self.line(host, &link.name, "received", ttl, "");
         let Some(bridge) = &link.master else { return self.enter(host, link, packet) };
@@ -296,8 +297,12 @@ impl<'a> Walk<'a> {
             if let Some(dropped) = self.filtered(host, point, Some(link), Some(bridge), &packet)? {
                 return Ok(dropped);
             }
+            match point {
+                Point::Prerouting => self.translate_destination(host, link, &mut packet)?,
+                Point::Forward => self.line(host, &bridge.name, "bridged", ttl, ""),
+                _ => self.translate_source(host, Some(link), bridge, port, None, &mut packet)?,
+            }
         }
-        self.line(host, &bridge.name, "bridged", ttl, "");
         self.line(host, port, "transmitted", ttl, "");
         self.receive(other, other.link("eth0")?, next, packet)
     }
@@ -488,7 +493,9 @@ impl<'a> Walk<'a> {
         &mut self,
         host: &'a Host,
         from: Option<&Link>,
-        route: &'a Route,
+        out: &'a Link,
+        shown: &str,
+        source: Option<Ipv4Addr>,
         packet: &mut Packet,
     ) -> Result<()> {
         if packet.about.is_some() {
@@ -504,7 +511,7 @@ impl<'a> Walk<'a> {
         if let Some(flow) = flows.iter().find(|flow| (flow.back.0, flow.forth.0) == ends && flow.forth.1 != flow.back.0) {
             let text = format!("src {} -> {}", packet.src, flow.forth.1);
             packet.src = flow.forth.1;
-            self.line(host, &route.dev, "undnat", packet.ttl, &text);
+            self.line(host, shown, "undnat", packet.ttl, &text);
             return Ok(());
         }
         let Some(place) = flows.iter().position(|flow| flow.forth.0 == ends.0 && flow.back.0 == ends.1) else {
@@ -513,9 +520,9 @@ impl<'a> Walk<'a> {
         if !packet.begins() {
             return Ok(());
         }
-        let masquerade = || host.link(&route.dev).map(|link| link.addresses.first().map(ipnet::Ipv4Net::addr));
-        let to = match self.source_rule(host, route, packet)? {
-            Some(Source::Masquerade { random }) => masquerade()?.or(host.source(route)).map(|to| (to, random)),
+        let masquerade = out.addresses.first().map(ipnet::Ipv4Net::addr).or(source);
+        let to = match self.source_rule(host, out, packet) {
+            Some(Source::Masquerade { random }) => masquerade.map(|to| (to, random)),
             Some(Source::To(to)) => Some((to, false)),
             None => None,
         };
@@ -527,33 +534,32 @@ impl<'a> Walk<'a> {
         let changed = if random { ", id changed" } else { "" };
         let text = format!("src {} -> {to}{changed}", packet.src);
         (packet.src, packet.id) = (to, id);
-        self.line(host, &route.dev, "snat", packet.ttl, &text);
+        self.line(host, shown, "snat", packet.ttl, &text);
         Ok(())
     }
 
     /// The first rule that translates the source of a new flow: planted, else of the CNI or the gateway.
-    fn source_rule(&self, host: &Host, route: &Route, packet: &Packet) -> Result<Option<Source>> {
-        let passing = Passing { packet, from: None, to: Some(&route.dev), established: false };
+    fn source_rule(&self, host: &Host, out: &Link, packet: &Packet) -> Option<Source> {
+        let passing = Passing { packet, from: None, to: Some(&out.name), established: false };
         let planted = host.filters.iter().filter(|filter| filter.point == Point::Postrouting && filter.fits(&passing));
         for filter in planted {
             match filter.verdict {
-                Verdict::Masquerade => return Ok(Some(Source::Masquerade { random: false })),
-                Verdict::Snat(to) => return Ok(Some(Source::To(to))),
+                Verdict::Masquerade => return Some(Source::Masquerade { random: false }),
+                Verdict::Snat(to) => return Some(Source::To(to)),
                 _ => {}
             }
         }
         let pool = self.world.pool;
         let (from_pool, to_pool) = (pool.contains(&packet.src), pool.contains(&packet.dst));
         let random = Some(Source::Masquerade { random: true });
-        Ok(match (&host.role, &self.world.cni) {
+        match (&host.role, &self.world.cni) {
             (Role::Outside, _) => match self.world.translated.get(&packet.src) {
-                Some(external) if route.dev == "eth1" => Some(Source::To(*external)),
-                _ if host.masquerades && route.dev == "eth1" => Some(Source::Masquerade { random: false }),
+                Some(external) if out.name == "eth1" => Some(Source::To(*external)),
+                _ if host.masquerades && out.name == "eth1" => Some(Source::Masquerade { random: false }),
                 _ => None,
             },
             (Role::Pod { .. }, _) => None,
             (Role::Node { .. }, Cni::Calico { .. }) => {
-                let out = host.link(&route.dev)?;
                 let tunnel = matches!(out.kind, LinkKind::Ipip(_) | LinkKind::Vxlan(_));
                 let own = tunnel && host.is_local(packet.src) && !has(out, packet.src);
                 random.filter(|_| from_pool && !to_pool || own)
@@ -568,7 +574,7 @@ impl<'a> Walk<'a> {
                 };
                 random.filter(|_| !stays && (from_pool || to_pool))
             }
-        })
+        }
     }
 
     fn drop(
