@@ -204,3 +204,17 @@ fn ask(rng: &mut StdRng, profile: &Profile) -> Ask {
     }
     ask
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_makes_one_network_that_a_lab_can_be() {
+        for seed in 0..500 {
+            let made = network(seed, true);
+            made.profile.check().unwrap_or_else(|error| panic!("seed {seed}: {error:#}"));
+            assert_eq!(format!("{made:?}"), format!("{:?}", network(seed, true)));
+        }
+    }
+}

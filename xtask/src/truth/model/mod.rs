@@ -131,3 +131,6 @@ fn address(world: &World, target: &Target) -> Result<Ipv4Addr> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
