@@ -20,7 +20,9 @@ fn main() -> ExitCode {
         eprintln!("{error:#}");
         return ExitCode::FAILURE;
     }
-    let trial = |seed: u64| Trial::test(format!("network-{seed}"), move || Ok(agrees(seed).map_err(|error| format!("{error:#}"))?));
+    let trial = |seed: u64| {
+        Trial::test(format!("network-{seed}"), move || Ok(agrees(seed).map_err(|error| format!("{error:#}"))?))
+    };
     libtest_mimic::run(&arguments, (1..=NETWORKS).map(trial).collect()).exit_code()
 }
 
@@ -32,7 +34,10 @@ fn agrees(seed: u64) -> anyhow::Result<()> {
     // target/<profile>/deps/truth-<hash>
     let podpath = own.ancestors().nth(2).map(|folder| folder.join("podpath")).filter(|podpath| podpath.is_file());
     let podpath = podpath.ok_or_else(|| {
-        anyhow::anyhow!("no podpath beside {}: run the tests by `cargo xtask test`, which builds all they need", own.display())
+        anyhow::anyhow!(
+            "no podpath beside {}: run the tests by `cargo xtask test`, which builds all they need",
+            own.display()
+        )
     })?;
     let (tally, told) = truth::one(seed, &podpath, false)?;
     anyhow::ensure!(tally.traces > 0, "nothing was traced");

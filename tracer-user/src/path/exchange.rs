@@ -240,7 +240,11 @@ impl<'a> Story<'a> {
             };
         }
         // An answer that did not come back is none to who waits for it.
-        if self.rejection.as_ref().is_some_and(|r| r.arrived || !matches!(request, End::Dropped { .. } | End::Unsent { .. })) {
+        if self
+            .rejection
+            .as_ref()
+            .is_some_and(|r| r.arrived || !matches!(request, End::Dropped { .. } | End::Unsent { .. }))
+        {
             return is(Outcome::Rejected, Some(Direction::Request));
         }
         match request {
@@ -351,7 +355,8 @@ impl<'a> Story<'a> {
     ) -> (Path, Path, Vec<ClockAtStart>) {
         let Some(start) = there.first().or(back.first()).and_then(|h| Some((h.node, h.time_ns?))) else {
             // What its source kept has no time; all other ways begin with one.
-            let undated = |hops: Vec<Timed>| Path { hops: hops.into_iter().map(|h| h.hop).collect(), incomplete: false };
+            let undated =
+                |hops: Vec<Timed>| Path { hops: hops.into_iter().map(|h| h.hop).collect(), incomplete: false };
             return (undated(there), undated(back), Vec::new());
         };
         let needed: Vec<usize> = there.iter().chain(&back).map(|h| h.node).collect();

@@ -471,7 +471,9 @@ impl<'a> Walk<'_, 'a> {
     /// The route of what waits for a neighbour; its header then.
     fn unsent_routed(&mut self, node: usize, last: &Touch<'a>) -> Header {
         let translation = self.chain.translation(node, last.first.skb);
-        let Some(answer) = self.world.answer(node, &route::dying(last, None, translation)) else { return last.header() };
+        let Some(answer) = self.world.answer(node, &route::dying(last, None, translation)) else {
+            return last.header();
+        };
         let Some(ifindex) = answer.route.as_ref().and_then(|route| route.out_ifindex) else { return last.header() };
         let header = Header { ttl: last.ttl().saturating_sub(1), ..last.header() };
         self.routers.push((node, answer.icmp_source));

@@ -226,7 +226,8 @@ impl Backend for LiveNode {
                 "check the limit on open files",
             )
         })?;
-        let routed = facts::RouteQuestion { netns: holder.netns, src: ping.src, dst: ping.dst, in_ifindex: None, mark: 0 };
+        let routed =
+            facts::RouteQuestion { netns: holder.netns, src: ping.src, dst: ping.dst, in_ifindex: None, mark: 0 };
         self.sent = Some(routed);
         let ping = ping.clone();
         Ok(Box::new(move |sender| {

@@ -8,6 +8,7 @@ use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 
 use super::network::{Ask, Network, Probe, Target};
+use crate::lab::plant::{Iptables, Plant};
 use crate::lab::profile::{Cni, IdleBridge, Node, Outside, Pod, Profile, Reach, Rules, Subnet, Tunnel, TunnelKind};
 
 mod fault;
@@ -17,6 +18,9 @@ const FAULTS: usize = 2;
 const ASKS: usize = 4;
 /// Answer on the Internet, each lab.
 const INTERNET: [Ipv4Addr; 2] = [Ipv4Addr::new(8, 8, 8, 8), Ipv4Addr::new(142, 250, 65, 228)];
+
+/// Nobody's address.
+const FRONT: Ipv4Addr = Ipv4Addr::new(198, 19, 7, 7);
 
 /// How the pods of two nodes reach each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,8 +36,15 @@ enum Kind {
 pub(crate) fn network(seed: u64, ipip: bool) -> Network {
     let mut rng = StdRng::seed_from_u64(seed);
     let profile = profile(&mut rng, ipip);
-    let asks: Vec<Ask> = (0..ASKS).map(|_| ask(&mut rng, &profile)).collect();
+    let mut asks: Vec<Ask> = (0..ASKS).map(|_| ask(&mut rng, &profile)).collect();
     let mut plants = Vec::new();
+    if rng.random_bool(0.25) {
+        plants.extend(front(&mut rng, &profile, &mut asks));
+    }
+    // One alone: what its source learns of the way's MTU is not for the others.
+    if asks[0].probe == Probe::Ping && rng.random_bool(0.3) {
+        asks[0].size = Some(1200);
+    }
     for _ in 0..rng.random_range(0..=FAULTS) {
         fault::add(&mut rng, &profile, &asks, &mut plants);
     }
@@ -176,6 +187,20 @@ fn lend(rng: &mut StdRng, kind: Kind, profile: &mut Profile) {
     if let Some(pod) = profile.nodes.last_mut().and_then(|node| node.pods.first_mut()) {
         (pod.address, pod.borrowed) = (address, true);
     }
+}
+
+/// One more of the traces is to an address that a node gives way to a pod's.
+fn front(rng: &mut StdRng, profile: &Profile, asks: &mut Vec<Ask>) -> Option<Plant> {
+    let pods = |node: &Node| node.pods.iter().map(|pod| (node.host.clone(), pod.clone())).collect::<Vec<_>>();
+    let pods: Vec<(String, Pod)> = profile.nodes.iter().flat_map(pods).collect();
+    let ((at, from), (_, to)) = (pick(rng, &pods), pick(rng, &pods));
+    if from.name == to.name {
+        return None;
+    }
+    let probe = pick(rng, &[Probe::Ping, Probe::Tcp, Probe::Udp]);
+    asks.push(Ask { from: from.name, to: Target::Address(FRONT), probe, size: None });
+    let rule = format!("-t nat -I PREROUTING -d {FRONT} -j DNAT --to-destination {}", to.address);
+    Some(Plant::Rule { at, tool: Iptables::Nft, rule })
 }
 
 fn ask(rng: &mut StdRng, profile: &Profile) -> Ask {

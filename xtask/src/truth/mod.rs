@@ -95,6 +95,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
 /// The lab cannot be built, or the model does not know something in it. The lab is down again, unless it is to be kept.
 pub fn one(seed: u64, podpath: &Path, keep: bool) -> Result<(Tally, String)> {
     let network = generate::network(seed, false);
+    let _turn = turn()?;
     let result = (|| {
         network.profile.check()?;
         let info = lab::up_as(LAB, &format!("of seed {seed}"), &network.profile)?;
@@ -104,6 +105,15 @@ pub fn one(seed: u64, podpath: &Path, keep: bool) -> Result<(Tally, String)> {
     let result = result.with_context(|| format!("the network of seed {seed}"))?;
     down?;
     Ok(result)
+}
+
+/// Labs of scenarios and networks are called the same for all on this machine: one of them at a time.
+fn turn() -> Result<fs::File> {
+    const FOLDER: &str = "/run/podpath";
+    fs::create_dir_all(FOLDER).with_context(|| format!("creating {FOLDER}"))?;
+    let folder = fs::File::open(FOLDER).with_context(|| format!("opening {FOLDER}"))?;
+    folder.lock().with_context(|| format!("locking {FOLDER}"))?;
+    Ok(folder)
 }
 
 fn traced(network: &Network, info: &LabInfo, podpath: &Path, keep: bool) -> Result<(Tally, String)> {
@@ -153,7 +163,8 @@ fn describe(network: &Network) -> String {
     for node in &profile.nodes {
         let _ = write!(text, "\n    {} {} {} block {}", node.host, node.name, node.address, node.block());
         for pod in &node.pods {
-            let _ = write!(text, "\n      {}/{} {} {}", pod.namespace, pod.name, pod.address, profile.host_interface(pod));
+            let _ =
+                write!(text, "\n      {}/{} {} {}", pod.namespace, pod.name, pod.address, profile.host_interface(pod));
         }
     }
     for plant in &network.plants {
@@ -167,7 +178,11 @@ fn trace(info: &LabInfo, podpath: &Path, ask: &Ask, expected: &Expected) -> Resu
     // The kernel limits the rate of its ICMP errors, and waits three seconds for a neighbour.
     let pace = match expected.outcome.as_str() {
         "delivered" => " -c 2 -i 0.2",
-        _ if expected.request.last().is_some_and(|line| line.contains("no answer to ARP") || line.contains("no carrier")) => {
+        _ if expected
+            .request
+            .last()
+            .is_some_and(|line| line.contains("no answer to ARP") || line.contains("no carrier")) =>
+        {
             " -c 1 --timeout 5"
         }
         _ => " -c 1 --timeout 0.7",
@@ -193,7 +208,8 @@ fn compare(info: &LabInfo, expected: &Expected, trace: &report::Trace) -> Vec<St
     }
     for exchange in &trace.exchanges {
         let lines = |path: &report::Path| path.hops.iter().map(|hop| hop.line(info)).collect::<Vec<_>>();
-        let end = |outcome: &str, failed: &Option<String>| vec![format!("{outcome} {}", failed.as_deref().unwrap_or("-"))];
+        let end =
+            |outcome: &str, failed: &Option<String>| vec![format!("{outcome} {}", failed.as_deref().unwrap_or("-"))];
         let last = exchange.reply.hops.last().or(exchange.request.hops.last());
         let drop = last.and_then(|hop| hop.detail.drop.as_ref());
         let named: Vec<String> = drop.iter().flat_map(|drop| &drop.rules).map(name_of).collect();
@@ -202,7 +218,11 @@ fn compare(info: &LabInfo, expected: &Expected, trace: &report::Trace) -> Vec<St
         let open = !known && expected.rule.as_ref().is_some_and(|rule| named.contains(rule));
         let rule = if open { expected.rule.iter().cloned().collect() } else { named };
         let found = [
-            check::different("outcome", &end(&expected.outcome, &expected.failed), &end(&exchange.outcome, &exchange.failed_direction)),
+            check::different(
+                "outcome",
+                &end(&expected.outcome, &expected.failed),
+                &end(&exchange.outcome, &exchange.failed_direction),
+            ),
             check::different("request", &expected.request, &lines(&exchange.request)),
             check::different("reply", &expected.reply, &lines(&exchange.reply)),
             check::different("rule", expected.rule.as_slice(), &rule),
@@ -223,6 +243,7 @@ fn name_of(rule: &report::Rule) -> String {
 /// Whether podpath said that it does not know something about it.
 fn unknown(exchange: &report::Exchange) -> bool {
     let hops = exchange.request.hops.iter().chain(&exchange.reply.hops);
-    let open = |hop: &report::Hop| hop.detail.drop.as_ref().is_some_and(|drop| !drop.rules.is_empty() && !drop.rule_known);
+    let open =
+        |hop: &report::Hop| hop.detail.drop.as_ref().is_some_and(|drop| !drop.rules.is_empty() && !drop.rule_known);
     exchange.outcome == "incomplete" || !exchange.notes.is_empty() || hops.into_iter().any(open)
 }

@@ -40,12 +40,7 @@ pub(in crate::path) fn on_its_way(
 }
 
 /// Where a route leads out, and what is wrong there.
-fn unresolved(
-    world: &World<'_>,
-    node: usize,
-    answer: &RouteAnswer,
-    seen: &str,
-) -> Option<(LinkRef, DropDetail)> {
+fn unresolved(world: &World<'_>, node: usize, answer: &RouteAnswer, seen: &str) -> Option<(LinkRef, DropDetail)> {
     let route = answer.route.as_ref().filter(|route| route.kind == RouteKind::Unicast)?;
     let out = LinkRef { netns: answer.question.netns, ifindex: route.out_ifindex? };
     let link = world.namespaces(node).link(out)?;

@@ -49,7 +49,7 @@ pub(super) fn add(rng: &mut StdRng, profile: &Profile, asks: &[Ask], plants: &mu
     let Ends { from, to, src, dst, pods } = ends(profile, &ask);
     let at = pick(rng, &[from, to]).host.clone();
     let cluster = |address: Ipv4Addr| profile.pool.contains(&address);
-    let plant = match rng.random_range(0..14) {
+    let plant = match rng.random_range(0..15) {
         0 => rule(rng, at, src, dst),
         1 => rule(rng, at, dst, src),
         2 if matches!(profile.cni, Cni::Calico { .. }) && !pods.is_empty() => {
@@ -59,7 +59,8 @@ pub(super) fn add(rng: &mut StdRng, profile: &Profile, asks: &[Ask], plants: &mu
             let kind = pick(rng, &["blackhole", "unreachable", "prohibit"]);
             // One address of the pool that has a route of its own already would have two.
             let narrow = Ipv4Net::new_assert(dst, 32);
-            (cluster(dst) && from.host != to.host).then(|| Plant::Route { at: from.host.clone(), route: format!("{kind} {narrow}") })
+            (cluster(dst) && from.host != to.host)
+                .then(|| Plant::Route { at: from.host.clone(), route: format!("{kind} {narrow}") })
         }
         4 => (from.host != to.host && cluster(dst) && profile.tunnel.is_none())
             .then(|| Plant::NoRoute { at: from.host.clone(), route: to.block().to_string() }),
@@ -75,15 +76,27 @@ pub(super) fn add(rng: &mut StdRng, profile: &Profile, asks: &[Ask], plants: &mu
             name: "net.ipv4.ip_default_ttl".to_owned(),
             value: rng.random_range(1..=4).to_string(),
         }),
-        9 => pods.last().map(|pod| Plant::LinkDown { at: to.host.clone(), interface: profile.host_interface(pod) }).filter(|_| {
-            pods.len() == 2 && from.host != to.host
-        }),
+        9 => pods
+            .last()
+            .map(|pod| Plant::LinkDown { at: to.host.clone(), interface: profile.host_interface(pod) })
+            .filter(|_| pods.len() == 2 && from.host != to.host),
         10 => (pods.len() == 2 && from.host != to.host).then(|| Plant::Unresolved { pod: pods[1].name.clone() }),
         11 => Some(nat(at, format!("-s {src} -d {dst} -j MASQUERADE"), "POSTROUTING")),
-        12 if pods.len() == 2 => {
-            let virtual_address = Ipv4Addr::new(198, 19, 7, 7);
-            let _ = virtual_address;
-            None
+        12 if matches!(profile.cni, Cni::Kindnet) => Some(Plant::ChainPolicy { at, chain: "FORWARD".to_owned() }),
+        13 => {
+            let back = detour(rng, profile, from, to, dst);
+            // What it leads over sends it back.
+            if let Some(Plant::Route { route, .. }) = &back {
+                let via = profile.nodes.iter().find(|node| route.contains(&format!(" {} ", node.address)));
+                plants.extend(via.map(|via| Plant::Route {
+                    at: via.host.clone(),
+                    route: format!("{dst}/32 via {} dev {}", from.address, profile.nic),
+                }));
+            }
+            back
+        }
+        14 if ask.size.is_some() && pods.len() == 2 => {
+            Some(Plant::Mtu { at: to.host.clone(), interface: profile.host_interface(pods[1]), mtu: 1000 })
         }
         _ => None,
     };
@@ -95,7 +108,10 @@ pub(super) fn add(rng: &mut StdRng, profile: &Profile, asks: &[Ask], plants: &mu
 fn rule(rng: &mut StdRng, at: String, src: Ipv4Addr, dst: Ipv4Addr) -> Option<Plant> {
     let target = pick(rng, &["DROP", "DROP", "REJECT"]);
     let place = match target {
-        "DROP" => pick(rng, &["-t raw -I PREROUTING", "-t mangle -I FORWARD", "-I FORWARD", "-I INPUT", "-t mangle -I POSTROUTING"]),
+        "DROP" => pick(
+            rng,
+            &["-t raw -I PREROUTING", "-t mangle -I FORWARD", "-I FORWARD", "-I INPUT", "-t mangle -I POSTROUTING"],
+        ),
         _ => pick(rng, &["-I FORWARD", "-I INPUT"]),
     };
     let ends = match rng.random_range(0..3) {

@@ -89,6 +89,10 @@ impl Route {
         }
     }
 
+    pub(super) fn is_of_host(&self) -> bool {
+        self.scope.as_deref() == Some("host")
+    }
+
     /// As `ip route` prints it.
     pub(super) fn text(&self, linkdown: bool) -> String {
         let mut text = match self.kind {
@@ -152,7 +156,8 @@ mod tests {
 
     #[test]
     fn the_longest_prefix_wins() {
-        let routes = ["default via 10.0.0.2 dev a", "10.1.0.0/16 dev b", "10.1.2.3 dev c"].map(|r| Route::parse(r).unwrap());
+        let routes =
+            ["default via 10.0.0.2 dev a", "10.1.0.0/16 dev b", "10.1.2.3 dev c"].map(|r| Route::parse(r).unwrap());
         let dev = |to: &str| lookup(&routes, to.parse().unwrap()).unwrap().dev.as_str();
         assert_eq!((dev("8.8.8.8"), dev("10.1.9.9"), dev("10.1.2.3")), ("a", "b", "c"));
     }

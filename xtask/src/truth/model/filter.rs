@@ -45,11 +45,13 @@ pub(super) enum Verdict {
     Drop,
     /// It answers.
     Reject,
+    /// It is the chain's default policy.
+    Policy,
     Masquerade,
     Snat(Ipv4Addr),
     Dnat(Ipv4Addr),
-    /// `ingress` or `egress`, and the pod.
-    Policy(&'static str, String),
+    /// A network policy: `ingress` or `egress`, and the pod.
+    NetworkPolicy(&'static str, String),
 }
 
 /// What a packet is about to do.
@@ -103,6 +105,12 @@ impl Filter {
         Ok(Filter { point, table, chain, matches, verdict })
     }
 
+    /// A base chain's default policy, of table filter.
+    pub(super) fn default(chain: &str) -> Result<Filter> {
+        let filter = Filter::parse(&format!("-I {chain} -j DROP"))?;
+        Ok(Filter { verdict: Verdict::Policy, ..filter })
+    }
+
     /// What Calico makes of a policy: behind `ESTABLISHED`.
     pub(super) fn policy(way: Way, link: String, pod: String, rules: Rules) -> Filter {
         let (letter, direction) = match way {
@@ -118,7 +126,7 @@ impl Filter {
             table: table.to_owned(),
             chain,
             matches: Matches { link: Some((way, link)), ..Matches::default() },
-            verdict: Verdict::Policy(direction, pod),
+            verdict: Verdict::NetworkPolicy(direction, pod),
         }
     }
 

@@ -175,6 +175,10 @@ impl<'a> Walk<'a> {
         let ttl = shown_ttl(&packet);
         let at = from.unwrap_or(out);
         let why = match known {
+            _ if !out.up => {
+                let why = format!("{} is administratively down", out.name);
+                return Ok(self.drop(host, at, ttl, &why, None, None));
+            }
             _ if !host.carrier(self.world, out) => format!("{} has no carrier: its other end is down", out.name),
             Some(peer) => return self.hand_over(host, from, out, next, packet, peer),
             None => format!("no answer to ARP for {next}"),
@@ -231,7 +235,9 @@ impl<'a> Walk<'a> {
     /// Out there a request came to nothing: of what left last, no more is seen.
     fn gone(&mut self) {
         let left = self.left.clone();
-        if let Some((host, link, ttl)) = left.and_then(|(host, link, ttl)| Some((self.world.hosts.get(&host)?, link, ttl))) {
+        if let Some((host, link, ttl)) =
+            left.and_then(|(host, link, ttl)| Some((self.world.hosts.get(&host)?, link, ttl)))
+        {
             let Role::Node { name, .. } = &host.role else { return };
             let text = format!("left {name} {link}; beyond is not traced, no reply came back");
             self.line(host, &link, "lost", ttl, &text);
@@ -427,13 +433,16 @@ impl<'a> Walk<'a> {
         let Filter { table, chain, .. } = filter;
         let (why, rule) = match &filter.verdict {
             // Behind ESTABLISHED, INVALID, and the reset of the mark.
-            Verdict::Policy(direction, pod) => (format!("{direction} policy at {pod}"), 4 + before),
-            Verdict::Reject => ("netfilter reject rule".to_owned(), 1 + before),
-            _ => ("netfilter rule".to_owned(), 1 + before),
+            Verdict::NetworkPolicy(direction, pod) => {
+                (format!("{direction} policy at {pod}"), format!("rule {}", 4 + before))
+            }
+            Verdict::Policy => (format!("the default policy of chain {chain}"), "policy".to_owned()),
+            Verdict::Reject => ("netfilter reject rule".to_owned(), format!("rule {}", 1 + before)),
+            _ => ("netfilter rule".to_owned(), format!("rule {}", 1 + before)),
         };
         let at = from.or(to).context("neither in nor out")?;
         let answers = filter.verdict == Verdict::Reject;
-        let rule = format!("{table}/{chain} rule {rule}");
+        let rule = format!("{table}/{chain} {rule}");
         Ok(Some(self.drop(host, at, packet.ttl, &why, Some(&rule), Some(packet).filter(|_| answers))))
     }
 
@@ -508,7 +517,8 @@ impl<'a> Walk<'a> {
         }
         let flows = self.flows.entry(&host.name).or_default();
         // An answer: its source becomes what the sender called it.
-        if let Some(flow) = flows.iter().find(|flow| (flow.back.0, flow.forth.0) == ends && flow.forth.1 != flow.back.0) {
+        if let Some(flow) = flows.iter().find(|flow| (flow.back.0, flow.forth.0) == ends && flow.forth.1 != flow.back.0)
+        {
             let text = format!("src {} -> {}", packet.src, flow.forth.1);
             packet.src = flow.forth.1;
             self.line(host, shown, "undnat", packet.ttl, &text);
@@ -631,7 +641,8 @@ impl<'a> Walk<'a> {
         }
         let place = self.place(host);
         let colon = if detail.is_empty() { "" } else { ": " };
-        let basis = if action == "bridged" { " (inferred)" } else { "" };
+        let inferred = action == "bridged" || detail.ends_with(" is administratively down");
+        let basis = if inferred { " (inferred)" } else { "" };
         self.lines.push(format!("{place} {link} {action} ttl {ttl}{colon}{detail}{basis}"));
     }
 }

@@ -100,7 +100,8 @@ impl World {
                 continue;
             }
             let host = world.hosts.get_mut(name).with_context(|| format!("no host {name}"))?;
-            host.sysctls.extend(namespace.sysctls.iter().map(|Sysctl { path, value, .. }| (path.clone(), (*value).to_owned())));
+            host.sysctls
+                .extend(namespace.sysctls.iter().map(|Sysctl { path, value, .. }| (path.clone(), (*value).to_owned())));
             let tunnel = namespace.tunnel.iter();
             if let Some(tunnel) = &namespace.tunnel {
                 host.tunnel(profile, &tunnel.name, &tunnel.bridge, &tunnel.ip)?;
@@ -170,7 +171,8 @@ impl World {
             Plant::LinkDown { at, interface } => {
                 let host = self.host_mut(at)?;
                 host.link_mut(interface)?.up = false;
-                host.routes.retain(|route| route.dev != *interface);
+                // Next hops of scope NOWHERE stay (`fib_sync_down_dev` in net/ipv4/fib_semantics.c): those of routes of scope host.
+                host.routes.retain(|route| route.dev != *interface || route.is_of_host());
             }
             Plant::Mtu { at, interface, mtu } => self.host_mut(at)?.link_mut(interface)?.mtu = *mtu,
             Plant::Unresolved { pod } => self.host_mut(pod)?.silent = true,
@@ -181,6 +183,10 @@ impl World {
                 let LinkKind::Veth(_, link) = self.host(pod)?.link("eth0")?.kind.clone() else { bail!("no veth") };
                 let Cni::Calico { rules, .. } = self.cni else { bail!("policies are Calico's") };
                 self.host_mut(&node)?.filters.push(Filter::policy(*way, link, name, rules));
+            }
+            // Nobody accepts there before it; Calico and flannel do.
+            Plant::ChainPolicy { at, chain } if matches!(self.cni, Cni::Kindnet) => {
+                self.host_mut(at)?.filters.push(Filter::default(chain)?);
             }
             _ => bail!("unknown to it"),
         }
@@ -264,7 +270,9 @@ impl Host {
         };
         // `fdb add MAC dev D dst ADDRESS ...`, and `neigh add ADDRESS lladdr MAC ...`.
         let macs: BTreeMap<&str, &str> = bridge.iter().filter_map(|line| pair(line, 2, 6)).collect();
-        for (address, mac) in ip.iter().filter(|line| line.starts_with("neigh add ")).filter_map(|line| pair(line, 2, 4)) {
+        for (address, mac) in
+            ip.iter().filter(|line| line.starts_with("neigh add ")).filter_map(|line| pair(line, 2, 4))
+        {
             self.beyond.insert(address.parse()?, macs.get(mac).context("no forwarding entry")?.parse()?);
         }
         let link = Link { name: name.to_owned(), mtu: profile.pod_mtu, kind, ..Link::default() };
@@ -278,7 +286,11 @@ impl Host {
         match words.as_slice() {
             ["link", "set", "lo", "up"] | ["neigh", ..] | ["link", "set", _, "type", ..] => {}
             ["addr", "add", address, rest @ ..] => {
-                let dev = *rest.last().filter(|word| **word != "noprefixroute").or(rest.get(rest.len() - 2)).context("no dev")?;
+                let dev = *rest
+                    .last()
+                    .filter(|word| **word != "noprefixroute")
+                    .or(rest.get(rest.len() - 2))
+                    .context("no dev")?;
                 let address = fib::prefix(address)?;
                 if dev == "lo" {
                     self.links.entry(dev.to_owned()).or_default().addresses.push(address);
