@@ -192,6 +192,9 @@ impl<'a> Walk<'_, 'a> {
 
     fn came_in(&mut self, node: usize, before: Option<&Touch<'a>>, touch: &Touch<'a>) {
         let spot = Spot { node, at: touch.at(), time_ns: touch.start() };
+        if let Some(before) = before.filter(|b| b.way == Way::In && !b.wrapped() && !touch.wrapped()) {
+            self.translated_at_port(spot, before, touch);
+        }
         let (mtu, segments) = (self.mtu(node, touch.at()), self.segments(node, touch));
         let unwrapped = self.world.namespaces(node).is_tunnel(touch.at()) && !touch.wrapped();
         let wrapped_before = before.filter(|b| b.wrapped() && !touch.wrapped());
@@ -204,6 +207,16 @@ impl<'a> Walk<'_, 'a> {
         } else {
             let detail = Detail { mtu, segments, ..Detail::default() };
             self.push(spot, Action::Received, touch.header(), Basis::Observed, detail);
+        }
+    }
+
+    /// With br_netfilter a bridge's port hands packets to PREROUTING before the bridge itself has them.
+    fn translated_at_port(&mut self, spot: Spot, before: &Touch<'a>, touch: &Touch<'a>) {
+        let rewrites = self.rewrites(spot.node, touch.first, &before.last.packet, &touch.first.packet, false);
+        if let Some((action, nat)) = rewrites.before_routing {
+            let (skb, from, to) = (touch.first.skb, Some(before.end()), touch.start());
+            let passage = Passage { node: spot.node, skb, from, to, came: Some(before.at()), goes: None };
+            self.rewritten(Spot { at: before.at(), ..spot }, action, nat, &before.last.packet, &passage);
         }
     }
 

@@ -109,10 +109,10 @@ fn routers(world: &World<'_>, told: &[Told<'_>], warnings: &mut Vec<String>) -> 
     // A port that is closed is reached: traceroute ends there too. Who answers in its name may stand anywhere.
     let end = world.ends.destination.address;
     let reached = |e: &Exchange| {
-        let by_end = e.rejection.as_ref().is_some_and(|r| r.from == end);
-        let last = e.request.hops.last();
         let closed = |h: &Hop| h.detail.drop.as_ref().is_some_and(|d| d.cause == DropCause::PortClosed);
-        by_end && (world.owner(end).is_none() || last.is_some_and(|h| h.action == Action::Delivered || closed(h)))
+        let came = e.request.hops.last().is_some_and(|h| h.action == Action::Delivered || closed(h));
+        // Behind DNAT it answers with an address of its own.
+        e.rejection.as_ref().is_some_and(|r| came && r.arrived || r.from == end && world.owner(end).is_none())
     };
     let refused = |e: &Exchange| e.outcome == Outcome::Rejected && reached(e);
     let arrived = |e: &Exchange| e.outcome == Outcome::Delivered || refused(e);

@@ -293,12 +293,16 @@ impl<'a> Walk<'a> {
         let Some(bridge) = &link.master else { return self.enter(host, link, packet) };
         let bridge = host.link(bridge)?;
         if has(bridge, next) {
+            // The bridge hands it to iptables first, as Kubernetes asks.
+            if let Some(dropped) = self.filtered(host, Point::Prerouting, Some(link), None, &packet)? {
+                return Ok(dropped);
+            }
+            self.translate_destination(host, link, &mut packet)?;
             self.line(host, &bridge.name, "received", ttl, "");
             return self.enter(host, bridge, packet);
         }
         let other = self.world.owner(next).context("bridged to nobody")?;
         let LinkKind::Veth(_, port) = &other.link("eth0")?.kind else { bail!("no port") };
-        // The bridge hands it to iptables, as Kubernetes asks.
         for point in [Point::Prerouting, Point::Forward, Point::Postrouting] {
             if let Some(dropped) = self.filtered(host, point, Some(link), Some(bridge), &packet)? {
                 return Ok(dropped);
