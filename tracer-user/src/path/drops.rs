@@ -1,12 +1,14 @@
 //! How the way of a packet ended.
 
+use std::net::IpAddr;
+
 use super::{
     chain::Chain,
     culprit::{self, Cause, Scene, refused_at_destination},
     group::Role,
     model::Basis,
     route,
-    touch::{self, Touch, Way},
+    touch::{self, Header, Touch, Way},
     world::World,
 };
 use crate::event::{Free, Hook, Sighting};
@@ -19,8 +21,8 @@ pub(super) enum End<'a> {
     Delivered,
     /// It left the traced nodes, and came to where it should.
     Left,
-    /// It left a traced node, and nothing came of it.
-    Lost(String),
+    /// It left a traced node, and nothing came of it; one sentence, and one of what that may come from.
+    Lost(String, Option<String>),
     /// The kernel freed it.
     Dropped { node: usize, at: &'a Sighting, cause: Box<Cause<'a>> },
     /// Not known; one sentence.
@@ -134,10 +136,26 @@ fn left<'a>(world: &World<'a>, chain: &Chain<'a>, node: usize, last: &Touch<'a>)
         return End::Unknown(format!("it left {from}; records are missing, so it may have come further"));
     }
     let next = next_node(world, chain, node, last);
-    End::Lost(match next {
-        Some(next) => format!("left {from}, never arrived at {next}"),
-        None => format!("left {from}; beyond is not traced, no reply came back"),
-    })
+    match (next, untranslated(world, chain, last)) {
+        (Some(next), _) => End::Lost(format!("left {from}, never arrived at {next}"), None),
+        (None, None) => End::Lost(format!("left {from}; beyond is not traced, no reply came back"), None),
+        (None, Some(own)) => End::Lost(
+            format!("left {from} with the pod's own address {own} (no SNAT); beyond is not traced, no reply came back"),
+            Some(format!(
+                "whoever got it answers to {own}, and outside the cluster hardly anybody has a route back to that: pods' \
+                 addresses are mostly translated on their way out (natOutgoing, masquerade)"
+            )),
+        ),
+    }
+}
+
+/// The source's address, if that is a pod's and goes to somebody whom nobody knows to belong to the cluster.
+fn untranslated(world: &World<'_>, chain: &Chain<'_>, last: &Touch<'_>) -> Option<IpAddr> {
+    let Header { src, dst, .. } = last.header();
+    let named = world.ends.destination.name.as_deref();
+    let strange = !named.is_some_and(|name| name.contains("/svc/")) && world.owner(dst).is_none() && world.names.pod(dst).is_none() && world.names.node(dst).is_none();
+    let of_pod = world.owner(src).is_some_and(|(node, at)| world.pod(node, at.netns).is_some());
+    (chain.role == Role::Request && !last.wrapped() && strange && of_pod).then_some(src)
 }
 
 /// Where it should have come in: the traced node that has the next hop's address.

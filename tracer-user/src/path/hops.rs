@@ -434,7 +434,7 @@ impl<'a> Walk<'_, 'a> {
                 let detail = Detail { answered_after_ns, ..Detail::default() };
                 self.push(spot, Action::Delivered, last.header(), basis, detail);
             }
-            (End::Lost(text), Some((node, last))) => {
+            (End::Lost(text, _), Some((node, last))) => {
                 let spot = Spot { node, at: last.at(), time_ns: last.end() };
                 let detail = Detail { text: Some(text), ..Detail::default() };
                 self.push(spot, Action::Lost, last.header(), Basis::Inferred, detail);

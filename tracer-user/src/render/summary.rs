@@ -127,7 +127,7 @@ fn way(trace: &Trace, groups: &[Group<'_>]) -> String {
     };
     let nat = match (has(Action::Snat), has(Action::Dnat)) {
         (true, true) => format!("SNAT and DNAT{}", chosen(trace)),
-        (true, false) => "SNAT".to_owned(),
+        (true, false) => snat(trace, exchange),
         (false, true) => format!("DNAT{}", chosen(trace)),
         (false, false) => "no NAT".to_owned(),
     };
@@ -151,6 +151,23 @@ fn way(trace: &Trace, groups: &[Group<'_>]) -> String {
         ways.push_str(&format!("; the path of {count} is INCOMPLETE"));
     }
     format!("{moved}, {tunnel}, {nat}; {back}{ways}")
+}
+
+/// `SNAT`, `SNAT twice`, `SNAT between pods`.
+fn snat(trace: &Trace, exchange: &Exchange) -> String {
+    let times = exchange.request.hops.iter().filter(|hop| hop.action == Action::Snat).count();
+    let often = match times {
+        0 | 1 => "SNAT".to_owned(),
+        2 => "SNAT twice".to_owned(),
+        more => format!("SNAT {more} times"),
+    };
+    let reached = exchange.request.hops.last().filter(|hop| hop.action == Action::Delivered);
+    let sent = exchange.request.hops.first().is_some_and(|hop| hop.action == Action::Sent && hop.pod.is_some());
+    // A pod is not to see another one in a node's name.
+    match reached.and_then(|hop| hop.pod.as_deref()).filter(|_| sent) {
+        Some(_) if reached.is_some_and(|hop| hop.dst == trace.destination.address) => format!("{often} between pods"),
+        _ => often,
+    }
 }
 
 /// ` to default/web (4 of 6), default/bb2 (2 of 6)`: whom DNAT chose in place of whom was asked.

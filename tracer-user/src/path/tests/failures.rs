@@ -189,3 +189,21 @@ fn a_reply_that_dies_before_its_snat_is_undone_is_not_delivered_to_the_node() {
     let e = &w.check().exchanges[0];
     assert_eq!((e.outcome, e.failed_direction), (Outcome::Dropped, Some(Direction::Reply)));
 }
+
+#[test]
+fn what_leaves_with_a_pods_own_address_is_told_with_it() {
+    let lost = |destination: &str, name: Option<&str>| {
+        let mut w = Walk::new(1, pod(0, 1), ip(destination));
+        w.ends.destination.name = name.map(str::to_owned);
+        w.request(1).sent((0, 1, ETH0)).received((0, 0, veth(1))).routed((0, 0, ENS5)).ended((0, 0, ENS5), "lost");
+        let e = w.check().exchanges.remove(0);
+        (last(&e.request.hops).detail.text.clone().expect("a sentence"), e.notes.len())
+    };
+    let own = format!("left node0 ens5 with the pod's own address {} (no SNAT)", pod(0, 1));
+    let (text, notes) = lost("8.8.8.8", None);
+    assert!(text.starts_with(&own), "{text}");
+    assert_eq!(notes, 1);
+    assert!(lost("8.8.8.8", Some("dns.google")).0.starts_with(&own), "a host's name makes no difference");
+    let (text, notes) = lost("10.96.0.7", Some("default/svc/web"));
+    assert_eq!((text.as_str(), notes), ("left node0 ens5; beyond is not traced, no reply came back", 0));
+}
