@@ -251,6 +251,11 @@ fn assemble(
         // More may have begun while the last reply was waited for.
         exchanges.truncate(args.count.into());
     }
+    if let Some(behind) = &resolved.service {
+        for exchange in &mut exchanges {
+            exchange.notes.extend(behind.asked.stranger_in_words(exchange));
+        }
+    }
     let lost_events = nodes.iter().map(lost).sum();
     let skipped = skipped(&nodes, exchanges.iter().map(|exchange| exchange.outcome));
     let nodes = nodes.into_iter().map(|node| TracedNode {

@@ -5,7 +5,7 @@ use super::{
     culprit::Cause,
     drops::End,
     group::Role,
-    model::{Action, Basis, Detail, Hop, Nat, Segmentation, Segments, Tunnel},
+    model::{OLD_ENTRY, Action, Basis, Detail, Hop, Nat, Segmentation, Segments, Tunnel},
     nat, nat_rule, route,
     touch::{self, Header, Touch, Way},
     world::World,
@@ -301,6 +301,7 @@ impl<'a> Walk<'_, 'a> {
         let (rule, text) = match nat_rule::find(self.world, passage, action, &nat, packet) {
             nat_rule::Found::Rule(rule) => (Some(*rule), None),
             nat_rule::Found::Older(why) => (None, Some(format!("{why}: rule not known"))),
+            nat_rule::Found::Entry => (None, Some(OLD_ENTRY.to_owned())),
             nat_rule::Found::Open => (None, None),
         };
         let header = nat::header(&nat, packet.ttl);

@@ -5,7 +5,8 @@ use super::{
     names::Names,
 };
 use crate::path::model::{
-    Action, AskedService, CulpritRule, Direction, DropCause, DropDetail, Exchange, Hop, NamedPolicy, Rejection, Trace,
+    Action, AskedService, CulpritRule, Direction, DropCause, DropDetail, Exchange, Hop, NamedPolicy, Nat, NatSide, OLD_ENTRY,
+    Rejection, Trace,
 };
 
 /// As `path/culprit/rules.rs` says it.
@@ -34,6 +35,9 @@ pub(super) fn commands(trace: &Trace, names: &Names, exchange: &Exchange) -> Vec
             ),
         ];
     }
+    if let Some((dnat, nat)) = trace.service.as_ref().and_then(|service| service.stranger(exchange)) {
+        return stranger(trace, names, dnat, nat);
+    }
     let Some(hop) = last_hop(exchange) else { return without_hop(trace, names, exchange) };
     let on = match &hop.pod {
         Some(pod) => format!("in pod {pod}"),
@@ -46,6 +50,25 @@ pub(super) fn commands(trace: &Trace, names: &Names, exchange: &Exchange) -> Vec
         Some(drop) => dropped(trace, names, exchange, &site, drop),
         None => counters(&site),
     }
+}
+
+/// It was sent to somebody who is no endpoint of the service.
+fn stranger(trace: &Trace, names: &Names, dnat: &Hop, nat: &Nat) -> Vec<String> {
+    let on = names.short(&dnat.node);
+    let protocol = if trace.probe.starts_with("udp") { "udp" } else { "tcp" };
+    let NatSide { src, dst, .. } = nat.before;
+    let entries = format!("-p {protocol} --orig-src {src} --orig-dst {dst} --reply-src {}", nat.after.dst);
+    let mut commands = vec![
+        format!("on {on}: conntrack -L {entries}"),
+        format!("on {on}: conntrack -D {entries}   # what is sent next goes by the rules"),
+    ];
+    if dnat.detail.text.as_deref() != Some(OLD_ENTRY) {
+        commands.push(format!(
+            "kubectl -n kube-system get pods -o wide --field-selector spec.nodeName={}   # kube-proxy? its log?",
+            dnat.node
+        ));
+    }
+    commands
 }
 
 fn without_hop(trace: &Trace, names: &Names, exchange: &Exchange) -> Vec<String> {
@@ -142,8 +165,7 @@ fn dropped(trace: &Trace, names: &Names, exchange: &Exchange, site: &Site<'_>, d
             )];
             commands.extend(rule_commands(site, drop));
             commands.push(
-                "more ports (--to-ports, Calico's natPortRange) or more addresses to translate to; if it fails now and then \
-                 only: --random-fully"
+                "then: more ports (--to-ports, Calico's natPortRange) or addresses; if only now and then: --random-fully"
                     .to_owned(),
             );
             commands
