@@ -2,6 +2,8 @@
 
 use std::{net::IpAddr, time::Duration};
 
+use tracer_common::MAX_FLOWS;
+
 use super::{
     args::TraceArgs,
     ends::{self, Resolved},
@@ -10,15 +12,17 @@ use super::{
     traffic::Traffic,
 };
 use crate::{
-    path::model::Endpoint,
+    event::{Record, Translation},
+    path::{NodeEvidence, model::Endpoint},
     session::{Flow, Ping, Request},
 };
 
 /// What a session may take beside getting ready and the probes: waiting for the others, reading back.
 const MARGIN: Duration = Duration::from_secs(60);
 
-/// What each node is asked: all record, the source's node sends.
-pub(super) fn requests(args: &TraceArgs, cluster: &Cluster, resolved: &Resolved) -> Vec<Request> {
+/// What each node is asked: all record, the source's node sends. `translated`: what a round before this showed that NAT makes of
+/// the flow.
+pub(super) fn requests(args: &TraceArgs, cluster: &Cluster, resolved: &Resolved, translated: &[Flow]) -> Vec<Request> {
     let Resolved { ends, sender, traffic, service: _, notes: _ } = resolved;
     // 0 would mean "any" in the kernel's map of flows.
     let id = rand::random_range(1..=u16::MAX);
@@ -43,7 +47,7 @@ pub(super) fn requests(args: &TraceArgs, cluster: &Cluster, resolved: &Resolved)
         nonce_base: rand::random(),
     };
     let request = |index: usize| Request {
-        flows: flows(cluster, resolved, &flow, &cluster.nodes[index].name),
+        flows: with(flows(cluster, resolved, &flow, &cluster.nodes[index].name), translated),
         time_limit: longest(args),
         ping: (*sender == Some(index)).then(|| ping.clone()),
         trace_rules: args.trace_rules,
@@ -55,6 +59,39 @@ pub(super) fn requests(args: &TraceArgs, cluster: &Cluster, resolved: &Resolved)
 pub(super) fn longest(args: &TraceArgs) -> Duration {
     let busy = if args.passive { args.wait } else { args.interval * u32::from(args.count) + args.timeout };
     args.ready_within + busy + MARGIN
+}
+
+/// With those of `more` that are new and that the kernel has room for.
+fn with(mut flows: Vec<Flow>, more: &[Flow]) -> Vec<Flow> {
+    for flow in more {
+        if flows.len() < MAX_FLOWS && !flows.contains(flow) {
+            flows.push(flow.clone());
+        }
+    }
+    flows
+}
+
+/// What NAT made of the flow on one node, and another one was not asked to record.
+pub(super) fn translated(nodes: &[NodeEvidence]) -> Vec<Flow> {
+    let mut found: Vec<Flow> = Vec::new();
+    for (node, evidence) in nodes.iter().enumerate() {
+        for record in &evidence.records {
+            let Record::Translation(Translation { original, reply, protocol, .. }) = record else { continue };
+            if (original.src, original.dst) == (reply.dst, reply.src) {
+                continue;
+            }
+            let port = (!matches!(protocol, 1 | 58)).then_some(reply.l4_src);
+            let flow = Flow { a: reply.dst, b: Some(reply.src), protocol: *protocol, a_port: None, b_port: port };
+            let asked = |other: &NodeEvidence| {
+                other.watched.iter().any(|watched| watched.covers(*protocol, (reply.dst, None), (reply.src, port)))
+            };
+            let others = nodes.iter().enumerate().filter(|(other, _)| *other != node);
+            if !found.contains(&flow) && others.into_iter().any(|(_, other)| !asked(other)) {
+                found.push(flow);
+            }
+        }
+    }
+    found
 }
 
 /// What a node is to record. The kernel learns what NAT makes of a flow only on the node that does it; on all others it is asked
@@ -126,7 +163,7 @@ items:
             choice: None,
         };
         let resolved = ends::resolve(&args, &cluster).await.expect("known");
-        requests(&args, &cluster, &resolved)
+        requests(&args, &cluster, &resolved, &[])
     }
 
     /// The flows of each node, in short.
@@ -137,6 +174,49 @@ items:
         };
         let flow = |f: &Flow| format!("{} {} -> {}", f.protocol, end(Some(f.a), f.a_port), end(f.b, f.b_port));
         requests.iter().map(|request| request.flows.iter().map(flow).collect()).collect()
+    }
+
+    #[test]
+    fn what_nat_made_of_the_flow_is_asked_for_where_it_was_not() {
+        use crate::event::{CtDirection, Tuple};
+
+        let address = |text: &str| text.parse::<IpAddr>().expect("an address");
+        let tuple =
+            |src: &str, dst: &str, l4_src, l4_dst| Tuple { src: address(src), dst: address(dst), l4_src, l4_dst };
+        let translation = |protocol, original, reply| {
+            Record::Translation(Translation {
+                time_ns: 1,
+                skb: 1,
+                netns: 1,
+                original,
+                reply,
+                status: 0,
+                protocol,
+                direction: CtDirection::Original,
+            })
+        };
+        let flow = |a: &str, b: &str, protocol, b_port| Flow {
+            a: address(a),
+            b: Some(address(b)),
+            protocol,
+            a_port: None,
+            b_port,
+        };
+        let dnat = translation(6, tuple("10.0.0.1", "10.9.0.9", 4711, 80), tuple("10.0.0.2", "10.0.0.1", 8080, 4711));
+        let plain = translation(1, tuple("10.0.0.1", "10.0.0.3", 5, 5), tuple("10.0.0.3", "10.0.0.1", 5, 5));
+        let snat = translation(1, tuple("10.0.0.1", "10.0.0.3", 5, 5), tuple("10.0.0.3", "172.20.0.1", 9, 9));
+        let node = |records, watched| NodeEvidence { records, watched, ..NodeEvidence::default() };
+        let asked = vec![flow("10.0.0.1", "10.9.0.9", 6, Some(80))];
+        let nodes = |records, watched| [node(records, asked.clone()), node(Vec::new(), watched)];
+        let new = [flow("10.0.0.1", "10.0.0.2", 6, Some(8080)), flow("172.20.0.1", "10.0.0.3", 1, None)];
+        let records = vec![dnat.clone(), plain, dnat.clone(), snat.clone()];
+        assert_eq!(translated(&nodes(records, asked.clone())), new);
+        assert_eq!(translated(&nodes(vec![dnat, snat], new.to_vec())), []);
+
+        let more = with(asked.clone(), &[&asked[..], &new[..], &new[..]].concat());
+        assert_eq!(more, [&asked[..], &new[..]].concat());
+        let many: Vec<Flow> = (0..9).map(|port| flow("10.0.0.1", "10.0.0.2", 6, Some(port))).collect();
+        assert_eq!(with(asked.clone(), &many).len(), MAX_FLOWS);
     }
 
     #[tokio::test]

@@ -9,7 +9,7 @@ use super::{
     ends::{self, Resolved},
     error::Error,
     nodes::{self, Cluster},
-    requests::requests,
+    requests,
     terminal::{Line, Progress, Surroundings, write_stderr, write_stdout},
     traffic::Traffic,
     watch::Watch,
@@ -17,10 +17,10 @@ use super::{
 use crate::{
     path::{
         Joined, Names, join,
-        model::{Endpoint, Outcome, Trace, TracedNode},
+        model::{Endpoint, Exchange, Outcome, Trace, TracedNode},
     },
     render,
-    session::{self, Counters, Driven, DrivenNode, Plan},
+    session::{self, Counters, Driven, DrivenNode, Flow, Plan},
 };
 
 /// After the last request that a passive trace waits for: its reply.
@@ -71,14 +71,22 @@ pub(super) async fn run(args: &TraceArgs) -> Result<u8, Error> {
 /// for.
 async fn rounds(args: &TraceArgs, cluster: &mut Cluster) -> Result<(Trace, bool), Error> {
     let mut rounds = 0;
+    let mut translated = Vec::new();
     loop {
         let started = rfc3339(SystemTime::now());
         let mut resolved = ends::resolve(args, cluster).await?;
-        let driven = drive(args, cluster, &mut resolved).await?;
+        let driven = drive(args, cluster, &mut resolved, &translated).await?;
         rounds += 1;
         let mut joined = join(&driven.evidence, &resolved.ends, &cluster.directory);
         let more = cluster.meet(&joined).await;
-        // The path leads over a node that was not asked: once more, with that one.
+        let new = if joined.exchanges.iter().any(has_gaps) {
+            requests::translated(&driven.evidence.nodes)
+        } else {
+            Vec::new()
+        };
+        let more = more || new.iter().any(|flow| !translated.contains(flow));
+        translated.extend(new);
+        // The path leads over a node that was not asked, or not for what NAT made of the packets: once more, with that.
         if more && rounds < MOST_ROUNDS && !driven.interrupted && !args.passive {
             continue;
         }
@@ -96,13 +104,23 @@ async fn rounds(args: &TraceArgs, cluster: &mut Cluster) -> Result<(Trace, bool)
     }
 }
 
+/// Not all that was to be seen of it was.
+fn has_gaps(exchange: &Exchange) -> bool {
+    exchange.outcome == Outcome::Incomplete || exchange.request.incomplete || exchange.reply.incomplete
+}
+
 /// One round: sessions on all nodes, probes from the source's.
-async fn drive(args: &TraceArgs, cluster: &mut Cluster, resolved: &mut Resolved) -> Result<Driven, Error> {
+async fn drive(
+    args: &TraceArgs,
+    cluster: &mut Cluster,
+    resolved: &mut Resolved,
+    translated: &[Flow],
+) -> Result<Driven, Error> {
     let progress = Progress::start(format!("arming {}", plural(cluster.nodes.len(), "node")));
     let (connections, sender) = cluster.connect(resolved.sender).await?;
     // Nodes may have been left out.
     resolved.sender = sender;
-    let requests = requests(args, cluster, resolved);
+    let requests = requests::requests(args, cluster, resolved, translated);
     let record_for = args.passive.then_some(args.wait);
     let home = cluster.nodes.iter().position(|node| Some(&node.name) == resolved.ends.source.node.as_ref());
     let armed_last = home.filter(|_| args.passive);

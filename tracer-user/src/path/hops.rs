@@ -5,7 +5,7 @@ use super::{
     culprit::Cause,
     drops::End,
     group::Role,
-    model::{OLD_ENTRY, Action, Basis, Detail, Hop, Nat, Segmentation, Segments, Tunnel},
+    model::{Action, Basis, Detail, Hop, Nat, OLD_ENTRY, Segmentation, Segments, Tunnel},
     nat, nat_rule, route,
     touch::{self, Header, Touch, Way},
     world::World,

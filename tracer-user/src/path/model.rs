@@ -90,7 +90,9 @@ impl AskedService {
                 "conntrack on {node} chose it, not the rules: an entry from before the endpoint moved, which lives as long as the \
                  client goes on sending from this port"
             ),
-            Some(_) => format!("the rules on {node} are behind, or an entry of conntrack there is older than the endpoint's move"),
+            Some(_) => format!(
+                "the rules on {node} are behind, or an entry of conntrack there is older than the endpoint's move"
+            ),
             None => format!("the rules on {node} are behind: does kube-proxy run there?"),
         };
         Some(format!("{to} is no endpoint of {namespace}/svc/{name} (it has {has}): {who}"))

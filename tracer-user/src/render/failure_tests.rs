@@ -288,7 +288,9 @@ fn links_and_sizes() {
 fn what_conntrack_refused() {
     let full = DropDetail {
         basis: Basis::Inferred,
-        proof: vec!["conntrack gave no entry to 5 new connections, for 5 dropped here (conntrack -S: drop +5)".to_owned()],
+        proof: vec![
+            "conntrack gave no entry to 5 new connections, for 5 dropped here (conntrack -S: drop +5)".to_owned(),
+        ],
         settings: ["count", "max"]
             .map(|name| SettingDetail {
                 name: format!("net.netfilter.nf_conntrack_{name}"),

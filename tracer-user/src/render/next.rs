@@ -5,8 +5,8 @@ use super::{
     names::Names,
 };
 use crate::path::model::{
-    Action, AskedService, CulpritRule, Direction, DropCause, DropDetail, Exchange, Hop, NamedPolicy, Nat, NatSide, OLD_ENTRY,
-    Rejection, Trace,
+    Action, AskedService, CulpritRule, Direction, DropCause, DropDetail, Exchange, Hop, NamedPolicy, Nat, NatSide,
+    OLD_ENTRY, Rejection, Trace,
 };
 
 /// As `path/culprit/rules.rs` says it.
@@ -56,17 +56,18 @@ pub(super) fn commands(trace: &Trace, names: &Names, exchange: &Exchange) -> Vec
 fn stranger(trace: &Trace, names: &Names, dnat: &Hop, nat: &Nat) -> Vec<String> {
     let on = names.short(&dnat.node);
     let protocol = if trace.probe.starts_with("udp") { "udp" } else { "tcp" };
-    let NatSide { src, dst, .. } = nat.before;
-    let entries = format!("-p {protocol} --orig-src {src} --orig-dst {dst} --reply-src {}", nat.after.dst);
-    let mut commands = vec![
-        format!("on {on}: conntrack -L {entries}"),
-        format!("on {on}: conntrack -D {entries}   # what is sent next goes by the rules"),
-    ];
+    let (NatSide { src, dst, .. }, to) = (&nat.before, nat.after.dst);
+    let entries = format!("-p {protocol} --orig-src {src} --orig-dst {dst} --reply-src {to}");
+    let mut commands = Vec::new();
+    if dnat.detail.text.is_some() {
+        commands.push(format!("on {on}: conntrack -L {entries}"));
+        commands.push(format!("on {on}: conntrack -D {entries}   # what is sent next goes by the rules"));
+    }
     if dnat.detail.text.as_deref() != Some(OLD_ENTRY) {
-        commands.push(format!(
-            "kubectl -n kube-system get pods -o wide --field-selector spec.nodeName={}   # kube-proxy? its log?",
-            dnat.node
-        ));
+        let save = if dst.is_ipv6() { "ip6tables-legacy-save" } else { "iptables-legacy-save" };
+        commands.push(format!("on {on}: {save} -t nat | grep -w {to}; nft list ruleset | grep -w {to}"));
+        let pods = format!("kubectl -n kube-system get pods -o wide --field-selector spec.nodeName={}", dnat.node);
+        commands.push(format!("{pods}   # kube-proxy? its log?"));
     }
     commands
 }
@@ -147,6 +148,7 @@ fn dropped(trace: &Trace, names: &Names, exchange: &Exchange, site: &Site<'_>, d
             let mut commands = rule_commands(site, drop);
             commands.push(format!("{on}: conntrack -L -s {dst}   # does it know the connection?"));
             commands.extend(way_back(names, exchange, hop));
+            commands.extend(past_the_nat(names, exchange));
             commands
         }
         DropCause::Netfilter => {
@@ -216,6 +218,16 @@ fn dropped(trace: &Trace, names: &Names, exchange: &Exchange, site: &Site<'_>, d
         }
         DropCause::Malformed | DropCause::Other | DropCause::Unknown => counters(site),
     }
+}
+
+/// What to do where a reply came back past the node that had translated its request.
+fn past_the_nat(names: &Names, exchange: &Exchange) -> Option<String> {
+    let passed = |node: &str| exchange.reply.hops.iter().any(|hop| hop.node == node);
+    let nat = exchange.request.hops.iter().find(|hop| hop.action == Action::Dnat && !passed(&hop.node))?;
+    let node = names.short(&nat.node);
+    Some(format!(
+        "on {node}: masquerade what it translates, too, or route the reply over it   # then it undoes its DNAT"
+    ))
 }
 
 /// Asks the node that sent a reply another way than its request came; None: it took the same way.

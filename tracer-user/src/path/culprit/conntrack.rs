@@ -79,7 +79,8 @@ pub(super) fn refusal<'a>(world: &World<'a>, node: usize, doubt: &Doubt<'a>, dro
     };
     let for_these = format!("for {drops} dropped here");
     if doubt.enters && got_none >= drops {
-        let proof = format!("conntrack gave no entry to {}, {for_these} (conntrack -S: drop +{got_none})", new(got_none));
+        let proof =
+            format!("conntrack gave no entry to {}, {for_these} (conntrack -S: drop +{got_none})", new(got_none));
         let (cause, why) = if full {
             (DropCause::ConntrackFull, "conntrack's table is full")
         } else {

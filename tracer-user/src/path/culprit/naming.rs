@@ -93,7 +93,8 @@ pub(in crate::path) fn name<'a>(world: &World<'a>, cases: Vec<Case<'_, 'a>>) {
         }
         detail.policies =
             policy::behind(world.names, detail, (src, dst), &verdict.rules, |hit, interface| pod(hit, interface));
-        let invalid = suspicion.direction == Direction::Reply && detail.rule_known && verdict.rules.iter().all(rules::of_invalid);
+        let invalid =
+            suspicion.direction == Direction::Reply && detail.rule_known && verdict.rules.iter().all(rules::of_invalid);
         if let Some(dropped) = invalid.then(|| hop.clone()) {
             let note = asymmetric::note(exchange, &dropped.node, &dropped);
             exchange.notes.push(note);

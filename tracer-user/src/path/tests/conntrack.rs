@@ -121,10 +121,8 @@ fn all_drops_of_a_namespace_must_have_been_counted() {
         let netns = netns(&w, 1);
         let facts = &mut w.evidence.nodes[1].facts;
         facts.conntrack_drops = vec![ConntrackDrops { netns, dropped: counted, insert_failed: 0 }];
-        let settings = ["count", "max"].map(|name| Setting {
-            name: format!("net.netfilter.nf_conntrack_{name}"),
-            value: "9".to_owned(),
-        });
+        let settings = ["count", "max"]
+            .map(|name| Setting { name: format!("net.netfilter.nf_conntrack_{name}"), value: "9".to_owned() });
         facts.namespaces[0].settings.extend(settings);
         assert_eq!(drop_of(&exchange(&w)).cause, cause);
     }

@@ -1,5 +1,7 @@
 //! Ways that end badly, one test each.
 
+use std::net::IpAddr;
+
 use super::cases::{cross_node, two_nodes};
 use crate::{
     event::{Hook, L4, Record},
@@ -8,6 +10,7 @@ use crate::{
         model::{Action, Basis, Direction, Hop, Outcome},
         testing::{ENS5, ETH0, Walk, host, ip, pod, veth},
     },
+    session::Flow,
 };
 
 fn last(hops: &[Hop]) -> &Hop {
@@ -188,6 +191,22 @@ fn a_reply_that_dies_before_its_snat_is_undone_is_not_delivered_to_the_node() {
     w.reply().received(outside).freed(Hook::Drop, outside, "nf_hook_slow", None).ended(outside, "dropped");
     let e = &w.check().exchanges[0];
     assert_eq!((e.outcome, e.failed_direction), (Outcome::Dropped, Some(Direction::Reply)));
+}
+
+/// The first node translates; what the second one was asked for decides whether it can be missed there.
+#[test]
+fn what_a_node_was_not_asked_to_record_is_not_lost_before_it() {
+    let mut w = two_nodes();
+    w.request(1).sent((0, 1, ETH0)).received((0, 0, veth(1))).masqueraded((0, 0, ENS5), ip("10.0.0.9"), 5);
+    w.ended((0, 0, ENS5), "lost").answer(RouteKind::Unicast, Some(host(1)));
+    let flow = |a: IpAddr| Flow { a, b: Some(pod(1, 1)), protocol: 1, a_port: None, b_port: None };
+    w.evidence.nodes[1].watched = vec![flow(pod(0, 1)), flow(ip("10.0.0.9"))];
+    assert_eq!(w.join().exchanges[0].outcome, Outcome::Lost);
+    w.evidence.nodes[1].watched.pop();
+    let e = w.join().exchanges.remove(0);
+    assert_eq!(e.outcome, Outcome::Incomplete);
+    let note = format!("it left node0 ens5 as 10.0.0.9 -> {}, which node1 ens5 was not asked to record", pod(1, 1));
+    assert!(e.notes[0].contains(&note), "{:?}", e.notes);
 }
 
 #[test]

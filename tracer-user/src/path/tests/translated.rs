@@ -152,7 +152,11 @@ fn what_no_rule_chose_the_connections_entry_did() {
         ..rule(&w, "services", "ens5", 1)
     };
     w.evidence.nodes[0].facts.rules = vec![chose];
-    assert_eq!(text(&w).as_deref(), Some("connection may be older than the trace: rule not known"), "it may have been that");
+    assert_eq!(
+        text(&w).as_deref(),
+        Some("connection may be older than the trace: rule not known"),
+        "it may have been that"
+    );
 }
 
 #[test]

@@ -8,8 +8,8 @@ use super::{
     rules::WireRuleHit,
 };
 use crate::node::facts::{
-    ConntrackDrops, ConntrackEntry, Link, LinkRef, Namespace, Neighbour, NodeFacts, Role, Route, RouteAnswer, RouteKind, RouteQuestion,
-    Setting, TunnelSettings,
+    ConntrackDrops, ConntrackEntry, Link, LinkRef, Namespace, Neighbour, NodeFacts, Role, Route, RouteAnswer,
+    RouteKind, RouteQuestion, Setting, TunnelSettings,
 };
 
 /// One fact. A kind that this program does not know leaves `body` empty.
