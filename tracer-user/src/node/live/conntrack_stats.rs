@@ -1,6 +1,6 @@
 //! Conntrack's statistics of one namespace (`net/netfilter/nf_conntrack_netlink.c`, ctnetlink_ct_stat_cpu_dump).
 
-use std::path::Path;
+use std::{fs, path::Path};
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
@@ -20,8 +20,9 @@ const PRESENT: &str = "/proc/sys/net/netfilter/nf_conntrack_count";
 
 /// As they are in the namespace that the calling thread is in; None: conntrack does not run there, or does not tell.
 pub(super) fn read(netns: u32) -> Option<ConntrackDrops> {
-    // Asking would load its module.
-    if !Path::new(PRESENT).exists() {
+    // Without modules there is nothing that could be loaded.
+    let may_ask = fs::read_to_string("/proc/modules").map_or(true, |modules| answers(&modules));
+    if !may_ask || !Path::new(PRESENT).exists() {
         return None;
     }
     let mut netlink = Netlink::open(NETLINK_NETFILTER).ok()?;
@@ -30,16 +31,21 @@ pub(super) fn read(netns: u32) -> Option<ConntrackDrops> {
     Some(ConntrackDrops { netns, dropped: sum(|(dropped, _)| *dropped), insert_failed: sum(|(_, failed)| *failed) })
 }
 
+/// Does who answers run already? Asking would load its module. Where conntrack is no module, that is none, as a rule.
+fn answers(modules: &str) -> bool {
+    let is = |name: &str| modules.lines().any(|line| line.split(' ').next() == Some(name));
+    is("nf_conntrack_netlink") || !is("nf_conntrack")
+}
+
 /// Dropped, not entered.
 fn of_cpu(attributes: &[u8]) -> (u32, u32) {
     let count = |kind| number(attributes, kind).unwrap_or(0);
     (count(DROP), count(INSERT_FAILED))
 }
 
-/// What came between two readings; None: nothing.
+/// What came between two readings; None: nothing, or one of them could not be had.
 pub(super) fn between(before: Option<ConntrackDrops>, after: Option<ConntrackDrops>) -> Option<ConntrackDrops> {
-    // Conntrack may have begun in between.
-    let (before, after) = (before.unwrap_or_default(), after?);
+    let (before, after) = (before?, after?);
     let dropped = after.dropped.saturating_sub(before.dropped);
     let insert_failed = after.insert_failed.saturating_sub(before.insert_failed);
     (dropped > 0 || insert_failed > 0).then_some(ConntrackDrops { netns: after.netns, dropped, insert_failed })
@@ -60,10 +66,17 @@ mod tests {
     }
 
     #[test]
+    fn nobody_is_asked_who_would_have_to_be_loaded() {
+        assert!(answers(""), "built in");
+        assert!(answers("nf_conntrack 172032 2 nf_nat - Live\nnf_conntrack_netlink 57344 0 - Live\n"));
+        assert!(!answers("nf_conntrack 172032 2 nf_nat - Live\n"));
+    }
+
+    #[test]
     fn only_what_rose_is_told() {
         let counts = |dropped, insert_failed| Some(ConntrackDrops { netns: 7, dropped, insert_failed });
         assert_eq!(between(counts(5, 3), counts(8, 3)), counts(3, 0));
-        assert_eq!(between(None, counts(2, 2)), counts(2, 2));
+        assert_eq!(between(None, counts(2, 2)), None, "they may be years old");
         assert_eq!(between(counts(5, 3), counts(5, 3)), None);
         assert_eq!(between(counts(5, 3), None), None);
     }
