@@ -4,9 +4,11 @@
 //! leaves (`nf_confirm`), the connection is entered, and cannot be if another has its addresses and ports: then source NAT
 //! found none that was free (`nf_nat_l4proto_unique_tuple` gives up, and takes one that is not).
 
+use std::net::IpAddr;
+
 use super::{Scene, rules, setting};
 use crate::{
-    event::Netfilter,
+    event::{L4, Netfilter, Sighting},
     node::facts::{ConditionField, ConntrackDrops, RuleHit, RuleVerdict, Setting},
     path::{
         model::{DropCause, SettingDetail},
@@ -27,6 +29,8 @@ pub(super) struct Doubt<'a> {
     enters: bool,
     /// Where it confirms them.
     confirms: bool,
+    /// Its source was rewritten when it was freed, and not yet when it was last seen.
+    rewritten: bool,
     /// The rules that may have rewritten its source before.
     translating: Vec<&'a RuleHit>,
 }
@@ -54,8 +58,19 @@ pub(super) fn doubt<'a>(scene: &Scene<'_, 'a>, seen: Option<&Netfilter>) -> Doub
         netns: scene.place().netns,
         enters: may_be(&[rules::PREROUTING, rules::OUTPUT]),
         confirms: may_be(&[rules::POSTROUTING, rules::INPUT]),
+        rewritten: source(scene.free) != source(scene.last.last),
         translating: scene.world.node(scene.node).facts.rules.iter().filter(rewrites).collect(),
     }
+}
+
+/// Address and port, or ICMP identifier.
+fn source(s: &Sighting) -> (IpAddr, u16) {
+    let port = match s.packet.l4 {
+        L4::Icmp { id, .. } => id,
+        L4::Tcp { src_port, .. } | L4::Udp { src_port, .. } => src_port,
+        L4::Other { .. } => 0,
+    };
+    (s.packet.src, port)
 }
 
 /// It asks for nothing that the packet is not. It saw the source before that was rewritten: what was freed has the new one.
@@ -89,15 +104,18 @@ pub(super) fn refusal<'a>(world: &World<'a>, node: usize, doubt: &Doubt<'a>, dro
         return Some(Refusal { cause, why, proof, settings, rules: Vec::new() });
     }
     if doubt.confirms && insert_failed >= drops {
-        let translated: Vec<_> = doubt.translating.iter().filter(|hit| hit.packets >= drops).copied().collect();
+        let counted = doubt.translating.iter().filter(|hit| hit.packets >= drops).copied().collect::<Vec<_>>();
+        let uncounted = doubt.translating.iter().filter(|hit| !hit.counted && doubt.rewritten).copied();
+        let translated: Vec<_> = counted.into_iter().chain(uncounted).collect();
         let proof = format!(
             "conntrack could not enter {}, {for_these} (conntrack -S: insert_failed +{insert_failed}): another has its \
              addresses and ports",
             new(insert_failed)
         );
-        let (cause, why) = match translated.as_slice() {
-            [] => (DropCause::Conntrack, "conntrack has another connection of the same addresses and ports"),
-            _ => (DropCause::NatPorts, "no free port for source NAT"),
+        let (cause, why) = if doubt.rewritten || !translated.is_empty() {
+            (DropCause::NatPorts, "no free port for source NAT")
+        } else {
+            (DropCause::Conntrack, "conntrack has another connection of the same addresses and ports")
         };
         return Some(Refusal { cause, why, proof, settings: Vec::new(), rules: translated });
     }

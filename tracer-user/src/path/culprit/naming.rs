@@ -184,7 +184,7 @@ fn refused(detail: &mut DropDetail, refusal: Refusal<'_>, all_read: bool) {
     // In place of that no rule is known.
     detail.proof[0] = format!("{proof}; {doubt}");
     detail.settings = settings;
-    detail.rule_known = rules.len() == 1;
+    detail.rule_known = matches!(rules.as_slice(), [only] if only.counted);
     detail.rules = rules.into_iter().map(shown).collect();
 }
 

@@ -77,6 +77,19 @@ fn what_conntrack_did_not_count_it_did_not_do() {
     }
 }
 
+/// What is freed has the new source.
+fn translate(w: &mut Walk) {
+    let freed = w.evidence.nodes[1].records.iter_mut().filter_map(|record| match record {
+        Record::Sighting(sighting) => sighting.free.is_some().then_some(&mut sighting.packet),
+        _ => None,
+    });
+    freed.for_each(|packet| packet.src = host(1));
+}
+
+fn texts(drop: &DropDetail) -> Vec<&str> {
+    drop.rules.iter().map(|rule| rule.text.as_str()).collect()
+}
+
 #[test]
 fn a_translation_without_a_free_port_names_its_rule() {
     let drop = died(At::Forward, (1, 1), 7, |w| {
@@ -85,19 +98,24 @@ fn a_translation_without_a_free_port_names_its_rule() {
         let mut of_pods = masquerade(w, 1);
         of_pods.conditions = vec![condition(ConditionField::Source(pod(0, 1).into()))];
         w.evidence.nodes[1].facts.rules = vec![of_pods, other, masquerade(w, 0)];
-        // What is freed has the new source.
-        let freed = w.evidence.nodes[1].records.iter_mut().filter_map(|record| match record {
-            Record::Sighting(sighting) => sighting.free.is_some().then_some(&mut sighting.packet),
-            _ => None,
-        });
-        freed.for_each(|packet| packet.src = host(1));
+        translate(w);
     });
     assert_eq!((drop.cause, drop.why.as_str()), (DropCause::NatPorts, "no free port for source NAT"));
-    assert!(drop.rule_known);
-    assert_eq!(drop.rules.iter().map(|rule| rule.text.as_str()).collect::<Vec<_>>(), ["-j MASQUERADE --to-ports 1-2"]);
-    let untranslated = died(At::Forward, (1, 1), 7, |_| {});
-    assert_eq!(untranslated.cause, DropCause::Conntrack);
-    assert!(untranslated.rules.is_empty());
+    assert_eq!((drop.rule_known, texts(&drop)), (true, vec!["-j MASQUERADE --to-ports 1-2"]));
+}
+
+#[test]
+fn a_rule_without_a_counter_may_have_translated_only_what_was_translated() {
+    let uncounted = |w: &Walk| RuleHit { counted: false, ..masquerade(w, 0) };
+    let drop = died(At::Forward, (1, 1), 7, |w| {
+        w.evidence.nodes[1].facts.rules = vec![uncounted(w)];
+        translate(w);
+    });
+    assert_eq!((drop.cause, drop.rule_known, texts(&drop).len()), (DropCause::NatPorts, false, 1));
+    let unread = died(At::Forward, (1, 1), 7, translate);
+    assert_eq!((unread.cause, texts(&unread).len()), (DropCause::NatPorts, 0));
+    let untranslated = died(At::Forward, (1, 1), 7, |w| w.evidence.nodes[1].facts.rules = vec![uncounted(w)]);
+    assert_eq!((untranslated.cause, texts(&untranslated).len()), (DropCause::Conntrack, 0));
 }
 
 #[test]
