@@ -38,6 +38,7 @@ const CHAPTERS: &[(&str, &[&str])] = &[
             "a-egress-gateway",
             "a-double-nat",
             "d-masq-agent",
+            "a-masq-policy",
             "a-no-nat-outgoing",
             "a-nat-ports",
             "a-conntrack-full",
