@@ -32,6 +32,21 @@ const CHAPTERS: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "NAT on the way",
+        &[
+            "b-nat-outgoing-address",
+            "a-egress-gateway",
+            "a-double-nat",
+            "d-masq-agent",
+            "a-masq-policy",
+            "a-no-nat-outgoing",
+            "a-nat-ports",
+            "a-conntrack-full",
+            "a-asymmetric",
+            "a-asymmetric-nat",
+        ],
+    ),
+    (
         "Services and node ports",
         &[
             "a-svc-cross-node",
@@ -44,6 +59,8 @@ const CHAPTERS: &[(&str, &[&str])] = &[
             "a-svc-none",
             "a-svc-refused",
             "a-svc-blackhole",
+            "a-stale-backend",
+            "a-stale-rules",
         ],
     ),
     (

@@ -43,6 +43,9 @@ pub enum Traffic {
         address: IpAddr,
         /// Its port
         port: u16,
+        /// From this port each time, which only UDP can do
+        #[arg(long, default_value_t = 0)]
+        from: u16,
     },
     /// Send over one TCP connection as much as goes
     Flood {
@@ -70,9 +73,9 @@ pub fn run(traffic: &Traffic) -> Result<()> {
     match *traffic {
         Traffic::Serve { protocol: Protocol::Tcp, port } => serve_tcp(port),
         Traffic::Serve { protocol: Protocol::Udp, port } => serve_udp(port),
-        Traffic::Get { protocol, address, port } => loop {
+        Traffic::Get { protocol, address, port, from } => loop {
             // Refused, lost or answered: scenarios are about what the network does.
-            let _ = get(protocol, SocketAddr::new(address, port));
+            let _ = get(protocol, SocketAddr::new(address, port), from);
             thread::sleep(PAUSE);
         },
         Traffic::Flood { address, port } => flood(SocketAddr::new(address, port)),
@@ -120,7 +123,7 @@ fn serve_udp(port: u16) -> Result<()> {
     }
 }
 
-fn get(protocol: Protocol, server: SocketAddr) -> std::io::Result<()> {
+fn get(protocol: Protocol, server: SocketAddr, from: u16) -> std::io::Result<()> {
     match protocol {
         Protocol::Tcp => {
             let mut stream = TcpStream::connect_timeout(&server, PATIENCE)?;
@@ -129,7 +132,7 @@ fn get(protocol: Protocol, server: SocketAddr) -> std::io::Result<()> {
             stream.read_to_end(&mut Vec::new())?;
         }
         Protocol::Udp => {
-            let any: SocketAddr = if server.is_ipv4() { ([0; 4], 0).into() } else { ([0; 16], 0).into() };
+            let any: SocketAddr = if server.is_ipv4() { ([0; 4], from).into() } else { ([0; 16], from).into() };
             let socket = UdpSocket::bind(any)?;
             socket.set_read_timeout(Some(PATIENCE))?;
             socket.connect(server)?;
@@ -162,7 +165,7 @@ mod tests {
                 answer(listener.accept().unwrap().0).unwrap();
             }
         });
-        get(Protocol::Tcp, address).unwrap();
+        get(Protocol::Tcp, address, 0).unwrap();
         let mut bulk = TcpStream::connect(address).unwrap();
         bulk.write_all(&vec![b'.'; 3 * BULK]).unwrap();
         drop(bulk);
@@ -178,7 +181,7 @@ mod tests {
             let (length, from) = server.recv_from(&mut buffer).unwrap();
             server.send_to(&buffer[..length], from).unwrap();
         });
-        get(Protocol::Udp, address).unwrap();
+        get(Protocol::Udp, address, 0).unwrap();
         thread.join().unwrap();
     }
 }

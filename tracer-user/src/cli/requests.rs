@@ -20,58 +20,9 @@ use crate::{
 /// What a session may take beside getting ready and the probes: waiting for the others, reading back.
 const MARGIN: Duration = Duration::from_secs(60);
 
-/// A flow as a node's NAT made it, which other nodes were not asked for: nobody could know before.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Translated {
-    /// The node that translates.
-    node: String,
-    flow: Flow,
-}
-
-/// What NAT made of the flows that the nodes were asked for, where another node was not asked for it. `nodes`: the names of
-/// those that were asked, and what for.
-pub(super) fn translated(evidence: &[NodeEvidence], nodes: &[(String, Vec<Flow>)]) -> Vec<Translated> {
-    let mut found = Vec::new();
-    for NodeEvidence { name, records, .. } in evidence {
-        for record in records {
-            let Record::Translation(Translation { reply, protocol, .. }) = record else { continue };
-            let ports = matches!(protocol, 6 | 17);
-            let flow = Flow {
-                a: reply.dst,
-                b: Some(reply.src),
-                protocol: *protocol,
-                // A port or an ICMP identifier may be another one the next time.
-                a_port: None,
-                b_port: ports.then_some(reply.l4_src),
-            };
-            let translated = Translated { node: name.clone(), flow };
-            let asked = |(other, flows): &(String, Vec<Flow>)| {
-                other == name || flows.iter().any(|asked| covers(asked, &translated.flow))
-            };
-            if !nodes.iter().all(asked) && !found.contains(&translated) {
-                found.push(translated);
-            }
-        }
-    }
-    found
-}
-
-/// Whether who asks for the one gets the other, too.
-fn covers(asked: &Flow, flow: &Flow) -> bool {
-    asked.protocol == flow.protocol
-        && asked.a == flow.a
-        && (asked.b.is_none() || asked.b == flow.b)
-        && (asked.a_port.is_none() || asked.a_port == flow.a_port)
-        && (asked.b_port.is_none() || asked.b_port == flow.b_port)
-}
-
-/// What each node is asked: all record, the source's node sends. `translated`: what the round before told.
-pub(super) fn requests(
-    args: &TraceArgs,
-    cluster: &Cluster,
-    resolved: &Resolved,
-    translated: &[Translated],
-) -> Vec<Request> {
+/// What each node is asked: all record, the source's node sends. `translated`: what a round before this showed that NAT makes of
+/// the flow.
+pub(super) fn requests(args: &TraceArgs, cluster: &Cluster, resolved: &Resolved, translated: &[Flow]) -> Vec<Request> {
     let Resolved { ends, sender, traffic, service: _, notes: _ } = resolved;
     // 0 would mean "any" in the kernel's map of flows.
     let id = rand::random_range(1..=u16::MAX);
@@ -95,18 +46,8 @@ pub(super) fn requests(
         timeout: args.timeout,
         nonce_base: rand::random(),
     };
-    let asked = |node: &str| {
-        let mut flows = flows(cluster, resolved, &flow, node);
-        let others = translated.iter().filter(|translated| translated.node != node).map(|translated| &translated.flow);
-        for other in others {
-            if flows.len() < MAX_FLOWS && !flows.iter().any(|asked| covers(asked, other)) {
-                flows.push(other.clone());
-            }
-        }
-        flows
-    };
     let request = |index: usize| Request {
-        flows: asked(&cluster.nodes[index].name),
+        flows: with(flows(cluster, resolved, &flow, &cluster.nodes[index].name), translated),
         time_limit: longest(args),
         ping: (*sender == Some(index)).then(|| ping.clone()),
         trace_rules: args.trace_rules,
@@ -118,6 +59,39 @@ pub(super) fn requests(
 pub(super) fn longest(args: &TraceArgs) -> Duration {
     let busy = if args.passive { args.wait } else { args.interval * u32::from(args.count) + args.timeout };
     args.ready_within + busy + MARGIN
+}
+
+/// With those of `more` that are new and that the kernel has room for.
+fn with(mut flows: Vec<Flow>, more: &[Flow]) -> Vec<Flow> {
+    for flow in more {
+        if flows.len() < MAX_FLOWS && !flows.contains(flow) {
+            flows.push(flow.clone());
+        }
+    }
+    flows
+}
+
+/// What NAT made of the flow on one node, and another one was not asked to record.
+pub(super) fn translated(nodes: &[NodeEvidence]) -> Vec<Flow> {
+    let mut found: Vec<Flow> = Vec::new();
+    for (node, evidence) in nodes.iter().enumerate() {
+        for record in &evidence.records {
+            let Record::Translation(Translation { original, reply, protocol, .. }) = record else { continue };
+            if (original.src, original.dst) == (reply.dst, reply.src) {
+                continue;
+            }
+            let port = (!matches!(protocol, 1 | 58)).then_some(reply.l4_src);
+            let flow = Flow { a: reply.dst, b: Some(reply.src), protocol: *protocol, a_port: None, b_port: port };
+            let asked = |other: &NodeEvidence| {
+                other.watched.iter().any(|watched| watched.covers(*protocol, (reply.dst, None), (reply.src, port)))
+            };
+            let others = nodes.iter().enumerate().filter(|(other, _)| *other != node);
+            if !found.contains(&flow) && others.into_iter().any(|(_, other)| !asked(other)) {
+                found.push(flow);
+            }
+        }
+    }
+    found
 }
 
 /// What a node is to record. The kernel learns what NAT makes of a flow only on the node that does it; on all others it is asked
@@ -202,6 +176,49 @@ items:
         requests.iter().map(|request| request.flows.iter().map(flow).collect()).collect()
     }
 
+    #[test]
+    fn what_nat_made_of_the_flow_is_asked_for_where_it_was_not() {
+        use crate::event::{CtDirection, Tuple};
+
+        let address = |text: &str| text.parse::<IpAddr>().expect("an address");
+        let tuple =
+            |src: &str, dst: &str, l4_src, l4_dst| Tuple { src: address(src), dst: address(dst), l4_src, l4_dst };
+        let translation = |protocol, original, reply| {
+            Record::Translation(Translation {
+                time_ns: 1,
+                skb: 1,
+                netns: 1,
+                original,
+                reply,
+                status: 0,
+                protocol,
+                direction: CtDirection::Original,
+            })
+        };
+        let flow = |a: &str, b: &str, protocol, b_port| Flow {
+            a: address(a),
+            b: Some(address(b)),
+            protocol,
+            a_port: None,
+            b_port,
+        };
+        let dnat = translation(6, tuple("10.0.0.1", "10.9.0.9", 4711, 80), tuple("10.0.0.2", "10.0.0.1", 8080, 4711));
+        let plain = translation(1, tuple("10.0.0.1", "10.0.0.3", 5, 5), tuple("10.0.0.3", "10.0.0.1", 5, 5));
+        let snat = translation(1, tuple("10.0.0.1", "10.0.0.3", 5, 5), tuple("10.0.0.3", "172.20.0.1", 9, 9));
+        let node = |records, watched| NodeEvidence { records, watched, ..NodeEvidence::default() };
+        let asked = vec![flow("10.0.0.1", "10.9.0.9", 6, Some(80))];
+        let nodes = |records, watched| [node(records, asked.clone()), node(Vec::new(), watched)];
+        let new = [flow("10.0.0.1", "10.0.0.2", 6, Some(8080)), flow("172.20.0.1", "10.0.0.3", 1, None)];
+        let records = vec![dnat.clone(), plain, dnat.clone(), snat.clone()];
+        assert_eq!(translated(&nodes(records, asked.clone())), new);
+        assert_eq!(translated(&nodes(vec![dnat, snat], new.to_vec())), []);
+
+        let more = with(asked.clone(), &[&asked[..], &new[..], &new[..]].concat());
+        assert_eq!(more, [&asked[..], &new[..]].concat());
+        let many: Vec<Flow> = (0..9).map(|port| flow("10.0.0.1", "10.0.0.2", 6, Some(port))).collect();
+        assert_eq!(with(asked.clone(), &many).len(), MAX_FLOWS);
+    }
+
     #[tokio::test]
     async fn other_nodes_also_record_the_flow_as_it_looks_behind_the_sources_node() {
         let requests = asked("bb1 172.20.58.60").await;
@@ -217,37 +234,6 @@ items:
         let beyond = ["6 100.115.37.81 any -> any 8080", "6 172.20.50.50 any -> any 8080"];
         assert_eq!(flows(&web), [vec!["6 100.115.37.81 any -> 100.64.0.7 80"], beyond.to_vec()]);
         assert_eq!(web[0].ping.as_ref().map(|ping| ping.kind), Some(ProbeKind::Tcp { dst_port: 80 }));
-    }
-
-    #[test]
-    fn what_nat_made_of_a_flow_is_asked_of_the_other_nodes() {
-        use crate::event::{CtDirection, Tuple};
-        let ip = |text: &str| text.parse().expect("an address");
-        let (pod, tunnel, peer) = (ip("100.115.37.81"), ip("100.115.37.64"), ip("100.106.133.5"));
-        let translation = |src: IpAddr| {
-            Record::Translation(Translation {
-                time_ns: 1,
-                skb: 2,
-                netns: 3,
-                original: Tuple { src: pod, dst: peer, l4_src: 7, l4_dst: 0x800 },
-                reply: Tuple { src: peer, dst: src, l4_src: 9, l4_dst: 0 },
-                status: 16,
-                protocol: 1,
-                direction: CtDirection::Original,
-            })
-        };
-        let evidence = [NodeEvidence {
-            name: "node-1".to_owned(),
-            records: vec![translation(tunnel), translation(tunnel), translation(pod)],
-            ..NodeEvidence::default()
-        }];
-        let flow = Flow { a: pod, b: Some(peer), protocol: 1, a_port: None, b_port: None };
-        let nodes = ["node-1", "node-2"].map(|node| (node.to_owned(), vec![flow.clone()]));
-        let new = Flow { a: tunnel, ..flow.clone() };
-        let found = translated(&evidence, &nodes);
-        assert_eq!(found, [Translated { node: "node-1".to_owned(), flow: new.clone() }]);
-        let nodes = [("node-1".to_owned(), vec![flow.clone()]), ("node-2".to_owned(), vec![flow, new])];
-        assert_eq!(translated(&evidence, &nodes), [], "it was asked for");
     }
 
     #[tokio::test]

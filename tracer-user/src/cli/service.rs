@@ -68,6 +68,7 @@ pub(super) fn behind(service: &Service, port: &Port, asked: Option<(IpAddr, &str
         name: service.name.clone(),
         endpoints: service.endpoints.len(),
         ready: service.ready().count(),
+        addresses: service.endpoints.iter().map(|endpoint| endpoint.address).collect(),
         local,
     };
     let target_port = target_ports.first().copied().filter(|_| target_ports.len() == 1);

@@ -9,7 +9,7 @@ use super::{
     ends::{self, Resolved},
     error::Error,
     nodes::{self, Cluster},
-    requests::{Translated, requests, translated},
+    requests,
     terminal::{Line, Progress, Surroundings, write_stderr, write_stdout},
     traffic::Traffic,
     watch::Watch,
@@ -17,7 +17,7 @@ use super::{
 use crate::{
     path::{
         Joined, Names, join,
-        model::{Endpoint, Outcome, Trace, TracedNode},
+        model::{Endpoint, Exchange, Outcome, Trace, TracedNode},
     },
     render,
     session::{self, Counters, Driven, DrivenNode, Flow, Plan},
@@ -71,18 +71,22 @@ pub(super) async fn run(args: &TraceArgs) -> Result<u8, Error> {
 /// for.
 async fn rounds(args: &TraceArgs, cluster: &mut Cluster) -> Result<(Trace, bool), Error> {
     let mut rounds = 0;
-    let mut behind_nat: Vec<Translated> = Vec::new();
+    let mut translated = Vec::new();
     loop {
         let started = rfc3339(SystemTime::now());
         let mut resolved = ends::resolve(args, cluster).await?;
-        let (driven, asked) = drive(args, cluster, &mut resolved, &behind_nat).await?;
+        let driven = drive(args, cluster, &mut resolved, &translated).await?;
         rounds += 1;
         let mut joined = join(&driven.evidence, &resolved.ends, &cluster.directory);
-        let mut new = translated(&driven.evidence.nodes, &asked);
-        new.retain(|new| !behind_nat.contains(new));
-        let more = cluster.meet(&joined).await || !new.is_empty();
-        behind_nat.extend(new);
-        // The path leads over a node that was not asked, or not for what NAT made of the packets: once more.
+        let more = cluster.meet(&joined).await;
+        let new = if joined.exchanges.iter().any(has_gaps) {
+            requests::translated(&driven.evidence.nodes)
+        } else {
+            Vec::new()
+        };
+        let more = more || new.iter().any(|flow| !translated.contains(flow));
+        translated.extend(new);
+        // The path leads over a node that was not asked, or not for what NAT made of the packets: once more, with that.
         if more && rounds < MOST_ROUNDS && !driven.interrupted && !args.passive {
             continue;
         }
@@ -100,20 +104,23 @@ async fn rounds(args: &TraceArgs, cluster: &mut Cluster) -> Result<(Trace, bool)
     }
 }
 
-/// One round: sessions on all nodes, probes from the source's. Also what each node was asked for.
+/// Not all that was to be seen of it was.
+fn has_gaps(exchange: &Exchange) -> bool {
+    exchange.outcome == Outcome::Incomplete || exchange.request.incomplete || exchange.reply.incomplete
+}
+
+/// One round: sessions on all nodes, probes from the source's.
 async fn drive(
     args: &TraceArgs,
     cluster: &mut Cluster,
     resolved: &mut Resolved,
-    behind_nat: &[Translated],
-) -> Result<(Driven, Vec<(String, Vec<Flow>)>), Error> {
+    translated: &[Flow],
+) -> Result<Driven, Error> {
     let progress = Progress::start(format!("arming {}", plural(cluster.nodes.len(), "node")));
     let (connections, sender) = cluster.connect(resolved.sender).await?;
     // Nodes may have been left out.
     resolved.sender = sender;
-    let requests = requests(args, cluster, resolved, behind_nat);
-    let names = cluster.nodes.iter().map(|node| node.name.clone());
-    let asked = names.zip(requests.iter().map(|request| request.flows.clone())).collect();
+    let requests = requests::requests(args, cluster, resolved, translated);
     let record_for = args.passive.then_some(args.wait);
     let home = cluster.nodes.iter().position(|node| Some(&node.name) == resolved.ends.source.node.as_ref());
     let armed_last = home.filter(|_| args.passive);
@@ -140,7 +147,7 @@ async fn drive(
     if driven.interrupted && driven.evidence.nodes.iter().all(|node| node.records.is_empty()) && !args.passive {
         return Err(Error::Interrupted);
     }
-    Ok((driven, asked))
+    Ok(driven)
 }
 
 /// Ctrl-C or another request to end, or a passive trace has seen enough. A second one does not wait for anything: sessions
@@ -261,6 +268,11 @@ fn assemble(
     if args.passive {
         // More may have begun while the last reply was waited for.
         exchanges.truncate(args.count.into());
+    }
+    if let Some(behind) = &resolved.service {
+        for exchange in &mut exchanges {
+            exchange.notes.extend(behind.asked.stranger_in_words(exchange));
+        }
     }
     let lost_events = nodes.iter().map(lost).sum();
     let skipped = skipped(&nodes, exchanges.iter().map(|exchange| exchange.outcome));

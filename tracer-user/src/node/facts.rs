@@ -21,11 +21,25 @@ pub struct NodeFacts {
     /// Inodes of the namespaces of which `rules` lacks nothing: a packet that a rule dropped or rewrote there met one of them.
     /// Of other namespaces rules were not read, not all, or too many have no counter.
     pub rules_complete: Vec<u32>,
+    /// How many packets conntrack refused while the session ran, of namespaces where it did.
+    pub conntrack_drops: Vec<ConntrackDrops>,
     /// A route or rule of a namespace in scope changed while the trace ran: the routes may not be those the packets took.
     pub routes_changed: bool,
     /// What could not be read on the node, a sentence each and each once: namespaces left out, facts not found. A namespace that
     /// merely vanished is none.
     pub notes: Vec<String>,
+}
+
+/// What conntrack itself dropped in a namespace while the session ran, by its statistics (`conntrack -S`), all CPUs together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ConntrackDrops {
+    /// Namespace.
+    pub netns: u32,
+    /// Packets dropped, those of `insert_failed` among them: a new connection got no entry (the table is full), or could not
+    /// be entered.
+    pub dropped: u64,
+    /// Connections that could not be entered in the end: another has the same addresses and ports.
+    pub insert_failed: u64,
 }
 
 /// One network namespace in scope.

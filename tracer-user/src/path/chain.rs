@@ -40,18 +40,27 @@ pub(super) enum Between {
     Gap,
 }
 
+/// Request and reply: out of a node, and in to it where the answer came. Their TTLs have nothing to do with each other.
+pub(super) fn turned_outside(world: &World<'_>, request: &Fragment<'_>, reply: &Fragment<'_>) -> bool {
+    request.node == reply.node && crosses(world, request, reply)
+}
+
 pub(super) fn between(world: &World<'_>, a: &Fragment<'_>, b: &Fragment<'_>) -> Between {
+    match (crosses(world, a, b) && a.last().ttl() >= b.first().ttl(), a.node == b.node) {
+        (true, true) => Between::Outside,
+        (true, false) => Between::Wire,
+        (false, _) => Between::Gap,
+    }
+}
+
+/// What left by the one came in by the other, as far as the interfaces say.
+fn crosses(world: &World<'_>, a: &Fragment<'_>, b: &Fragment<'_>) -> bool {
     let (out, into) = (a.last(), b.first());
     let leaves = out.way == Way::Out && world.namespaces(a.node).leads_out(out.at());
     let enters = into.way == Way::In && world.namespaces(b.node).leads_out(into.at());
     // What goes into an encrypted tunnel comes out of one.
     let sealed = |f: &Fragment<'_>, t: &Touch<'_>| world.namespaces(f.node).is_sealed(t.at());
-    let crosses = leaves && enters && sealed(a, out) == sealed(b, into);
-    match (crosses && out.ttl() >= into.ttl(), a.node == b.node) {
-        (true, true) => Between::Outside,
-        (true, false) => Between::Wire,
-        (false, _) => Between::Gap,
-    }
+    leaves && enters && sealed(a, out) == sealed(b, into)
 }
 
 impl<'a> Chain<'a> {

@@ -1,16 +1,18 @@
 //! How the way of a packet ended.
 
+use std::net::IpAddr;
+
 use super::{
     chain::Chain,
     culprit::{self, Cause, Scene, refused_at_destination},
     group::Role,
     model::{Basis, DropDetail},
     route,
-    touch::{self, Touch, Way},
+    touch::{self, Header, Touch, Way},
     world::World,
 };
 use crate::{
-    event::{Free, Hook, Sighting},
+    event::{Free, Hook, L4, Packet, Sighting},
     node::facts::LinkRef,
 };
 
@@ -22,8 +24,8 @@ pub(super) enum End<'a> {
     Delivered,
     /// It left the traced nodes, and came to where it should.
     Left,
-    /// It left a traced node, and nothing came of it.
-    Lost(String),
+    /// It left a traced node, and nothing came of it; one sentence, and one of what that may come from.
+    Lost(String, Option<String>),
     /// The kernel freed it.
     Dropped { node: usize, at: &'a Sighting, cause: Box<Cause<'a>> },
     /// It was handed to no device, at its source or further on, and what is there says why.
@@ -157,14 +159,51 @@ fn left<'a>(world: &World<'a>, chain: &Chain<'a>, node: usize, last: &Touch<'a>)
         return End::Unknown(format!("it left {from}; records are missing, so it may have come further"));
     }
     let next = next_node(world, chain, node, last);
-    End::Lost(match next {
-        Some(next) => format!("left {from}, never arrived at {next}"),
-        None => format!("left {from}; beyond is not traced, no reply came back"),
-    })
+    match (next, untranslated(world, chain, last)) {
+        (Some((other, next)), _) if !was_asked_for(world, other, last) => {
+            let Header { src, dst, .. } = last.header();
+            End::Unknown(format!("it left {from} as {src} -> {dst}, which {next} was not asked to record"))
+        }
+        (Some((_, next)), _) => End::Lost(format!("left {from}, never arrived at {next}"), None),
+        (None, None) => End::Lost(format!("left {from}; beyond is not traced, no reply came back"), None),
+        (None, Some(own)) => End::Lost(
+            format!("left {from} with the pod's own address {own} (no SNAT); beyond is not traced, no reply came back"),
+            Some(format!(
+                "whoever got it answers to {own}, and outside the cluster hardly anybody has a route back to that: pods' \
+                 addresses are mostly translated on their way out (natOutgoing, masquerade)"
+            )),
+        ),
+    }
 }
 
-/// Where it should have come in: the traced node that has the next hop's address.
-fn next_node(world: &World<'_>, chain: &Chain<'_>, node: usize, last: &Touch<'_>) -> Option<String> {
+/// The source's address, if that is a pod's and goes to somebody whom nobody knows to belong to the cluster.
+fn untranslated(world: &World<'_>, chain: &Chain<'_>, last: &Touch<'_>) -> Option<IpAddr> {
+    let Header { src, dst, .. } = last.header();
+    let named = world.ends.destination.name.as_deref();
+    let strange = !named.is_some_and(|name| name.contains("/svc/"))
+        && world.owner(dst).is_none()
+        && world.names.pod(dst).is_none()
+        && world.names.node(dst).is_none();
+    let of_pod = world.owner(src).is_some_and(|(node, at)| world.pod(node, at.netns).is_some());
+    (chain.role == Role::Request && !last.wrapped() && strange && of_pod).then_some(src)
+}
+
+/// NAT may have made a flow of it that nobody knew of when recording began.
+fn was_asked_for(world: &World<'_>, node: usize, last: &Touch<'_>) -> bool {
+    let Packet { src, dst, l4, .. } = &last.last.packet;
+    let (protocol, ports) = match l4 {
+        L4::Icmp { .. } if src.is_ipv4() => (1, (None, None)),
+        L4::Icmp { .. } => (58, (None, None)),
+        L4::Tcp { src_port, dst_port, .. } => (6, (Some(*src_port), Some(*dst_port))),
+        L4::Udp { src_port, dst_port, .. } => (17, (Some(*src_port), Some(*dst_port))),
+        L4::Other { protocol } => (*protocol, (None, None)),
+    };
+    let watched = &world.node(node).watched;
+    watched.is_empty() || watched.iter().any(|flow| flow.covers(protocol, (*src, ports.0), (*dst, ports.1)))
+}
+
+/// Where it should have come in: the traced node that has the next hop's address, and the place.
+fn next_node(world: &World<'_>, chain: &Chain<'_>, node: usize, last: &Touch<'_>) -> Option<(usize, String)> {
     let touches = &chain.fragments.last()?.touches;
     let question = match touches.len().checked_sub(2).map(|i| &touches[i]) {
         Some(p) if p.way == Way::In => route::forwarding(p, last),
@@ -174,5 +213,6 @@ fn next_node(world: &World<'_>, chain: &Chain<'_>, node: usize, last: &Touch<'_>
     let target = gateway.unwrap_or(last.header().dst);
     let (other, at) = world.owner(target).filter(|(other, _)| *other != node)?;
     let namespaces = world.namespaces(other);
-    Some(if namespaces.leads_out(at) { world.place(other, at) } else { world.node(other).name.clone() })
+    let place = if namespaces.leads_out(at) { world.place(other, at) } else { world.node(other).name.clone() };
+    Some((other, place))
 }

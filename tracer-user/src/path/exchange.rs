@@ -12,7 +12,7 @@ use super::{
     errors::Seen,
     group::{ACK, Group, RST, Role, Sorted},
     hops::{self, Timed},
-    model::{ClockAtStart, Direction, DropCause, Exchange, Outcome, Path, Rejection, What},
+    model::{Action, ClockAtStart, Direction, DropCause, Exchange, Outcome, Path, Rejection, What},
     shares,
     touch::{Touch, Way},
     world::World,
@@ -114,12 +114,12 @@ impl<'a> Story<'a> {
     pub(super) fn tell<'b>(&self, world: &World<'a>, others: impl Iterator<Item = &'b Bounds> + Clone) -> Told<'a> {
         let answered = self.answered();
         let mut request_end = self.request_end(world, answered);
-        if self.rejection.is_some() && matches!(request_end, End::Lost(_)) {
+        if self.rejection.is_some() && matches!(request_end, End::Lost(..)) {
             request_end = End::Left;
         }
         let mut reply_end = drops::end(world, &self.reply, self.confirmed());
         for (chain, end) in [(&self.request, &mut request_end), (&self.reply, &mut reply_end)] {
-            if let (End::Lost(_), Some(ns), Some((node, last))) =
+            if let (End::Lost(..), Some(ns), Some((node, last))) =
                 (&*end, self.cut_off(world, chain, others.clone()), chain.last())
             {
                 let (place, ms) = (world.place(node, last.at()), milliseconds(ns));
@@ -150,6 +150,10 @@ impl<'a> Story<'a> {
             End::Dropped { node, .. } if self.refused() => Some(*node),
             _ => None,
         };
+        let hint = match &request_end {
+            End::Lost(_, hint) => hint.clone(),
+            _ => None,
+        };
         let mut there = hops::write(world, &self.request, None);
         there.finish(request_end, answered, answer);
         if let Some((node, first)) = self.reply.first().filter(|(node, _)| rejecting == Some(*node)) {
@@ -170,6 +174,8 @@ impl<'a> Story<'a> {
         let incomplete = [!there.notes.is_empty(), !back.notes.is_empty()];
         notes.append(&mut there.notes);
         notes.append(&mut back.notes);
+        notes.extend(hint);
+        notes.extend(self.between_pods(world, &there.hops));
         // A verdict's own words come first: they may be all that the first screen shows.
         notes.splice(0..0, verdict.note);
         let (mut request, mut reply, clocks) = self.date(world, there.hops, back.hops, others);
@@ -189,6 +195,23 @@ impl<'a> Story<'a> {
             rejection: rejection.filter(|_| verdict.outcome != Outcome::Delivered),
         };
         Told { exchange, routers: there.routers, began_before, suspicion }
+    }
+
+    /// What a pod sends to a pod has the pods' addresses at both ends: a source that was rewritten on the way hides who sent it. Not
+    /// where it was sent to a service or a node, which translate.
+    fn between_pods(&self, world: &World<'_>, there: &[Timed]) -> Option<String> {
+        let [from, to] = [&world.ends.source, &world.ends.destination].map(|end| {
+            let (node, at) = world.owner(end.address)?;
+            world.pod(node, at.netns)
+        });
+        let (from, to) = (from?, to?);
+        let is = |action| move |timed: &&Timed| timed.hop.action == action;
+        let snat = there.iter().rev().find(is(Action::Snat)).filter(|_| !there.iter().any(|t| is(Action::Dnat)(&t)))?;
+        Some(format!(
+            "SNAT between pods, on {}: {to} sees {}, not {from}; so do its network policies and logs. Masquerade rules are to \
+             spare what goes to pods (nonMasqueradeCIDRs, IP pools)",
+            snat.hop.node, snat.hop.src
+        ))
     }
 
     /// A reset is an answer that does not prove the request's arrival: a rule that drops the request sends it in the
@@ -235,7 +258,7 @@ impl<'a> Story<'a> {
                 End::Delivered | End::Left => is(answered, by_rule.then_some(Direction::Request)),
                 // A reply that was sent was seen.
                 End::Dropped { .. } | End::Unsent { .. } => is(Outcome::Dropped, Some(Direction::Reply)),
-                End::Lost(_) => is(Outcome::Lost, Some(Direction::Reply)),
+                End::Lost(..) => is(Outcome::Lost, Some(Direction::Reply)),
                 End::Unknown(_) | End::Unseen => is(Outcome::Incomplete, None),
             };
         }
@@ -249,7 +272,7 @@ impl<'a> Story<'a> {
         }
         match request {
             End::Dropped { .. } | End::Unsent { .. } => is(Outcome::Dropped, Some(Direction::Request)),
-            End::Lost(_) => is(Outcome::Lost, Some(Direction::Request)),
+            End::Lost(..) => is(Outcome::Lost, Some(Direction::Request)),
             End::Delivered => unanswered(),
             End::Left | End::Unknown(_) | End::Unseen => is(Outcome::Incomplete, None),
         }

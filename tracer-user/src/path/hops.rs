@@ -5,7 +5,7 @@ use super::{
     culprit::Cause,
     drops::{End, delivered_as},
     group::Role,
-    model::{Action, Basis, Detail, DropDetail, Hop, Nat, Segmentation, Segments, Tunnel},
+    model::{Action, Basis, Detail, DropDetail, Hop, Nat, OLD_ENTRY, Segmentation, Segments, Tunnel},
     nat, nat_rule, route,
     touch::{self, Header, Touch, Way},
     world::World,
@@ -314,6 +314,7 @@ impl<'a> Walk<'_, 'a> {
         let (rule, text) = match nat_rule::find(self.world, passage, action, &nat, packet) {
             nat_rule::Found::Rule(rule) => (Some(*rule), None),
             nat_rule::Found::Older(why) => (None, Some(format!("{why}: rule not known"))),
+            nat_rule::Found::Entry => (None, Some(OLD_ENTRY.to_owned())),
             nat_rule::Found::Open => (None, None),
         };
         let header = nat::header(&nat, packet.ttl);
@@ -451,7 +452,7 @@ impl<'a> Walk<'_, 'a> {
                 }
                 self.push(spot, Action::Delivered, free.map_or(last.header(), Header::of), basis, detail);
             }
-            (End::Lost(text), Some((node, last))) => {
+            (End::Lost(text, _), Some((node, last))) => {
                 let spot = Spot { node, at: last.at(), time_ns: last.end() };
                 let detail = Detail { text: Some(text), ..Detail::default() };
                 self.push(spot, Action::Lost, last.header(), Basis::Inferred, detail);

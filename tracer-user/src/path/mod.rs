@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use crate::{event::Record, node::facts::NodeFacts};
+use crate::{event::Record, node::facts::NodeFacts, session::Flow};
 
 mod chain;
 mod clock;
@@ -55,6 +55,8 @@ pub struct NodeEvidence {
     pub unread: u64,
     /// The session ended in order and delivered everything it saw.
     pub complete: bool,
+    /// What it was asked to record; empty: not told.
+    pub watched: Vec<Flow>,
     /// When it stopped recording, by its `CLOCK_MONOTONIC`, ns; None: not told.
     pub stopped_ns: Option<u64>,
 }

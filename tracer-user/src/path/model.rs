@@ -57,8 +57,46 @@ pub struct AskedService {
     pub endpoints: usize,
     /// and how many of them are ready to be sent new connections.
     pub ready: usize,
+    /// The addresses of all its endpoints.
+    pub addresses: Vec<IpAddr>,
     /// Set where a node is asked by a node port, and the service's `externalTrafficPolicy` is Local.
     pub local: Option<LocalEndpoints>,
+}
+
+/// What is said at a DNAT that no rule chose since the trace began.
+pub const OLD_ENTRY: &str = "by conntrack's entry, which is older than the trace: no rule chose it since";
+
+impl AskedService {
+    /// The DNAT that sends the request to somebody who is none of the endpoints.
+    #[must_use]
+    pub fn stranger<'e>(&self, exchange: &'e Exchange) -> Option<(&'e Hop, &'e Nat)> {
+        let dnat = exchange.request.hops.iter().rev().find(|hop| hop.action == Action::Dnat)?;
+        let nat = dnat.detail.nat.as_ref()?;
+        (!self.addresses.contains(&nat.after.dst)).then_some((dnat, nat))
+    }
+
+    /// Who chose that, in a sentence.
+    #[must_use]
+    pub fn stranger_in_words(&self, exchange: &Exchange) -> Option<String> {
+        let (hop, nat) = self.stranger(exchange)?;
+        let Self { namespace, name, addresses, .. } = self;
+        let (to, node) = (nat.after.dst, &hop.node);
+        let has = match addresses.as_slice() {
+            [] => "none".to_owned(),
+            some => some.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+        };
+        let who = match hop.detail.text.as_deref() {
+            Some(OLD_ENTRY) => format!(
+                "conntrack on {node} chose it, not the rules: an entry from before the endpoint moved, which lives as long as the \
+                 client goes on sending from this port"
+            ),
+            Some(_) => format!(
+                "the rules on {node} are behind, or an entry of conntrack there is older than the endpoint's move"
+            ),
+            None => format!("the rules on {node} are behind: does kube-proxy run there?"),
+        };
+        Some(format!("{to} is no endpoint of {namespace}/svc/{name} (it has {has}): {who}"))
+    }
 }
 
 /// Endpoints on the node that was asked, which alone get what comes from outside.
@@ -446,3 +484,6 @@ pub enum ShareOf {
     /// What could not be attributed.
     Unattributed,
 }
+
+#[cfg(test)]
+mod tests;

@@ -22,6 +22,8 @@ pub(super) enum Found {
     Rule(Box<RuleRef>),
     /// The connection may be older than the trace, so no rule's counter can tell; why, in words.
     Older(&'static str),
+    /// The connection is older: of the rules, which were all read, none has chosen this destination since.
+    Entry,
     /// Several fit, or none.
     Open,
 }
@@ -32,12 +34,13 @@ pub(super) fn find(world: &World<'_>, passage: &Passage, action: Action, nat: &N
         // What undoes a translation is conntrack, not a rule.
         return Found::Open;
     }
-    if let Some(why) = may_be_older(world, passage.node, packet) {
-        return Found::Older(why);
-    }
     let scene = Scene { world, passage, nat, packet };
-    let hits = &world.node(passage.node).facts.rules;
-    let fitting: Vec<&RuleHit> = hits.iter().filter(|hit| scene.fits(hit, action)).collect();
+    let facts = &world.node(passage.node).facts;
+    let fitting: Vec<&RuleHit> = facts.rules.iter().filter(|hit| scene.fits(hit, action)).collect();
+    if let Some(why) = may_be_older(world, passage.node, packet) {
+        let all_read = passage.came.is_some_and(|at| facts.rules_complete.contains(&at.netns));
+        return if action == Action::Dnat && all_read && fitting.is_empty() { Found::Entry } else { Found::Older(why) };
+    }
     let by = |evidence: fn(&RuleHit) -> bool| fitting.iter().filter(|hit| evidence(hit)).copied().collect::<Vec<_>>();
     let (traced, counted) = (by(|hit| hit.traced > 0), by(|hit| hit.packets > 0 || !hit.counted));
     let (candidates, basis) = if !traced.is_empty() {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{
-    chain::{Between, Chain, between},
+    chain::{Between, Chain, between, turned_outside},
     model::{Share, ShareOf},
     touch::{Fragment, Touch, Way},
     world::World,
@@ -46,12 +46,14 @@ impl Accounts {
         // Without the Xmit, time in the interface's queue would count as time on the wire.
         match between(world, a, b) {
             _ if !out.whole() => {}
-            Between::Outside => {
-                *self.beyond.entry(a.node).or_default() += into.start().saturating_sub(out.end());
-            }
+            Between::Outside => self.beyond(a, b),
             Between::Wire => self.wire(a.node, out.end(), b.node, into.start()),
             Between::Gap => {}
         }
+    }
+
+    fn beyond(&mut self, a: &Fragment<'_>, b: &Fragment<'_>) {
+        *self.beyond.entry(a.node).or_default() += b.first().start().saturating_sub(a.last().end());
     }
 
     fn wire(&mut self, from: usize, left: u64, to: usize, came: u64) {
@@ -94,9 +96,10 @@ pub(super) fn shares(world: &World<'_>, request: &Chain<'_>, reply: &Chain<'_>, 
     if let Some((node, _, ns)) = answer {
         accounts.node(node, ns);
     } else if let (Some(a), Some(b)) = (request.fragments.last(), reply.fragments.first())
-        && between(world, a, b) == Between::Outside
+        && a.last().whole()
+        && turned_outside(world, a, b)
     {
-        accounts.step(world, a, b);
+        accounts.beyond(a, b);
     }
     list(world, accounts, answer, rtt_ns)
 }

@@ -134,7 +134,7 @@ pub(super) fn unserved<'t>(trace: &'t Trace, exchange: &Exchange) -> Option<&'t 
 }
 
 fn nobody_serves(service: &AskedService) -> String {
-    let AskedService { namespace, name, endpoints, ready, local } = service;
+    let AskedService { namespace, name, endpoints, ready, addresses: _, local } = service;
     if let Some(LocalEndpoints { node, elsewhere, .. }) = local.as_ref().filter(|_| *ready > 0) {
         return format!(
             "{namespace}/svc/{name} has externalTrafficPolicy Local, and no endpoint on node {node}: from outside, ask a node that has \

@@ -283,3 +283,32 @@ fn links_and_sizes() {
         dropped(because(DropCause::Other, "A_NEW_REASON", "somewhere", Some("A_NEW_REASON")), None),
     ]));
 }
+
+#[test]
+fn what_conntrack_refused() {
+    let full = DropDetail {
+        basis: Basis::Inferred,
+        proof: vec![
+            "conntrack gave no entry to 5 new connections, for 5 dropped here (conntrack -S: drop +5)".to_owned(),
+        ],
+        settings: ["count", "max"]
+            .map(|name| SettingDetail {
+                name: format!("net.netfilter.nf_conntrack_{name}"),
+                value: "262144".to_owned(),
+            })
+            .into(),
+        ..because(DropCause::ConntrackFull, "conntrack's table is full", "nf_hook_slow", Some("NETFILTER_DROP"))
+    };
+    let masquerade = CulpritRule {
+        table: "nat".to_owned(),
+        ..rule("POSTROUTING", "-p tcp -j MASQUERADE --to-ports 40000-40001", None)
+    };
+    let ports = by_rules(DropCause::NatPorts, "no free port for source NAT", vec![masquerade], COUNTER);
+    let clash = because(
+        DropCause::Conntrack,
+        "conntrack has another connection of the same addresses and ports",
+        "nf_hook_slow",
+        Some("NETFILTER_DROP"),
+    );
+    assert_snapshot!(heads(&[dropped(full, None), dropped(ports, None), dropped(clash, None)]));
+}

@@ -5,8 +5,12 @@ use super::{
     names::Names,
 };
 use crate::path::model::{
-    Action, AskedService, CulpritRule, Direction, DropCause, DropDetail, Exchange, Hop, NamedPolicy, Rejection, Trace,
+    Action, AskedService, CulpritRule, Direction, DropCause, DropDetail, Exchange, Hop, NamedPolicy, Nat, NatSide,
+    OLD_ENTRY, Rejection, Trace,
 };
+
+/// As `path/culprit/rules.rs` says it.
+const INVALID: &str = "netfilter rule for packets that conntrack calls invalid";
 
 /// Policies that are worth a command each.
 const MOST_POLICIES: usize = 3;
@@ -31,6 +35,9 @@ pub(super) fn commands(trace: &Trace, names: &Names, exchange: &Exchange) -> Vec
             ),
         ];
     }
+    if let Some((dnat, nat)) = trace.service.as_ref().and_then(|service| service.stranger(exchange)) {
+        return stranger(trace, names, dnat, nat);
+    }
     let Some(hop) = last_hop(exchange) else { return without_hop(trace, names, exchange) };
     let on = match &hop.pod {
         Some(pod) => format!("in pod {pod}"),
@@ -40,9 +47,29 @@ pub(super) fn commands(trace: &Trace, names: &Names, exchange: &Exchange) -> Vec
     let site = Site { on, hop, dev, ip: if hop.dst.is_ipv4() { "ip" } else { "ip -6" } };
     match &hop.detail.drop {
         _ if hop.action == Action::Lost => lost(&site, exchange),
-        Some(drop) => dropped(&site, drop, exchange.rejection.as_ref()),
+        Some(drop) => dropped(trace, names, exchange, &site, drop),
         None => counters(&site),
     }
+}
+
+/// It was sent to somebody who is no endpoint of the service.
+fn stranger(trace: &Trace, names: &Names, dnat: &Hop, nat: &Nat) -> Vec<String> {
+    let on = names.short(&dnat.node);
+    let protocol = if trace.probe.starts_with("udp") { "udp" } else { "tcp" };
+    let (NatSide { src, dst, .. }, to) = (&nat.before, nat.after.dst);
+    let entries = format!("-p {protocol} --orig-src {src} --orig-dst {dst} --reply-src {to}");
+    let mut commands = Vec::new();
+    if dnat.detail.text.is_some() {
+        commands.push(format!("on {on}: conntrack -L {entries}"));
+        commands.push(format!("on {on}: conntrack -D {entries}   # what is sent next goes by the rules"));
+    }
+    if dnat.detail.text.as_deref() != Some(OLD_ENTRY) {
+        let save = if dst.is_ipv6() { "ip6tables-legacy-save" } else { "iptables-legacy-save" };
+        commands.push(format!("on {on}: {save} -t nat | grep -w {to}; nft list ruleset | grep -w {to}"));
+        let pods = format!("kubectl -n kube-system get pods -o wide --field-selector spec.nodeName={}", dnat.node);
+        commands.push(format!("{pods}   # kube-proxy? its log?"));
+    }
+    commands
 }
 
 fn without_hop(trace: &Trace, names: &Names, exchange: &Exchange) -> Vec<String> {
@@ -66,11 +93,29 @@ fn without_hop(trace: &Trace, names: &Names, exchange: &Exchange) -> Vec<String>
 
 fn lost(site: &Site<'_>, exchange: &Exchange) -> Vec<String> {
     let Site { on, hop, dev, .. } = site;
+    if hop.detail.text.as_ref().is_some_and(|text| text.contains("(no SNAT)")) {
+        return untranslated(site, exchange);
+    }
     vec![
         format!("{on}: ip neigh show {} dev {dev}; ip -s link show dev {dev}", next_hop(exchange, hop)),
         format!("on the other side: tcpdump -ni {dev} host {}   # does it arrive there at all?", hop.dst),
         "between them: switch port, security group, source/destination check, MTU".to_owned(),
     ]
+}
+
+/// It left the cluster with a pod's address: why did no rule translate it?
+fn untranslated(site: &Site<'_>, exchange: &Exchange) -> Vec<String> {
+    let Site { on, hop, dev, .. } = site;
+    let save = if hop.dst.is_ipv6() { "ip6tables-legacy-save" } else { "iptables-legacy-save" };
+    let mut commands =
+        vec![format!("{on}: {save} -t nat -c | grep -iE 'masq|snat'; nft list ruleset | grep -iE 'masq|snat'")];
+    let calico = |hop: &Hop| hop.interface.as_ref().is_some_and(|interface| interface.starts_with("cali"));
+    if exchange.request.hops.iter().any(calico) {
+        let columns = "NAME:.metadata.name,CIDR:.spec.cidr,NAT:.spec.natOutgoing";
+        commands.push(format!("kubectl get ippools.crd.projectcalico.org -o custom-columns={columns}"));
+    }
+    commands.push(format!("{on}: tcpdump -ni {dev} host {}   # does an answer come back at all?", hop.dst));
+    commands
 }
 
 /// The neighbour that the lost packet was sent to.
@@ -85,7 +130,7 @@ fn next_hop(exchange: &Exchange, lost: &Hop) -> String {
     path.hops.iter().rev().find_map(route).unwrap_or_else(|| lost.dst.to_string())
 }
 
-fn dropped(site: &Site<'_>, drop: &DropDetail, answer: Option<&Rejection>) -> Vec<String> {
+fn dropped(trace: &Trace, names: &Names, exchange: &Exchange, site: &Site<'_>, drop: &DropDetail) -> Vec<String> {
     let Site { on, hop, dev, ip } = site;
     let (src, dst) = (hop.src, hop.dst);
     let out = drop.out_interface.as_deref().unwrap_or(dev);
@@ -99,11 +144,35 @@ fn dropped(site: &Site<'_>, drop: &DropDetail, answer: Option<&Rejection>) -> Ve
             }));
             commands
         }
+        DropCause::Netfilter if drop.why == INVALID => {
+            let mut commands = rule_commands(site, drop);
+            commands.push(format!("{on}: conntrack -L -s {dst}   # does it know the connection?"));
+            commands.extend(way_back(names, exchange, hop));
+            commands.extend(past_the_nat(names, exchange));
+            commands
+        }
         DropCause::Netfilter => {
             let mut commands = rule_commands(site, drop);
             commands.extend(policy_commands(drop).unwrap_or_else(|| vec!["kubectl get networkpolicy -A".to_owned()]));
             commands
         }
+        DropCause::ConntrackFull => vec![
+            format!("{on}: conntrack -L | grep -o 'src=[^ ]*' | sort | uniq -c | sort -rn | head   # who fills it?"),
+            format!("{on}: sysctl -w net.netfilter.nf_conntrack_max=...   # of kube-proxy: --conntrack-max-per-core"),
+        ],
+        DropCause::NatPorts => {
+            let protocol = if trace.probe.starts_with("udp") { "udp" } else { "tcp" };
+            let mut commands = vec![format!(
+                "{on}: conntrack -L -p {protocol} -d {dst} | wc -l   # each holds a port for this destination"
+            )];
+            commands.extend(rule_commands(site, drop));
+            commands.push(
+                "then: more ports (--to-ports, Calico's natPortRange) or addresses; if only now and then: --random-fully"
+                    .to_owned(),
+            );
+            commands
+        }
+        DropCause::Conntrack => vec![format!("{on}: conntrack -S; conntrack -L -d {dst}; dmesg | grep -i conntrack")],
         DropCause::RpFilterRule => {
             let mut commands = rule_commands(site, drop);
             commands.push(format!("{on}: {ip} route get {src}   # is it by {dev}?"));
@@ -137,7 +206,7 @@ fn dropped(site: &Site<'_>, drop: &DropDetail, answer: Option<&Rejection>) -> Ve
             format!("{on}: {ip} route get {dst} from {src} iif {dev}   # does it lead back to where it came from?"),
             "a loop shows the same nodes again and again in this trace; else the sender's TTL is too low".to_owned(),
         ],
-        DropCause::TooBig => too_big(site, out, answer),
+        DropCause::TooBig => too_big(site, out, exchange.rejection.as_ref()),
         DropCause::InterfaceDown | DropCause::NoCarrier => {
             vec![format!("{on}: ip link show dev {out}   # UP? LOWER_UP? then its other end")]
         }
@@ -149,6 +218,25 @@ fn dropped(site: &Site<'_>, drop: &DropDetail, answer: Option<&Rejection>) -> Ve
         }
         DropCause::Malformed | DropCause::Other | DropCause::Unknown => counters(site),
     }
+}
+
+/// What to do where a reply came back past the node that had translated its request.
+fn past_the_nat(names: &Names, exchange: &Exchange) -> Option<String> {
+    let passed = |node: &str| exchange.reply.hops.iter().any(|hop| hop.node == node);
+    let nat = exchange.request.hops.iter().find(|hop| hop.action == Action::Dnat && !passed(&hop.node))?;
+    let node = names.short(&nat.node);
+    Some(format!(
+        "on {node}: masquerade what it translates, too, or route the reply over it   # then it undoes its DNAT"
+    ))
+}
+
+/// Asks the node that sent a reply another way than its request came; None: it took the same way.
+fn way_back(names: &Names, exchange: &Exchange, dropped: &Hop) -> Option<String> {
+    let passed = exchange.request.hops.iter().any(|hop| hop.node == dropped.node);
+    let sender = exchange.reply.hops.first().filter(|_| !passed)?;
+    let node = names.short(&sender.node);
+    let ip = if dropped.dst.is_ipv4() { "ip" } else { "ip -6" };
+    Some(format!("on {node}: {ip} route get {}   # why over {}?", dropped.dst, names.short(&dropped.node)))
 }
 
 /// Shows the policies that are known to matter; None: none is.

@@ -38,7 +38,7 @@ pub(super) fn verdict(page: &mut Page, trace: &Trace, names: &Names, groups: &[G
     }
     let length: usize = pieces.iter().map(|(_, text)| text.chars().count()).sum();
     let rest = match failures.as_slice() {
-        [] => format!("  {}  {}", rtt(&delivered), way(trace, groups)),
+        [] => format!("  {}  {}", rtt(&delivered), way(trace, names, groups)),
         [only] if delivered.is_empty() => cause(names, only.median),
         _ if !delivered.is_empty() => format!("  {}", rtt(&delivered)),
         _ => String::new(),
@@ -110,7 +110,7 @@ fn rtt(delivered: &[&Exchange]) -> String {
 }
 
 /// `routed, no tunnel, no NAT; reply took the same way back`.
-fn way(trace: &Trace, groups: &[Group<'_>]) -> String {
+fn way(trace: &Trace, names: &Names, groups: &[Group<'_>]) -> String {
     let Some(group) = groups.first() else { return String::new() };
     let exchange = group.median;
     let hops = || exchange.request.hops.iter();
@@ -127,7 +127,7 @@ fn way(trace: &Trace, groups: &[Group<'_>]) -> String {
     };
     let nat = match (has(Action::Snat), has(Action::Dnat)) {
         (true, true) => format!("SNAT and DNAT{}", chosen(trace)),
-        (true, false) => "SNAT".to_owned(),
+        (true, false) => snat(trace, names, exchange),
         (false, true) => format!("DNAT{}", chosen(trace)),
         (false, false) => "no NAT".to_owned(),
     };
@@ -151,6 +151,28 @@ fn way(trace: &Trace, groups: &[Group<'_>]) -> String {
         ways.push_str(&format!("; the path of {count} is INCOMPLETE"));
     }
     format!("{moved}, {tunnel}, {nat}; {back}{ways}")
+}
+
+/// `SNAT`, `SNAT twice (ip-172-20-50-50, ip-172-20-62-7)`, `SNAT on ip-172-20-62-7` (which is not the source's node), `SNAT
+/// between pods`.
+fn snat(trace: &Trace, names: &Names, exchange: &Exchange) -> String {
+    let home = exchange.request.hops.first().map(|hop| hop.node.as_str());
+    let rewritten = exchange.request.hops.iter().filter(|hop| hop.action == Action::Snat);
+    let nodes: Vec<&str> = rewritten.map(|hop| hop.node.as_str()).collect();
+    let short = nodes.iter().map(|node| names.short(node)).collect::<Vec<_>>().join(", ");
+    let often = match nodes.as_slice() {
+        [only] if Some(*only) == home => "SNAT".to_owned(),
+        [_] | [] => format!("SNAT on {short}"),
+        [_, _] => format!("SNAT twice ({short})"),
+        more => format!("SNAT {} times ({short})", more.len()),
+    };
+    let reached = exchange.request.hops.last().filter(|hop| hop.action == Action::Delivered);
+    let sent = exchange.request.hops.first().is_some_and(|hop| hop.action == Action::Sent && hop.pod.is_some());
+    // A pod is not to see another one in a node's name.
+    match reached.and_then(|hop| hop.pod.as_deref()).filter(|_| sent) {
+        Some(_) if reached.is_some_and(|hop| hop.dst == trace.destination.address) => format!("{often} between pods"),
+        _ => often,
+    }
 }
 
 /// ` to default/web (4 of 6), default/bb2 (2 of 6)`: whom DNAT chose in place of whom was asked.

@@ -261,6 +261,7 @@ impl Backend for LiveNode {
         let no_settings = node.read_settings(&mut facts.namespaces, &met);
         self.notes.of_node(&no_settings);
         (facts.rules, facts.rules_complete) = (rules.hits, rules.complete);
+        facts.conntrack_drops = rules.conntrack;
         self.notes.of_node(&unread);
         rules.notes.into_iter().for_each(|note| self.notes.add(note));
         facts.notes = std::mem::take(&mut self.notes.0);

@@ -129,6 +129,17 @@ pub struct Flow {
     pub b_port: Option<u16>,
 }
 
+impl Flow {
+    /// Whether what goes from one address and port to another is of it, in either direction. Ports as [`Flow`] has them: of ICMP
+    /// the identifier of who asks, and none of who answers.
+    pub fn covers(&self, protocol: u8, from: (IpAddr, Option<u16>), to: (IpAddr, Option<u16>)) -> bool {
+        let fits = |asked: Option<u16>, port: Option<u16>| asked.is_none() || port.is_none() || asked == port;
+        let a = |end: (IpAddr, Option<u16>)| end.0 == self.a && fits(self.a_port, end.1);
+        let b = |end: (IpAddr, Option<u16>)| self.b.is_none_or(|address| address == end.0) && fits(self.b_port, end.1);
+        protocol == self.protocol && (a(from) && b(to) || a(to) && b(from))
+    }
+}
+
 /// What a probe is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProbeKind {

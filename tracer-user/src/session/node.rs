@@ -194,8 +194,20 @@ impl Node {
             driven.warnings.push(format!("not traced: node {}: {when}{why}", self.name));
             return;
         }
-        let Self { name, hello, records, unknown, collected, counters, drained, stopped_ns, ended, requested, .. } =
-            self;
+        let Self {
+            name,
+            request,
+            hello,
+            records,
+            unknown,
+            collected,
+            counters,
+            drained,
+            stopped_ns,
+            ended,
+            requested,
+            ..
+        } = self;
         let (counters, discarded) = counters.map_or((None, 0), |(counters, discarded)| (Some(counters), discarded));
         match ended {
             Some(Err(death)) => {
@@ -230,6 +242,7 @@ impl Node {
             lost: counters.map_or(0, |counters| counters.lost()) + discarded + unknown + unread,
             unread,
             complete: drained && discarded == 0 && unknown == 0,
+            watched: request.flows,
             stopped_ns,
         });
         driven.nodes.push(DrivenNode { name, hello, counters, discarded, unknown });

@@ -302,6 +302,26 @@ fn nft_rules_are_worded_as_nft_does() {
     assert_eq!(said, expected);
 }
 
+#[test]
+fn masquerade_is_worded_as_nft_does_with_its_ports() {
+    let ends = ["masquerade to :40000-40001", "masquerade to :7 fully-random", "masquerade"];
+    let rules: Vec<String> = (1..).zip(ends).map(|(port, end)| format!("tcp dport {port} {end}")).collect();
+    let lab = lab();
+    let node = lab.survey("n");
+    let before = node.rule_counters(&[]);
+    let body = rules.join("\n");
+    let file = format!("table ip t {{\n chain c {{ type nat hook postrouting priority 100;\n{body}\n}}\n}}\n");
+    lab.feed("n", "nft -f -", &file);
+    let listed = lab.exec("n", "nft list chain ip t c");
+    for rule in &rules {
+        assert!(listed.lines().any(|line| line.trim() == rule), "nft itself says otherwise: {listed}");
+    }
+    let mut hits = node.rules_met(&before, RuleTraces::default(), &node.scope()).hits;
+    hits.sort_by_key(|hit| hit.rule.as_ref().map(|rule| rule.position));
+    let said: Vec<String> = hits.iter().map(|hit| hit.rule.as_ref().expect("rule").text.clone()).collect();
+    assert_eq!(said, rules);
+}
+
 /// Two comparisons of two things that pass through one register are no range of one, as which nft 1.0.6 lists them
 /// (`tcp dport 1024-1023`).
 #[test]

@@ -187,7 +187,10 @@ fn a_service_leads_to_its_endpoints() {
         assert_eq!(trace["exchanges"][0]["rejection"]["pod"], "default/bb2");
         assert_eq!(
             trace["service"],
-            json!({ "namespace": "default", "name": "shop", "endpoints": 1, "ready": 1, "local": null })
+            json!({
+                "namespace": "default", "name": "shop", "endpoints": 1, "ready": 1, "addresses": ["100.106.133.221"],
+                "local": null,
+            })
         );
         let requests = cluster.server.requests();
         assert!(requests.len() <= 16, "{}: {requests:#?}", requests.len());

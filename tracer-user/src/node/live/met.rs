@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use super::{
     error::Error,
-    facts::{Namespace, RuleHit},
+    facts::{ConntrackDrops, Namespace, RuleHit},
     reader::Node,
     rules::{Depth, Snapshot, Traced, compare, trace::Trace},
 };
@@ -59,6 +59,8 @@ pub struct RulesMet {
     pub hits: Vec<RuleHit>,
     /// Inodes of the namespaces of which `hits` lacks nothing.
     pub complete: Vec<u32>,
+    /// What conntrack dropped.
+    pub conntrack: Vec<ConntrackDrops>,
     /// What could not be read or not be told, a sentence each.
     pub notes: Vec<String>,
 }
@@ -168,6 +170,7 @@ impl Node {
                 Ok(rules) => {
                     found.hits.extend(rules.hits);
                     found.notes.extend(rules.notes);
+                    found.conntrack.extend(rules.conntrack);
                     found.complete.extend(rules.complete.then_some(*netns));
                 }
                 // It vanished, and its rules with it.

@@ -1,6 +1,7 @@
 //! Reads the facts from the kernel this runs on.
 
 mod conntrack;
+mod conntrack_stats;
 mod error;
 mod fib;
 mod met;

@@ -92,7 +92,7 @@ fn fate(world: &World<'_>, errors: &[(usize, &Sighting)], sorted: &[Sorted<'_>])
             let place = format!("{place}{} {interface}", world.node(node).name);
             (false, Some(format!("dropped at {place}: {}", cause.detail.why)))
         }
-        End::Lost(text) => (false, Some(text)),
+        End::Lost(text, _) => (false, Some(text)),
         End::Left | End::Unseen | End::Unsent { .. } | End::Unknown(_) => (false, None),
     }
 }

@@ -15,6 +15,8 @@ use crate::{
 };
 
 pub(super) mod answer;
+mod asymmetric;
+mod conntrack;
 pub(super) mod naming;
 mod network;
 mod policy;
@@ -36,6 +38,8 @@ pub(super) struct Cause<'a> {
     pub(super) suspects: Option<Vec<&'a RuleHit>>,
     /// It may have been a rule of ebtables.
     pub(super) unread: bool,
+    /// Of a netfilter drop: what conntrack may have to do with it.
+    doubt: Option<conntrack::Doubt<'a>>,
 }
 
 impl Cause<'_> {
@@ -179,6 +183,7 @@ pub(super) fn cause<'a>(scene: &Scene<'_, 'a>) -> Cause<'a> {
         route: None,
         suspects: None,
         unread: false,
+        doubt: None,
     };
     match (by_reason, specified, by_function) {
         (Some(sign), ..) => network::by_sign(scene, sign, &mut cause),
@@ -197,6 +202,7 @@ pub(super) fn cause<'a>(scene: &Scene<'_, 'a>) -> Cause<'a> {
         cause.detail.hook = rules::only_hook(scene, netfilter.as_ref());
         cause.suspects = Some(rules::suspects(scene, netfilter.as_ref()));
         cause.unread = rules::may_be_of_ebtables(scene, netfilter.as_ref());
+        cause.doubt = Some(conntrack::doubt(scene, netfilter.as_ref()));
     }
     let freed = freed(scene.free, &cause.detail);
     cause.detail.proof.push(freed);

@@ -2,7 +2,11 @@
 
 use std::collections::HashMap;
 
-use super::{answer, policy, rules};
+use super::{
+    answer, asymmetric,
+    conntrack::{self, Doubt, Refusal},
+    policy, rules,
+};
 use crate::{
     node::facts::{Rule, RuleEngine, RuleHit, RuleVerdict},
     path::{
@@ -23,9 +27,17 @@ pub(in crate::path) struct Suspicion<'a> {
     unread: bool,
     /// The kernel was seen evaluating the table.
     located: bool,
+    /// Conntrack may have dropped it, for all that is known of the place.
+    doubt: Option<Doubt<'a>>,
 }
 
 impl<'a> Suspicion<'a> {
+    /// The drops that conntrack must have counted together, if it was conntrack: those in one namespace that the same rules may
+    /// have been.
+    fn conntrack_of(&self, suspects: &[&RuleHit]) -> (usize, Option<u32>, Vec<*const RuleHit>) {
+        (self.node, self.doubt.as_ref().map(|doubt| doubt.netns), identities(suspects))
+    }
+
     pub(in crate::path) fn of(world: &World<'a>, end: &End<'a>, direction: Direction) -> Option<Self> {
         let End::Dropped { node, at, cause } = end else { return None };
         let netfilter = at.free.as_ref().and_then(|free| free.netfilter.as_ref());
@@ -36,6 +48,7 @@ impl<'a> Suspicion<'a> {
             complete: !cause.unread && world.node(*node).facts.rules_complete.contains(&at.netns),
             unread: cause.unread,
             located: netfilter.is_some_and(|seen| seen.table.is_some()),
+            doubt: cause.doubt.clone(),
         })
     }
 }
@@ -44,12 +57,14 @@ impl<'a> Suspicion<'a> {
 pub(in crate::path) type Case<'t, 'a> = (&'t mut Exchange, &'t Suspicion<'a>);
 
 /// Names rules in the dropped hops of all cases.
-pub(in crate::path) fn name(world: &World<'_>, cases: Vec<Case<'_, '_>>) {
+pub(in crate::path) fn name<'a>(world: &World<'a>, cases: Vec<Case<'_, 'a>>) {
     let suspects: Vec<_> = cases.iter().map(|(exchange, suspicion)| of_answer(world, suspicion, exchange)).collect();
     // What the same rules may have dropped, they must have counted together.
     let mut counts: HashMap<Vec<*const RuleHit>, u64> = HashMap::new();
-    for of_one in &suspects {
+    let mut of_namespace: HashMap<_, u64> = HashMap::new();
+    for ((_, suspicion), of_one) in cases.iter().zip(&suspects) {
         *counts.entry(identities(of_one)).or_default() += 1;
+        *of_namespace.entry(suspicion.conntrack_of(of_one)).or_default() += 1;
     }
     for ((exchange, suspicion), suspects) in cases.into_iter().zip(&suspects) {
         let path = match suspicion.direction {
@@ -60,13 +75,30 @@ pub(in crate::path) fn name(world: &World<'_>, cases: Vec<Case<'_, '_>>) {
         let Some(hop) = dropped else { continue };
         let (src, dst) = (hop.src, hop.dst);
         let Some(detail) = hop.detail.drop.as_mut() else { continue };
-        let verdict = judge(suspicion, suspects, counts[&identities(suspects)]);
+        let mut verdict = judge(suspicion, suspects, counts[&identities(suspects)]);
+        let drops = of_namespace[&suspicion.conntrack_of(suspects)];
+        let refusal =
+            suspicion.doubt.as_ref().and_then(|doubt| conntrack::refusal(world, suspicion.node, doubt, drops));
+        let refusal = refusal.filter(|_| verdict.basis != Basis::Observed);
+        if let Some(Refusal { proof, .. }) = refusal.as_ref().filter(|_| !verdict.rules.is_empty()) {
+            verdict.sure = false;
+            verdict.proof.push_str(&format!("; or none of them, but conntrack: {proof}"));
+        }
         let pod = |hit: &RuleHit, interface: &str| pod_behind(world, suspicion.node, hit.netns, interface);
         let causes: Vec<_> =
             verdict.rules.iter().map(|hit| rules::cause(hit, |interface| pod(hit, interface))).collect();
         blame(detail, &verdict, causes);
+        if let Some(refusal) = refusal.filter(|_| verdict.rules.is_empty()) {
+            refused(detail, refusal, suspicion.complete);
+        }
         detail.policies =
             policy::behind(world.names, detail, (src, dst), &verdict.rules, |hit, interface| pod(hit, interface));
+        let invalid =
+            suspicion.direction == Direction::Reply && detail.rule_known && verdict.rules.iter().all(rules::of_invalid);
+        if let Some(dropped) = invalid.then(|| hop.clone()) {
+            let note = asymmetric::note(exchange, &dropped.node, &dropped);
+            exchange.notes.push(note);
+        }
     }
 }
 
@@ -142,6 +174,18 @@ fn one(hit: &RuleHit, packets: &str, drops: u64) -> String {
     let what = if hit.rule.is_some() { "rule counter" } else { "the chain policy's counter" };
     let others = if hit.packets > drops { " (others met it too)" } else { "" };
     format!("{what} +{} for {packets} dropped here{others}", hit.packets)
+}
+
+/// Conntrack did it, not a rule.
+fn refused(detail: &mut DropDetail, refusal: Refusal<'_>, all_read: bool) {
+    let Refusal { cause, why, proof, settings, rules } = refusal;
+    (detail.cause, detail.why, detail.basis) = (cause, why.to_owned(), Basis::Inferred);
+    let doubt = if all_read { "no rule that drops did" } else { "but not all rules could be read" };
+    // In place of that no rule is known.
+    detail.proof[0] = format!("{proof}; {doubt}");
+    detail.settings = settings;
+    detail.rule_known = matches!(rules.as_slice(), [only] if only.counted);
+    detail.rules = rules.into_iter().map(shown).collect();
 }
 
 fn blame(detail: &mut DropDetail, verdict: &Verdict<'_>, causes: Vec<(DropCause, String)>) {

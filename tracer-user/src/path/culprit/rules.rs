@@ -15,11 +15,11 @@ const UNSPEC: u8 = 0;
 const BRIDGE: u8 = 7;
 const NETDEV: u8 = 5;
 
-const PREROUTING: u8 = 0;
-const INPUT: u8 = 1;
+pub(super) const PREROUTING: u8 = 0;
+pub(super) const INPUT: u8 = 1;
 const FORWARD: u8 = 2;
-const OUTPUT: u8 = 3;
-const POSTROUTING: u8 = 4;
+pub(super) const OUTPUT: u8 = 3;
+pub(super) const POSTROUTING: u8 = 4;
 
 /// Whether a packet fulfils a condition, as far as it can be told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +51,7 @@ pub(super) fn hook_name(hook: u8) -> Option<&'static str> {
 }
 
 /// The hooks that the packet can have died in; empty: not known.
-fn hooks(scene: &Scene<'_, '_>, seen: Option<&Netfilter>) -> Vec<u8> {
+pub(super) fn hooks(scene: &Scene<'_, '_>, seen: Option<&Netfilter>) -> Vec<u8> {
     if let Some(seen) = seen.filter(|seen| seen.family != UNSPEC) {
         return if seen.family == NETDEV { Vec::new() } else { vec![seen.hook] };
     }
@@ -136,7 +136,7 @@ fn seen_there(hit: &RuleHit, seen: &Netfilter) -> bool {
 }
 
 /// `hook`: where the way to the rule begins.
-fn fit(scene: &Scene<'_, '_>, hook: Option<u8>, condition: &Condition) -> Fit {
+pub(super) fn fit(scene: &Scene<'_, '_>, hook: Option<u8>, condition: &Condition) -> Fit {
     let Condition { field, not } = condition;
     let header = scene.header();
     let fits = match field {
@@ -230,13 +230,21 @@ pub(super) fn calico(hit: &RuleHit) -> Option<(&str, bool)> {
     (*chain == hit.chain || asked).then_some((interface, to))
 }
 
+fn asks(hit: &RuleHit, wanted: fn(&ConditionField) -> bool) -> bool {
+    hit.conditions.iter().any(|c| !c.not && wanted(&c.field))
+}
+
+/// It is for packets that conntrack calls invalid, and no others.
+pub(super) fn of_invalid(hit: &&RuleHit) -> bool {
+    asks(hit, |field| matches!(field, ConditionField::ConntrackState(states) if *states == ["INVALID"]))
+}
+
 /// What kind of cause a rule is, and in words; the pod of an interface by `pod`.
 pub(super) fn cause(hit: &RuleHit, pod: impl Fn(&str) -> Option<String>) -> (DropCause, String) {
-    let asks = |wanted: fn(&ConditionField) -> bool| hit.conditions.iter().any(|c| !c.not && wanted(&c.field));
-    if asks(|field| matches!(field, ConditionField::ReversePathFails)) {
+    if asks(hit, |field| matches!(field, ConditionField::ReversePathFails)) {
         return (DropCause::RpFilterRule, "reverse path filter rule".to_owned());
     }
-    if asks(|field| matches!(field, ConditionField::ConntrackState(states) if *states == ["INVALID"])) {
+    if of_invalid(&hit) {
         return (DropCause::Netfilter, "netfilter rule for packets that conntrack calls invalid".to_owned());
     }
     if let Some((interface, to)) = calico(hit) {

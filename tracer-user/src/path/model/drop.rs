@@ -27,7 +27,7 @@ pub struct DropDetail {
     /// The interface that it would have left by, if it was routed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub out_interface: Option<String>,
-    /// The netfilter rules that can have done it: one if it is known which, several if it is one of them.
+    /// The netfilter rules that can have done it, or whose translation failed: one if it is known which, several if it is one of them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub rules: Vec<CulpritRule>,
     /// Which rule it was is known: the one in `rules`. False: one of those in `rules`, or one that could not be read.
@@ -84,6 +84,12 @@ pub enum DropCause {
     RpFilterRule,
     /// The sysctl `rp_filter`.
     RpFilter,
+    /// Conntrack's table is full, so a new connection got no entry.
+    ConntrackFull,
+    /// Source NAT found no port that is free for the destination.
+    NatPorts,
+    /// Conntrack refused a new connection for another cause.
+    Conntrack,
     /// No route matches.
     NoRoute,
     /// A route of type blackhole.
@@ -118,7 +124,7 @@ pub enum DropCause {
     Unknown,
 }
 
-/// A netfilter rule, or a base chain's policy, that drops or rejects.
+/// A netfilter rule, or a base chain's policy, that drops or rejects; or one that translates, where that failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct CulpritRule {
     /// `iptables`, `iptables-nft` or `nftables`.

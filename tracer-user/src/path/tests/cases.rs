@@ -162,6 +162,32 @@ fn masqueraded_out_and_back_with_another_id() {
 }
 
 #[test]
+fn the_time_beyond_is_known_whatever_the_answers_ttl() {
+    let mut w = Walk::new(1, pod(0, 1), ip("8.8.8.8"));
+    let (inside, outside) = ((0, 0, veth(1)), (0, 0, ENS5));
+    w.request(1).sent((0, 1, ETH0)).received(inside).masqueraded(outside, host(0), 4711).wait(9_000_000);
+    w.reply();
+    w.packet.ttl = 117;
+    w.received(outside).unmasqueraded(outside, inside, pod(0, 1)).delivered((0, 1, ETH0)).confirm();
+    let e = &w.check().exchanges[0];
+    assert!(share(e, |of| matches!(of, ShareOf::Beyond { .. })) >= 9_000_000, "{:?}", e.shares);
+    assert!(e.shares.iter().all(|share| share.of != ShareOf::Unattributed), "{:?}", e.shares);
+}
+
+#[test]
+fn a_source_rewritten_between_pods_is_noted() {
+    let mut w = two_nodes();
+    w.request(1).sent((0, 1, ETH0)).received((0, 0, veth(1))).masqueraded((0, 0, ENS5), host(0), 4711);
+    w.received((1, 0, ENS5)).routed((1, 0, veth(1))).delivered((1, 1, ETH0));
+    w.reply().sent((1, 1, ETH0)).received((1, 0, veth(1))).routed((1, 0, ENS5));
+    w.received((0, 0, ENS5)).unmasqueraded((0, 0, ENS5), (0, 0, veth(1)), pod(0, 1)).delivered((0, 1, ETH0)).confirm();
+    let e = &w.check().exchanges[0];
+    let begins = format!("SNAT between pods, on node0: {} sees {}, not {};", pod(1, 1), host(0), pod(0, 1));
+    assert_eq!((e.outcome, e.notes.len()), (Outcome::Delivered, 1));
+    assert!(e.notes[0].starts_with(&begins), "{}", e.notes[0]);
+}
+
+#[test]
 fn passive_finds_the_same_without_probes_even_where_the_id_changes() {
     let mut w = Walk::new(1, pod(0, 1), ip("8.8.8.8"));
     out_and_back(&mut w, 1);

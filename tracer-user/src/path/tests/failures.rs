@@ -1,5 +1,7 @@
 //! Ways that end badly, one test each.
 
+use std::net::IpAddr;
+
 use super::cases::{cross_node, two_nodes};
 use crate::{
     event::{Hook, L4, Record},
@@ -8,6 +10,7 @@ use crate::{
         model::{Action, Basis, Direction, Hop, Outcome},
         testing::{ENS5, ETH0, Walk, host, ip, pod, veth},
     },
+    session::Flow,
 };
 
 fn last(hops: &[Hop]) -> &Hop {
@@ -188,4 +191,38 @@ fn a_reply_that_dies_before_its_snat_is_undone_is_not_delivered_to_the_node() {
     w.reply().received(outside).freed(Hook::Drop, outside, "nf_hook_slow", None).ended(outside, "dropped");
     let e = &w.check().exchanges[0];
     assert_eq!((e.outcome, e.failed_direction), (Outcome::Dropped, Some(Direction::Reply)));
+}
+
+/// The first node translates; what the second one was asked for decides whether it can be missed there.
+#[test]
+fn what_a_node_was_not_asked_to_record_is_not_lost_before_it() {
+    let mut w = two_nodes();
+    w.request(1).sent((0, 1, ETH0)).received((0, 0, veth(1))).masqueraded((0, 0, ENS5), ip("10.0.0.9"), 5);
+    w.ended((0, 0, ENS5), "lost").answer(RouteKind::Unicast, Some(host(1)));
+    let flow = |a: IpAddr| Flow { a, b: Some(pod(1, 1)), protocol: 1, a_port: None, b_port: None };
+    w.evidence.nodes[1].watched = vec![flow(pod(0, 1)), flow(ip("10.0.0.9"))];
+    assert_eq!(w.join().exchanges[0].outcome, Outcome::Lost);
+    w.evidence.nodes[1].watched.pop();
+    let e = w.join().exchanges.remove(0);
+    assert_eq!(e.outcome, Outcome::Incomplete);
+    let note = format!("it left node0 ens5 as 10.0.0.9 -> {}, which node1 ens5 was not asked to record", pod(1, 1));
+    assert!(e.notes[0].contains(&note), "{:?}", e.notes);
+}
+
+#[test]
+fn what_leaves_with_a_pods_own_address_is_told_with_it() {
+    let lost = |destination: &str, name: Option<&str>| {
+        let mut w = Walk::new(1, pod(0, 1), ip(destination));
+        w.ends.destination.name = name.map(str::to_owned);
+        w.request(1).sent((0, 1, ETH0)).received((0, 0, veth(1))).routed((0, 0, ENS5)).ended((0, 0, ENS5), "lost");
+        let e = w.check().exchanges.remove(0);
+        (last(&e.request.hops).detail.text.clone().expect("a sentence"), e.notes.len())
+    };
+    let own = format!("left node0 ens5 with the pod's own address {} (no SNAT)", pod(0, 1));
+    let (text, notes) = lost("8.8.8.8", None);
+    assert!(text.starts_with(&own), "{text}");
+    assert_eq!(notes, 1);
+    assert!(lost("8.8.8.8", Some("dns.google")).0.starts_with(&own), "a host's name makes no difference");
+    let (text, notes) = lost("10.96.0.7", Some("default/svc/web"));
+    assert_eq!((text.as_str(), notes), ("left node0 ens5; beyond is not traced, no reply came back", 0));
 }

@@ -1,6 +1,7 @@
 //! Tests of the reducer as a whole.
 
 mod cases;
+mod conntrack;
 mod doubtful;
 mod drops;
 mod failures;

@@ -5,7 +5,7 @@ use crate::{
     event::{Record, Rewrite, Side, Sighting},
     node::facts::{Condition, ConditionField, Rule, RuleEngine, RuleHit, RuleVerdict},
     path::{
-        model::{Action, Basis, Hop, Outcome},
+        model::{Action, Basis, Hop, OLD_ENTRY, Outcome},
         testing::{ENS5, ETH0, TUNL0, Walk, host, ip, pod, veth},
     },
 };
@@ -121,6 +121,42 @@ fn no_rule_is_named_for_a_connection_older_than_the_trace() {
     assert_eq!(with([true, true]), (false, Some(older)));
     let may_be = "connection may be older than the trace: rule not known".to_owned();
     assert_eq!(with([false, false]), (false, Some(may_be)), "nothing but its own packets was seen");
+}
+
+/// A client's datagrams still go where the service's endpoint was.
+#[test]
+fn what_no_rule_chose_the_connections_entry_did() {
+    let mut w = Walk::new(1, pod(0, 1), ip("10.96.0.7"));
+    w.request(1).sent((0, 1, ETH0)).received((0, 0, veth(1)));
+    let old = pod(0, 2);
+    for record in &mut w.evidence.nodes[0].records {
+        if let Record::Sighting(s) = record {
+            s.conntrack = None;
+        }
+    }
+    w.packet.dst = old;
+    w.routed((0, 0, veth(2))).delivered((0, 2, ETH0));
+    w.evidence.probes.clear();
+    let netns = w.evidence.nodes[0].facts.namespaces[0].inode;
+    let text = |w: &Walk| {
+        let joined = w.join();
+        hop(&joined.exchanges[0].request.hops, Action::Dnat).detail.text.clone()
+    };
+    assert_eq!(text(&w).as_deref(), Some("connection may be older than the trace: rule not known"));
+    w.evidence.nodes[0].facts.rules_complete = vec![netns];
+    assert_eq!(text(&w).as_deref(), Some(OLD_ENTRY));
+    let chose = RuleHit {
+        verdict: RuleVerdict::Dnat(old.to_string()),
+        hook: Some(0),
+        conditions: Vec::new(),
+        ..rule(&w, "services", "ens5", 1)
+    };
+    w.evidence.nodes[0].facts.rules = vec![chose];
+    assert_eq!(
+        text(&w).as_deref(),
+        Some("connection may be older than the trace: rule not known"),
+        "it may have been that"
+    );
 }
 
 #[test]

@@ -8,14 +8,14 @@ use super::{
     rules::WireRuleHit,
 };
 use crate::node::facts::{
-    ConntrackEntry, Link, LinkRef, Namespace, Neighbour, NodeFacts, Role, Route, RouteAnswer, RouteKind, RouteQuestion,
-    Setting, TunnelSettings,
+    ConntrackDrops, ConntrackEntry, Link, LinkRef, Namespace, Neighbour, NodeFacts, Role, Route, RouteAnswer,
+    RouteKind, RouteQuestion, Setting, TunnelSettings,
 };
 
 /// One fact. A kind that this program does not know leaves `body` empty.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(in crate::session) struct Fact {
-    #[prost(oneof = "FactBody", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12")]
+    #[prost(oneof = "FactBody", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13")]
     body: Option<FactBody>,
 }
 
@@ -46,6 +46,8 @@ enum FactBody {
     /// A namespace whose rules are complete.
     #[prost(uint32, tag = "12")]
     RulesComplete(u32),
+    #[prost(message, tag = "13")]
+    ConntrackDrops(WireConntrackDrops),
 }
 
 #[derive(Clone, Copy, PartialEq, prost::Message)]
@@ -172,6 +174,16 @@ struct WireConntrack {
     timeout_s: u32,
 }
 
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+struct WireConntrackDrops {
+    #[prost(uint32, tag = "1")]
+    netns: u32,
+    #[prost(uint64, tag = "2")]
+    dropped: u64,
+    #[prost(uint64, tag = "3")]
+    insert_failed: u64,
+}
+
 #[derive(Clone, PartialEq, prost::Message)]
 struct WireTuple {
     #[prost(bytes = "vec", tag = "1")]
@@ -188,7 +200,17 @@ type Ends = (std::net::IpAddr, std::net::IpAddr, u16, u16);
 
 /// All facts, in the order in which [`Collected`] wants them.
 pub(in crate::session) fn facts(node: &NodeFacts) -> Vec<Fact> {
-    let NodeFacts { namespaces, routes, neighbours, conntrack, rules, rules_complete, routes_changed, notes } = node;
+    let NodeFacts {
+        namespaces,
+        routes,
+        neighbours,
+        conntrack,
+        rules,
+        rules_complete,
+        conntrack_drops,
+        routes_changed,
+        notes,
+    } = node;
     let mut bodies = Vec::new();
     for Namespace { inode, role, names, links, settings } in namespaces {
         let role = match role {
@@ -208,6 +230,10 @@ pub(in crate::session) fn facts(node: &NodeFacts) -> Vec<Fact> {
     bodies.extend(conntrack.iter().map(|entry| FactBody::Conntrack(entry.into())));
     bodies.extend(rules.iter().map(|hit| FactBody::Rule(Box::new(hit.into()))));
     bodies.extend(rules_complete.iter().copied().map(FactBody::RulesComplete));
+    bodies.extend(conntrack_drops.iter().map(|ConntrackDrops { netns, dropped, insert_failed }| {
+        let (netns, dropped, insert_failed) = (*netns, *dropped, *insert_failed);
+        FactBody::ConntrackDrops(WireConntrackDrops { netns, dropped, insert_failed })
+    }));
     bodies.push(FactBody::RoutesChanged(*routes_changed));
     bodies.extend(notes.iter().cloned().map(FactBody::Note));
     bodies.into_iter().map(|body| Fact { body: Some(body) }).collect()
@@ -264,6 +290,9 @@ impl Collected {
             FactBody::Conntrack(entry) => self.facts.conntrack.push(entry.try_into()?),
             FactBody::Rule(hit) => self.facts.rules.push((*hit).try_into()?),
             FactBody::RulesComplete(netns) => self.facts.rules_complete.push(netns),
+            FactBody::ConntrackDrops(WireConntrackDrops { netns, dropped, insert_failed }) => {
+                self.facts.conntrack_drops.push(ConntrackDrops { netns, dropped, insert_failed });
+            }
             FactBody::RoutesChanged(changed) => self.facts.routes_changed = changed,
             // Told early and in the end, but one note.
             FactBody::Note(note) if self.facts.notes.contains(&note) => {}

@@ -15,8 +15,9 @@ use crate::{
         Translation, Tuple,
     },
     node::facts::{
-        Condition, ConditionField, ConntrackEntry, Link, LinkRef, Namespace, Neighbour, NodeFacts, Role, Route,
-        RouteAnswer, RouteKind, RouteQuestion, Rule, RuleEngine, RuleHit, RuleVerdict, Setting, TunnelSettings,
+        Condition, ConditionField, ConntrackDrops, ConntrackEntry, Link, LinkRef, Namespace, Neighbour, NodeFacts,
+        Role, Route, RouteAnswer, RouteKind, RouteQuestion, Rule, RuleEngine, RuleHit, RuleVerdict, Setting,
+        TunnelSettings,
     },
     path::Answer,
     session::{About, Flow, Ping, ProbeKind},
@@ -300,12 +301,17 @@ fn node_facts() -> impl Strategy<Value = NodeFacts> {
         any::<(u32, u8, Ends, Ends, u32, u32)>().prop_map(|(netns, protocol, original, reply, status, timeout_s)| {
             ConntrackEntry { netns, protocol, original, reply, status, timeout_s }
         });
+    let drops = any::<(u32, u64, u64)>().prop_map(|(netns, dropped, insert_failed)| ConntrackDrops {
+        netns,
+        dropped,
+        insert_failed,
+    });
     (
         vec(namespace, 0..4),
         vec(answer(), 0..4),
         vec(neighbour, 0..4),
         vec(entry, 0..4),
-        (vec(rule_hit(), 0..4), vec(any::<u32>(), 0..4)),
+        (vec(rule_hit(), 0..4), vec(any::<u32>(), 0..4), vec(drops, 0..4)),
         any::<bool>(),
         btree_set(text(), 0..4),
     )
@@ -316,6 +322,7 @@ fn node_facts() -> impl Strategy<Value = NodeFacts> {
             conntrack,
             rules: rules.0,
             rules_complete: rules.1,
+            conntrack_drops: rules.2,
             routes_changed,
             notes: notes.into_iter().collect(),
         })

@@ -21,6 +21,7 @@ use super::service::{Mode, Service};
 use super::tool::run;
 use super::{LabInfo, netns, state};
 
+mod command;
 mod delay;
 mod fault;
 mod identity;
@@ -142,6 +143,20 @@ pub enum Plant {
         /// Bytes.
         mtu: u32,
     },
+    /// What one command does, and another one takes back. Of `ip`, `iptables-nft`, `ipset` and `conntrack`.
+    Command {
+        /// A node or pod.
+        at: String,
+        /// Program and arguments; words in double quotes are one.
+        run: String,
+        /// The same of what takes it back.
+        undo: String,
+    },
+    /// Conntrack's table is full of connections that the kernel will not give up for new ones.
+    ConntrackFull {
+        /// A node.
+        at: String,
+    },
     /// A pod answers no ARP request for its address, and its node has forgotten the last answer.
     Unresolved {
         /// The pod's name.
@@ -242,6 +257,8 @@ impl Plant {
             Plant::Sysctl { at, name, value } => planted.sysctl(place(lab, at)?, name, value),
             Plant::LinkDown { at, interface } => planted.link_down(place(lab, at)?, interface),
             Plant::Mtu { at, interface, mtu } => planted.mtu(place(lab, at)?, interface, *mtu),
+            Plant::Command { at, run, undo } => planted.command(place(lab, at)?, run, undo),
+            Plant::ConntrackFull { at } => planted.conntrack_full(place(lab, at)?),
             Plant::Unresolved { pod } => planted.unresolved(lab, pod),
             Plant::Services { mode, services } => planted.services(lab, *mode, services),
         };

@@ -88,7 +88,7 @@ pub(super) fn be64(bytes: &[u8]) -> Option<u64> {
 }
 
 /// `u32` of attribute `kind`.
-pub(super) fn number(bytes: &[u8], kind: u16) -> Option<u32> {
+pub(in crate::node::live) fn number(bytes: &[u8], kind: u16) -> Option<u32> {
     attribute(bytes, kind).and_then(be32)
 }
 
@@ -104,7 +104,7 @@ pub(super) fn string(bytes: &[u8], kind: u16) -> Option<String> {
 }
 
 /// Appends an attribute.
-pub(super) fn put(body: &mut Vec<u8>, kind: u16, value: &[u8]) {
+pub(in crate::node::live) fn put(body: &mut Vec<u8>, kind: u16, value: &[u8]) {
     let length = u16::try_from(ATTRIBUTE_HEADER + value.len()).unwrap_or(u16::MAX);
     body.extend(length.to_ne_bytes());
     body.extend(kind.to_ne_bytes());

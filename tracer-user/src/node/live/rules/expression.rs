@@ -26,8 +26,8 @@ pub(super) enum Expression<'a> {
     Counter { packets: u64 },
     /// Refuses: type and code.
     Reject { kind: u32, code: u8 },
-    /// Masquerades; NF_NAT_RANGE_* flags.
-    Masquerade { flags: u32 },
+    /// Masquerades; registers of the lowest and the highest port, NF_NAT_RANGE_* flags.
+    Masquerade { ports: [Option<u32>; 2], flags: u32 },
     /// Rewrites an end; registers of address and port.
     /// `ranged`: the registers are the lower ends of ranges.
     Nat { source: bool, address: Option<u32>, port: Option<u32>, ranged: bool, flags: u32 },
@@ -142,7 +142,10 @@ fn known<'a>(name: &str, data: &'a [u8]) -> Option<Expression<'a>> {
             kind: number(data, 1)?,
             code: attribute(data, 2).and_then(|code| code.first().copied()).unwrap_or_default(),
         }),
-        "masq" => Some(Expression::Masquerade { flags: number(data, 1).unwrap_or_default() }),
+        "masq" => Some(Expression::Masquerade {
+            ports: [register(2), register(3)],
+            flags: number(data, 1).unwrap_or_default(),
+        }),
         "nat" => Some(Expression::Nat {
             source: number(data, 1)? == 0,
             address: register(3),

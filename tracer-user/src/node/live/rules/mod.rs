@@ -13,7 +13,12 @@ use std::{
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
-use super::{error::Error, facts::RuleHit, netlink::Netlink};
+use super::{
+    conntrack_stats,
+    error::Error,
+    facts::{ConntrackDrops, RuleHit},
+    netlink::Netlink,
+};
 
 pub(super) mod attributes;
 mod expression;
@@ -36,6 +41,7 @@ pub(super) use hits::Traced;
 pub(super) struct Snapshot {
     nft: Option<nft::Dump>,
     legacy: Vec<legacy::Blob>,
+    conntrack: Option<ConntrackDrops>,
 }
 
 /// What two readings of a namespace come to.
@@ -44,6 +50,8 @@ pub(super) struct Met {
     pub(super) hits: Vec<RuleHit>,
     /// Every rule that ends or rewrites packets and may have met one is among them.
     pub(super) complete: bool,
+    /// What conntrack dropped.
+    pub(super) conntrack: Option<ConntrackDrops>,
     /// A sentence each.
     pub(super) notes: Vec<String>,
 }
@@ -62,7 +70,7 @@ impl Snapshot {
     pub(super) fn read(netns: u32, depth: Depth) -> Result<Self, Error> {
         let nft = if nft_present() { read_nft(netns, depth)? } else { None };
         let legacy = legacy::tables().map_err(|source| Error::Iptables { netns, source })?;
-        Ok(Self { nft, legacy })
+        Ok(Self { nft, legacy, conntrack: conntrack_stats::read(netns) })
     }
 }
 
@@ -134,7 +142,8 @@ pub(super) fn compare(
             "network namespace {netns} has too many netfilter rules without counters to tell which of them met packets"
         ));
     }
-    Met { hits: found.hits, complete: !found.vanished && !found.too_many && !partly, notes }
+    let conntrack = conntrack_stats::between(before.conntrack, after.conntrack);
+    Met { hits: found.hits, complete: !found.vanished && !found.too_many && !partly, conntrack, notes }
 }
 
 fn baseline(snapshot: &Snapshot) -> hits::Baseline {

@@ -497,6 +497,15 @@ pub(super) fn nat_flags(flags: u32) -> String {
     if set.is_empty() { String::new() } else { format!(" {}", set.join(",")) }
 }
 
+/// The ports that the source may get: ` to :1024-65535`.
+pub(super) fn masquerade_ports(lowest_and_highest: [Option<&[u8]>; 2]) -> String {
+    match lowest_and_highest.map(|value| port(value?.get(..2)?)) {
+        [Some(low), Some(high)] if low != high => format!(" to :{low}-{high}"),
+        [Some(low), _] => format!(" to :{low}"),
+        [None, _] => String::new(),
+    }
+}
+
 /// Where a packet is sent to instead.
 pub(super) fn nat_to(to: Option<&[u8]>, to_port: Option<&[u8]>) -> String {
     let port = to_port.and_then(|value| port(value.get(..2)?)).map(|port| format!(":{port}"));

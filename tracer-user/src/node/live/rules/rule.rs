@@ -113,8 +113,10 @@ impl<'a> Machine<'a> {
                 let (name, text) = words::reject(kind, code, self.version, self.context.family);
                 self.end = Some((RuleVerdict::Reject(name), text));
             }
-            Expression::Masquerade { flags } => {
-                self.end = Some((RuleVerdict::Masquerade, format!("masquerade{}", words::nat_flags(flags))));
+            Expression::Masquerade { ports, flags } => {
+                let ports = words::masquerade_ports(ports.map(|port| self.constant(port)));
+                let text = format!("masquerade{ports}{}", words::nat_flags(flags));
+                self.end = Some((RuleVerdict::Masquerade, text));
             }
             Expression::Nat { source, address, port, ranged, flags } => {
                 let (own, own_port) = (self.constant(address), self.constant(port));
