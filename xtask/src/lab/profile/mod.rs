@@ -9,9 +9,11 @@ use serde::Deserialize;
 
 mod check;
 mod cni;
+mod links;
 mod variant;
 
 pub(crate) use cni::{Cni, Reach, Rules, Tunnel, TunnelKind};
+pub(crate) use links::{Attached, AttachedKind, Pair, Stack};
 
 macro_rules! profiles {
     ($($name:literal),* $(,)?) => {
@@ -22,10 +24,13 @@ macro_rules! profiles {
 /// Every profile by name. A new cluster is a new file and a word here.
 const PROFILES: &[(&str, &str)] = profiles![
     "calico-bgp",
+    "calico-bond",
     "calico-dual",
     "calico-ipip",
     "calico-ipip-crosssubnet",
+    "calico-netkit",
     "calico-nft",
+    "calico-vlan",
     "calico-vms",
     "calico-vxlan",
     "calico-wireguard",
@@ -33,6 +38,8 @@ const PROFILES: &[(&str, &str)] = profiles![
     "flannel-vxlan",
     "kind-calico",
     "kindnet",
+    "multus-ipvlan",
+    "multus-macvlan",
 ];
 
 /// A cluster that a lab can rebuild.
@@ -43,6 +50,8 @@ pub(crate) struct Profile {
     pub(crate) nic: String,
     /// MTU of that interface and of the wire, bytes.
     pub(crate) nic_mtu: u32,
+    /// What that interface stands on, where it is no plain one.
+    pub(crate) stack: Option<Stack>,
     /// The subnet of all nodes that are not in one of `far`.
     pub(crate) subnet: Ipv4Net,
     /// Their default gateway.
@@ -58,6 +67,11 @@ pub(crate) struct Profile {
     pub(crate) cni: Cni,
     /// The device that takes pods' packets across the wire, where the cluster has one.
     pub(crate) tunnel: Option<Tunnel>,
+    /// What ties a pod to its node.
+    #[serde(default)]
+    pub(crate) pair: Pair,
+    /// A second network of pods.
+    pub(crate) attached: Option<Attached>,
     /// A bridge without ports on every node, as docker leaves one.
     pub(crate) idle_bridge: Option<IdleBridge>,
     /// What a dual-stack cluster has beyond that.
