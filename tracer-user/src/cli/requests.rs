@@ -19,7 +19,7 @@ const MARGIN: Duration = Duration::from_secs(60);
 
 /// What each node is asked: all record, the source's node sends.
 pub(super) fn requests(args: &TraceArgs, cluster: &Cluster, resolved: &Resolved) -> Vec<Request> {
-    let Resolved { ends, sender, traffic, service: _, notes: _ } = resolved;
+    let Resolved { ends, sender, traffic, home, service: _, notes: _ } = resolved;
     // 0 would mean "any" in the kernel's map of flows.
     let id = rand::random_range(1..=u16::MAX);
     let traffic = *traffic;
@@ -34,6 +34,9 @@ pub(super) fn requests(args: &TraceArgs, cluster: &Cluster, resolved: &Resolved)
     };
     let ping = Ping {
         src: ends.source.address,
+        home: *home,
+        // Who types an address means that one.
+        any_source: home.is_none() && args.source.parse::<IpAddr>().is_err(),
         dst: ends.destination.address,
         kind,
         count: args.count,

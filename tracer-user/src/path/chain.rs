@@ -71,7 +71,7 @@ impl<'a> Chain<'a> {
             let first_copy = chain.first_copy(world, node, seen);
             chain.translations.extend(sorted[node].translations_of(sightings).into_iter().map(|t| (node, t)));
             chain.rewrites.extend(sorted[node].rewrites_of(sightings).into_iter().map(|r| (node, r)));
-            let touches = touch::touches(&first_copy);
+            let touches = touch::touches(&first_copy, world.namespaces(node));
             chain.fragments.extend(touch::fragments(node, touches, world.namespaces(node)));
         }
         sort(world, &mut chain.fragments);

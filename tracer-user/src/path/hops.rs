@@ -100,6 +100,13 @@ impl<'a> Walk<'_, 'a> {
         self.hops.push(Timed { hop, node: spot.node, time_ns: Some(spot.time_ns) });
     }
 
+    /// The hop just written is at a link that a packet was handed up to: nothing tells when.
+    fn undated(&mut self, touch: &Touch<'_>) {
+        if let Some(last) = self.hops.last_mut().filter(|_| touch.handed_up()) {
+            last.time_ns = None;
+        }
+    }
+
     fn mtu(&self, node: usize, at: LinkRef) -> Option<u32> {
         self.world.namespaces(node).link(at).map(|l| l.mtu)
     }
@@ -203,7 +210,9 @@ impl<'a> Walk<'_, 'a> {
             self.push(spot, Action::Decapsulated, touch.header(), Basis::Observed, detail);
         } else {
             let detail = Detail { mtu, segments, ..Detail::default() };
-            self.push(spot, Action::Received, touch.header(), Basis::Observed, detail);
+            let basis = if touch.handed_up() { Basis::Inferred } else { Basis::Observed };
+            self.push(spot, Action::Received, touch.header(), basis, detail);
+            self.undated(touch);
         }
     }
 
@@ -433,6 +442,7 @@ impl<'a> Walk<'_, 'a> {
                 let basis = if answered { Basis::Observed } else { Basis::Inferred };
                 let detail = Detail { answered_after_ns, ..Detail::default() };
                 self.push(spot, Action::Delivered, last.header(), basis, detail);
+                self.undated(last);
             }
             (End::Lost(text), Some((node, last))) => {
                 let spot = Spot { node, at: last.at(), time_ns: last.end() };

@@ -167,6 +167,11 @@ impl ProbeKind {
 pub struct Ping {
     /// Source: an address of a pod of this node, or of the node itself. The probe leaves from the namespace that has it.
     pub src: IpAddr,
+    /// Another address of that namespace, where `src` does not tell which one it is (127.0.0.1).
+    pub home: Option<IpAddr>,
+    /// `src` only stands for the sender: where its kernel would send to `dst` from another address, the session refuses and says
+    /// from which ([`Failure::send_from`]).
+    pub any_source: bool,
     /// Destination.
     pub dst: IpAddr,
     /// What is sent.

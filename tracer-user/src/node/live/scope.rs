@@ -38,6 +38,12 @@ pub(super) fn is_pair(seen: &SeenLink) -> bool {
     matches!(seen.link.kind.as_deref(), Some("veth" | "netkit"))
 }
 
+/// It stands on the link that `IFLA_LINK` names: what leaves by it leaves by that one next, and what comes in comes in there
+/// first.
+pub(super) fn is_upper(seen: &SeenLink) -> bool {
+    matches!(seen.link.kind.as_deref(), Some("vlan" | "macvlan" | "macvtap" | "ipvlan" | "ipvtap"))
+}
+
 /// The links that lead out of this node.
 pub(super) fn uplinks(own: &View) -> BTreeSet<u32> {
     let out = |default: bool| -> BTreeSet<u32> {

@@ -19,7 +19,7 @@ use super::{
     netlink::{Netlink, Watch},
     netns::{Candidate, NetNs, candidates},
     routes, scope,
-    view::{self, View},
+    view::{self, SeenLink, View},
 };
 
 /// Multicast groups of route and rule changes (`uapi/linux/rtnetlink.h`, RTNLGRP_IPV4_ROUTE, _IPV4_RULE,
@@ -69,7 +69,7 @@ pub(super) fn survey(own: NetNs) -> Result<Survey, Error> {
                 break;
             }
         };
-        match surveyor.consider(netns, candidate) {
+        match surveyor.consider(&survey.members[0].netns, netns, candidate) {
             Ok(Some(pod)) => {
                 tie(&mut survey.namespaces[0], inode, &pod.pairs);
                 survey.members.push(pod.member);
@@ -100,8 +100,8 @@ struct Pod {
 }
 
 impl Surveyor {
-    /// Reads `netns` if it is a pod of this node.
-    fn consider(&mut self, netns: NetNs, candidate: Candidate) -> Result<Option<Pod>, Error> {
+    /// Reads `netns` if it is a pod of this node, whose own namespace is `own`.
+    fn consider(&mut self, own: &NetNs, netns: NetNs, candidate: Candidate) -> Result<Option<Pod>, Error> {
         let inode = netns.inode;
         let nsid = nsid_of(&mut self.netlink, &netns)
             .map_err(|failure| failure.during("ask for the id of a namespace", self.inode))?;
@@ -112,8 +112,8 @@ impl Surveyor {
         netns.enter()?;
         let watch = Watch::open(NETLINK_ROUTE, &CHANGES)
             .map_err(|failure| failure.during("subscribe to route changes", inode))?;
-        let view = Netlink::open(NETLINK_ROUTE)
-            .and_then(|mut netlink| view::read(&mut netlink))
+        let (view, own_nsid) = Netlink::open(NETLINK_ROUTE)
+            .and_then(|mut netlink| Ok((view::read(&mut netlink)?, nsid_of(&mut netlink, own)?)))
             .map_err(|failure| failure.during("list links, addresses and routes", inode))?;
         let netlink = &mut self.netlink;
         if !scope::is_pod(&self.own, &self.uplinks, &pairs, &view, |address| host_route(netlink, address)) {
@@ -122,6 +122,12 @@ impl Surveyor {
         let mut namespace = namespace(inode, Role::Pod, candidate.names, &view);
         let back = pairs.iter().map(|(here, there)| (*there, *here)).collect();
         tie(&mut namespace, self.inode, &back);
+        let upper = |seen: &SeenLink| scope::is_upper(seen) && seen.other_nsid.is_some() && seen.other_nsid == own_nsid;
+        for link in &mut namespace.links {
+            let seen = view.links.get(&link.ifindex).filter(|seen| upper(seen));
+            link.lower =
+                seen.and_then(|seen| seen.other).map(|ifindex| LinkRef { netns: self.inode, ifindex }).or(link.lower);
+        }
         Ok(Some(Pod { member: Member { netns, watch }, namespace, pairs }))
     }
 }
@@ -154,6 +160,9 @@ fn namespace(inode: u32, role: Role, names: Vec<String>, view: &View) -> Namespa
         // Both ends here; ends in other namespaces are tied when those turn out to be in scope.
         if scope::is_pair(seen) && seen.other_nsid.is_none() {
             link.peer = seen.other.map(|ifindex| LinkRef { netns: inode, ifindex });
+        }
+        if scope::is_upper(seen) && seen.other_nsid.is_none() {
+            link.lower = seen.other.map(|ifindex| LinkRef { netns: inode, ifindex });
         }
         link
     });
