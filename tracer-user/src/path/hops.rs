@@ -277,7 +277,8 @@ impl<'a> Walk<'_, 'a> {
         if let Some((action, nat)) = rewrites.before_routing {
             self.rewritten(spot, action, nat, &touch.first.packet, &own);
         }
-        if self.world.pod(node, touch.at().netns).is_none() {
+        let namespaces = self.world.namespaces(node);
+        if self.world.pod(node, touch.at().netns).is_none() && !namespaces.is_loopback(touch.at()) {
             let question = route::local(touch, translation);
             if let Some(answer) = self.world.answer(node, &question) {
                 let header = Header { src: original.src, ..touch.header() };

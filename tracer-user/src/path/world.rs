@@ -64,7 +64,7 @@ impl<'a> Namespaces<'a> {
         self.link(at).is_some_and(|l| l.kind.as_deref() == Some(WIREGUARD))
     }
 
-    fn is_loopback(self, at: LinkRef) -> bool {
+    pub(super) fn is_loopback(self, at: LinkRef) -> bool {
         self.link(at).is_some_and(|l| l.name == "lo")
     }
 

@@ -19,7 +19,7 @@ use super::{
     netlink::{Netlink, Watch},
     netns::{Candidate, NetNs, candidates},
     routes, scope,
-    view::{self, SeenLink, View},
+    view::{self, View},
 };
 
 /// Multicast groups of route and rule changes (`uapi/linux/rtnetlink.h`, RTNLGRP_IPV4_ROUTE, _IPV4_RULE,
@@ -106,9 +106,6 @@ impl Surveyor {
         let nsid = nsid_of(&mut self.netlink, &netns)
             .map_err(|failure| failure.during("ask for the id of a namespace", self.inode))?;
         let pairs = nsid.map(|nsid| scope::pairs(&self.own, nsid)).unwrap_or_default();
-        if pairs.is_empty() {
-            return Ok(None); // Not tied to this node: not worth entering.
-        }
         netns.enter()?;
         let watch = Watch::open(NETLINK_ROUTE, &CHANGES)
             .map_err(|failure| failure.during("subscribe to route changes", inode))?;
@@ -116,17 +113,17 @@ impl Surveyor {
             .and_then(|mut netlink| Ok((view::read(&mut netlink)?, nsid_of(&mut netlink, own)?)))
             .map_err(|failure| failure.during("list links, addresses and routes", inode))?;
         let netlink = &mut self.netlink;
-        if !scope::is_pod(&self.own, &self.uplinks, &pairs, &view, |address| host_route(netlink, address)) {
+        let standing = own_nsid.map(|nsid| scope::standing(&view, nsid)).unwrap_or_default();
+        let host_route = |address| host_route(netlink, address);
+        if !scope::is_pod(&self.own, &self.uplinks, &pairs, &standing, &view, host_route) {
             return Ok(None);
         }
         let mut namespace = namespace(inode, Role::Pod, candidate.names, &view);
         let back = pairs.iter().map(|(here, there)| (*there, *here)).collect();
         tie(&mut namespace, self.inode, &back);
-        let upper = |seen: &SeenLink| scope::is_upper(seen) && seen.other_nsid.is_some() && seen.other_nsid == own_nsid;
-        for link in &mut namespace.links {
-            let seen = view.links.get(&link.ifindex).filter(|seen| upper(seen));
-            link.lower =
-                seen.and_then(|seen| seen.other).map(|ifindex| LinkRef { netns: self.inode, ifindex }).or(link.lower);
+        for link in namespace.links.iter_mut().filter(|link| standing.contains(&link.ifindex)) {
+            let lower = view.links.get(&link.ifindex).and_then(|seen| seen.other);
+            link.lower = lower.map(|ifindex| LinkRef { netns: self.inode, ifindex });
         }
         Ok(Some(Pod { member: Member { netns, watch }, namespace, pairs }))
     }

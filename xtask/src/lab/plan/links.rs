@@ -3,7 +3,8 @@
 
 use serde::Serialize;
 
-use super::super::profile::{AttachedKind, Node, Pair, Pod, Profile, Stack};
+use super::super::profile::{Attached, AttachedKind, Node, Pair, Pod, Profile, Stack};
+use super::pod::CALICO_GATEWAY;
 use super::{INSIDE, Namespace};
 
 /// The gateway's interface to the wire where [`INSIDE`] is a VLAN on it.
@@ -76,6 +77,9 @@ pub(super) fn gateway(namespace: &mut Namespace, profile: &Profile) {
         namespace.ip.push(format!("link set {TRUNK} up"));
         namespace.ip.push(format!("link add link {TRUNK} name {INSIDE} type vlan id {vlan}"));
     }
+    if let Some((gateway, net)) = profile.attached.as_ref().and_then(Attached::way_out) {
+        namespace.ip.push(format!("addr add {gateway}/{} dev {INSIDE}", net.prefix_len()));
+    }
 }
 
 /// The pods' interfaces to their second network, which begin on the node's NIC.
@@ -103,5 +107,10 @@ pub(super) fn attached(namespace: &mut Namespace, profile: &Profile, pod: &Pod) 
         let interface = &attached.interface;
         namespace.ip.push(format!("addr add {address} brd + dev {interface}"));
         namespace.ip.push(format!("link set {interface} up"));
+        if let Some(gateway) = attached.gateway {
+            // As Multus does for a network with a `default-route`; the way to other pods stays Calico's.
+            namespace.ip.push(format!("route add {} via {CALICO_GATEWAY} dev eth0", profile.pool));
+            namespace.ip.push(format!("route replace default via {gateway} dev {interface}"));
+        }
     }
 }

@@ -5,7 +5,7 @@ use super::node::pod_gateway;
 use super::{Namespace, base, links, required};
 
 /// The next hop Calico gives to every pod; no one has it, the node answers ARP for it.
-const CALICO_GATEWAY: &str = "169.254.1.1";
+pub(super) const CALICO_GATEWAY: &str = "169.254.1.1";
 /// The same in IPv6: the link-local address that the node's end has by its MAC address.
 const CALICO_GATEWAY6: &str = "fe80::ecee:eeff:feee:eeee";
 

@@ -1,6 +1,7 @@
 //! Interfaces beyond a plain NIC and a pod's one veth pair.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use serde::Deserialize;
@@ -41,6 +42,8 @@ pub(crate) struct Attached {
     /// Its name in every pod.
     pub(crate) interface: String,
     pub(crate) kind: AttachedKind,
+    /// The lab's gateway's address there, by which the pods then leave the cluster.
+    pub(crate) gateway: Option<Ipv4Addr>,
     /// Address by pod.
     pub(crate) addresses: BTreeMap<String, Ipv4Net>,
 }
@@ -58,6 +61,13 @@ impl Stack {
     /// The device that the VLAN is on, or that is the nodes' interface itself: the bond, or the port.
     pub(crate) fn base(&self) -> Option<&str> {
         self.bond.as_ref().map(|bond| bond.name.as_str()).or(self.ports.first().map(String::as_str))
+    }
+}
+
+impl Attached {
+    /// Its gateway, and the network that is behind it.
+    pub(crate) fn way_out(&self) -> Option<(Ipv4Addr, Ipv4Net)> {
+        Some((self.gateway?, self.addresses.values().next()?.trunc()))
     }
 }
 

@@ -38,6 +38,7 @@ const PROFILES: &[(&str, &str)] = profiles![
     "flannel-vxlan",
     "kind-calico",
     "kindnet",
+    "multus-default",
     "multus-ipvlan",
     "multus-macvlan",
 ];
