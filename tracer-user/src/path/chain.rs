@@ -10,7 +10,10 @@ use super::{
     touch::{self, Fragment, Touch, Way},
     world::World,
 };
-use crate::event::{Hook, Rewrite, Sighting, Translation};
+use crate::{
+    event::{Hook, Rewrite, Sighting, Translation},
+    node::facts::{self, LinkRef},
+};
 
 /// The way of one packet.
 pub(super) struct Chain<'a> {
@@ -113,6 +116,21 @@ impl<'a> Chain<'a> {
                 let [from, to] = [a, b].map(|f| world.node(f.node).name.as_str());
                 self.doubts.push(format!("whether {from} or {to} came first cannot be told"));
             }
+        }
+    }
+
+    /// It came to `end`, a pod that what came back began in or the sender's own, and was seen last on that node: what takes it there
+    /// without routing it does so before IP, and past all hooks (`bpf_redirect_peer`).
+    pub(super) fn redirected(&mut self, world: &World<'_>, end: Option<(usize, LinkRef)>) {
+        let (Some((node, last)), Some((at_node, at))) = (self.last(), end) else { return };
+        let namespaces = world.namespaces(node);
+        let is = |netns, role| namespaces.get(netns).is_some_and(|namespace| namespace.role == role);
+        let came = node == at_node && last.way == Way::In && !last.wrapped() && is(last.at().netns, facts::Role::Node);
+        let dst = last.last.packet.dst;
+        let for_it = is(at.netns, facts::Role::Pod) && namespaces.owns(at.netns, dst);
+        if came && for_it && !namespaces.owns(last.at().netns, dst) && !world.unreliable(node) {
+            let redirected = last.redirected_to(at);
+            self.fragments.last_mut().into_iter().for_each(|fragment| fragment.touches.push(redirected));
         }
     }
 

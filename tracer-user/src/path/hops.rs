@@ -100,9 +100,9 @@ impl<'a> Walk<'_, 'a> {
         self.hops.push(Timed { hop, node: spot.node, time_ns: Some(spot.time_ns) });
     }
 
-    /// The hop just written is at a link that a packet was handed up to: nothing tells when.
+    /// The hop just written is at a link where no hook saw the packet: nothing tells when.
     fn undated(&mut self, touch: &Touch<'_>) {
-        if let Some(last) = self.hops.last_mut().filter(|_| touch.handed_up()) {
+        if let Some(last) = self.hops.last_mut().filter(|_| touch.concluded()) {
             last.time_ns = None;
         }
     }
@@ -209,8 +209,11 @@ impl<'a> Walk<'_, 'a> {
             let detail = Detail { tunnel, text, mtu, segments, ..Detail::default() };
             self.push(spot, Action::Decapsulated, touch.header(), Basis::Observed, detail);
         } else {
-            let detail = Detail { mtu, segments, ..Detail::default() };
-            let basis = if touch.handed_up() { Basis::Inferred } else { Basis::Observed };
+            let text = touch
+                .redirected()
+                .then(|| "redirected here before IP (by tc, XDP or a CNI's eBPF): no hook saw it".to_owned());
+            let detail = Detail { mtu, segments, text, ..Detail::default() };
+            let basis = if touch.concluded() { Basis::Inferred } else { Basis::Observed };
             self.push(spot, Action::Received, touch.header(), basis, detail);
             self.undated(touch);
         }

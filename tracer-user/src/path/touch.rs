@@ -24,8 +24,17 @@ pub(super) struct Touch<'a> {
     pub(super) first: &'a Sighting,
     /// `Receive` or `Xmit`; `Queue` where the `Xmit` was not seen.
     pub(super) last: &'a Sighting,
-    /// The device that handed the packet to a link that stands on it, the one after that ...: no hook sees it there.
-    handed_to: Option<LinkRef>,
+    /// Another link got the packet from the one where a hook saw it.
+    handed_to: Option<(LinkRef, Handing)>,
+}
+
+/// How a link gets a received packet without a hook.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Handing {
+    /// It stands on the other.
+    Up,
+    /// Somebody redirected it before IP saw it.
+    Redirect,
 }
 
 /// The header that the network sees: the outer one while encapsulated.
@@ -55,12 +64,21 @@ pub(super) fn is_free(sighting: &Sighting) -> bool {
 
 impl Touch<'_> {
     pub(super) fn at(&self) -> LinkRef {
-        self.handed_to.unwrap_or(place(self.first))
+        self.handed_to.map_or(place(self.first), |(at, _)| at)
     }
 
-    /// Concluded: a device handed the packet up to this link, which stands on it.
-    pub(super) fn handed_up(&self) -> bool {
+    /// Concluded: no hook saw the packet at this link.
+    pub(super) fn concluded(&self) -> bool {
         self.handed_to.is_some()
+    }
+
+    pub(super) fn redirected(&self) -> bool {
+        matches!(self.handed_to, Some((_, Handing::Redirect)))
+    }
+
+    /// The same packet, redirected to `at`.
+    pub(super) fn redirected_to(&self, at: LinkRef) -> Self {
+        Self { way: Way::In, first: self.last, last: self.last, handed_to: Some((at, Handing::Redirect)) }
     }
 
     pub(super) fn start(&self) -> u64 {
@@ -127,7 +145,8 @@ pub(super) fn touches<'a>(sightings: &[&'a Sighting], namespaces: Namespaces<'_>
         match s.hook {
             Hook::Receive => {
                 touches.push(touch(Way::In, None));
-                touches.extend(uppers(s, namespaces).into_iter().map(|upper| touch(Way::In, Some(upper))));
+                touches
+                    .extend(uppers(s, namespaces).into_iter().map(|upper| touch(Way::In, Some((upper, Handing::Up)))));
             }
             Hook::Queue => touches.push(touch(Way::Out, None)),
             Hook::Xmit => match touches.last_mut() {
@@ -167,7 +186,7 @@ pub(super) fn continues(p: &Touch<'_>, q: &Touch<'_>, namespaces: Namespaces<'_>
             fall == 0 && p.wrapped() == q.wrapped() && namespaces.joined(p.at(), q.at(), p.last.skb == q.first.skb)
         }
         (Way::In, Way::Out) => same_namespace && p.wrapped() == q.wrapped() && forwards(p, q, fall, namespaces),
-        (Way::In, Way::In) if q.handed_up() => std::ptr::eq(p.last, q.first),
+        (Way::In, Way::In) if q.concluded() => std::ptr::eq(p.last, q.first),
         (Way::In, Way::In) => same_namespace && p.at() != q.at() && fall == 0 && (p.wrapped() || !q.wrapped()),
         (Way::Out, Way::Out) if bridged_unseen(p, q, namespaces).is_some() => true,
         (Way::Out, Way::Out) if namespaces.lower(p.at()) == Some(q.at()) => fall == 0 && p.wrapped() == q.wrapped(),

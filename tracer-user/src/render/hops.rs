@@ -146,7 +146,7 @@ fn plain(hop: &Hop) -> String {
     };
     match hop.action {
         Action::Sent => "sent".to_owned(),
-        Action::Received => "received".to_owned(),
+        Action::Received => text.as_ref().map_or("received".to_owned(), |text| format!("received; {text}")),
         Action::Bridged => "bridged".to_owned(),
         Action::Encapsulated => tunnel("encapsulated in", "encapsulated"),
         Action::Decapsulated => tunnel("decapsulated from", "decapsulated"),

@@ -55,7 +55,7 @@ fn a_vlan_on_a_bond_is_passed_device_by_device() {
 #[test]
 fn without_a_tag_a_packet_is_not_handed_to_the_vlan() {
     let mut w = Walk::new(2, pod(0, 1), pod(1, 1));
-    to_the_wire(w.request(1)).received((1, 0, ENO1)).ended((1, 0, BOND0), "received");
+    to_the_wire(&mut w).received((1, 0, ENO1)).ended((1, 0, BOND0), "received");
     w.routed((1, 0, veth(1))).delivered((1, 1, ETH0));
     w.reply().sent((1, 1, ETH0)).received((1, 0, veth(1))).routed((1, 0, ENS5)).received((0, 0, ENS5));
     w.routed((0, 0, veth(1))).delivered((0, 1, ETH0)).confirm();
@@ -95,4 +95,22 @@ fn macvlans_of_one_link_reach_each_other_through_it() {
     w.answer(RouteKind::Unicast, None).check();
     let exchange = exchange(&w);
     assert_eq!((exchange.outcome, exchange.notes.as_slice()), (Outcome::Delivered, &[][..]));
+}
+
+#[test]
+fn a_pod_that_answers_what_no_hook_saw_come_was_redirected_to() {
+    let mut w = Walk::new(2, pod(0, 1), pod(1, 1));
+    to_the_wire(&mut w).received((1, 0, ENS5)).ended((1, 1, ETH0), "received").ended((1, 1, ETH0), "delivered");
+    w.reply().sent((1, 1, ETH0)).received((1, 0, veth(1))).routed((1, 0, ENS5)).received((0, 0, ENS5));
+    w.ended((0, 1, ETH0), "received").ended((0, 1, ETH0), "delivered").confirm().answer(RouteKind::Unicast, None);
+    let joined = w.check();
+    let Exchange { outcome, notes, request, .. } = &joined.exchanges[0];
+    assert_eq!((outcome, notes.as_slice()), (&Outcome::Delivered, &[][..]));
+    let hop = request.hops.iter().find(|hop| hop.detail.text.is_some()).expect("marked");
+    assert_eq!((hop.interface.as_deref(), hop.basis, hop.at_ns), (Some("eth0"), Basis::Inferred, None));
+    // Where records may be missing it could have been routed there.
+    w.evidence.nodes[1].lost = 1;
+    let doubtful = exchange(&w);
+    assert!(doubtful.request.hops.iter().all(|hop| hop.pod.as_deref() != Some("100.64.1.11")), "{doubtful:#?}");
+    assert!(!doubtful.notes.is_empty());
 }
