@@ -34,6 +34,9 @@ struct Spot {
 /// Between a packet's own `nf_nat_manip_pkt` and its first device lies at most this much, ns.
 const BEFORE_QUEUE_NS: u64 = 1_000_000;
 
+/// Routes and rules had no say.
+const REDIRECTED: &str = "redirected before IP (tc, XDP, a CNI's eBPF)";
+
 /// A packet's way through a namespace's netfilter hooks.
 pub(super) struct Passage {
     pub(super) node: usize,
@@ -209,9 +212,7 @@ impl<'a> Walk<'_, 'a> {
             let detail = Detail { tunnel, text, mtu, segments, ..Detail::default() };
             self.push(spot, Action::Decapsulated, touch.header(), Basis::Observed, detail);
         } else {
-            let text = touch
-                .redirected()
-                .then(|| "redirected here before IP (by tc, XDP or a CNI's eBPF): no hook saw it".to_owned());
+            let text = touch.redirected().then(|| format!("{REDIRECTED}; no hook saw it"));
             let detail = Detail { mtu, segments, text, ..Detail::default() };
             let basis = if touch.concluded() { Basis::Inferred } else { Basis::Observed };
             self.push(spot, Action::Received, touch.header(), basis, detail);
@@ -248,7 +249,9 @@ impl<'a> Walk<'_, 'a> {
             } else if wrapped_next.is_none() && handed_over && !hides_wrapping {
                 let segments = self.segments(node, touch);
                 let (queue_ns, mtu) = (touch.queue_ns(), self.mtu(node, touch.at()));
-                let detail = Detail { queue_ns, mtu, segments, ..Detail::default() };
+                let text =
+                    before.filter(|b| self.redirected(node, b, touch)).map(|_| format!("transmitted; {REDIRECTED}"));
+                let detail = Detail { queue_ns, mtu, segments, text, ..Detail::default() };
                 let spot = Spot { node, at: touch.at(), time_ns: touch.end() };
                 self.push(spot, Action::Transmitted, touch.header(), Basis::Observed, detail);
             }
@@ -261,6 +264,12 @@ impl<'a> Walk<'_, 'a> {
             let at = self.world.place(node, touch.at());
             self.note(format!("{missing} of {at} was not seen"));
         }
+    }
+
+    /// From one device to another, and neither routed, which lowers the TTL, nor through a bridge.
+    fn redirected(&self, node: usize, p: &Touch<'a>, q: &Touch<'a>) -> bool {
+        let forwarded = (p.way, q.way) == (Way::In, Way::Out) && !p.wrapped() && !q.wrapped();
+        forwarded && p.ttl() == q.ttl() && self.world.namespaces(node).bridge_of(p.at()).is_none()
     }
 
     fn sent(&mut self, node: usize, touch: &Touch<'a>) {

@@ -242,7 +242,9 @@ fn number(path: &Path, steps: &mut [Step<'_>]) {
         let next = visits.get(i + 1).map(|next| &next[0]);
         let concluded = |hop: &Hop| hop.action == Action::Received && hop.basis == Basis::Inferred;
         let handed_up = !has(Action::Routed) && next.is_some_and(|next| next.pod.is_some() && concluded(next));
-        if !end && (!forwards || bridged_only || handed_up) {
+        let marked = |hop: &Hop| hop.action == Action::Transmitted && hop.detail.text.is_some();
+        let redirected = !has(Action::Routed) && visit.iter().any(marked);
+        if !end && (!forwards || bridged_only || handed_up || redirected) {
             continue;
         }
         number += 1;

@@ -114,3 +114,15 @@ fn a_pod_that_answers_what_no_hook_saw_come_was_redirected_to() {
     assert!(doubtful.request.hops.iter().all(|hop| hop.pod.as_deref() != Some("100.64.1.11")), "{doubtful:#?}");
     assert!(!doubtful.notes.is_empty());
 }
+
+#[test]
+fn what_leaves_with_the_ttl_it_came_with_was_redirected() {
+    let mut w = Walk::new(2, pod(0, 1), pod(1, 1));
+    to_the_wire(&mut w).received((1, 0, ENS5)).transmitted((1, 0, veth(1))).delivered((1, 1, ETH0));
+    w.answer(RouteKind::Unicast, None);
+    let joined = w.join();
+    let marked: Vec<_> = joined.exchanges[0].request.hops.iter().filter(|hop| hop.detail.text.is_some()).collect();
+    let [hop] = marked.as_slice() else { panic!("{marked:#?}") };
+    assert_eq!(hop.interface.as_deref(), Some("cali1"));
+    assert!(hop.detail.text.as_deref().is_some_and(|text| text.starts_with("transmitted; redirected")), "{hop:?}");
+}
