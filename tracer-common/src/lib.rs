@@ -135,9 +135,13 @@ pub struct Outer {
     pub ttl: u8,
     /// One of [`encapsulation`].
     pub encapsulation: u8,
-    /// Always 0.
-    pub zero: [u8; 2],
+    /// Of a received packet, and there also of one that nothing wraps: its VLAN tag, [`VLAN_TAGGED`] and the number of the
+    /// VLAN. 0 without.
+    pub vlan: u16,
 }
+
+/// Set in [`Outer::vlan`] where there is a tag: VLAN 0 is one.
+pub const VLAN_TAGGED: u16 = 1 << 12;
 
 /// Where and why a packet was freed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -286,6 +290,10 @@ pub struct Layout {
     pub skb_nfct: u32,
     /// `sk_buff.sk`.
     pub skb_sk: u32,
+    /// `sk_buff.vlan_proto`: 0 without a tag beside the packet's bytes; or [`ABSENT`].
+    pub skb_vlan_proto: u32,
+    /// `sk_buff.vlan_tci`, or [`ABSENT`] likewise.
+    pub skb_vlan_tci: u32,
     /// The byte that holds the bit field `sk_buff.pkt_type`.
     pub skb_pkt_type: u32,
     /// By how many bits that byte is to be shifted right before it is masked with 7.

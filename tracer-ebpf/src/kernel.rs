@@ -7,7 +7,9 @@ use core::{
 };
 
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
-use tracer_common::{ABSENT, Layout};
+#[cfg(doc)]
+use tracer_common::Outer;
+use tracer_common::{ABSENT, Layout, VLAN_TAGGED};
 
 use tracer_ebpf::parse::{Bytes, join};
 
@@ -29,6 +31,8 @@ pub static LAYOUT: Layout = Layout {
     skb_mark: 0,
     skb_nfct: 0,
     skb_sk: 0,
+    skb_vlan_proto: 0,
+    skb_vlan_tci: 0,
     skb_pkt_type: 0,
     skb_pkt_type_shift: 0,
     dev_ifindex: 0,
@@ -113,6 +117,11 @@ const PACKET_OTHERHOST: u8 = 3;
 /// `ETH_P_IP` and `ETH_P_IPV6`, as stored in `sk_buff.protocol`.
 const ETH_P_IP: u16 = 0x0800u16.to_be();
 const ETH_P_IPV6: u16 = 0x86ddu16.to_be();
+/// `ETH_P_8021Q` and `ETH_P_8021AD`: a VLAN tag stands before what is carried.
+const ETH_P_8021Q: u16 = 0x8100u16.to_be();
+const ETH_P_8021AD: u16 = 0x88a8u16.to_be();
+/// Length of a VLAN tag and the type behind it, bytes.
+const VLAN_HLEN: u32 = 4;
 
 /// The device of a packet and its namespace.
 #[derive(Clone, Copy)]
@@ -171,12 +180,37 @@ impl Skb {
         }
     }
 
-    /// Is it IPv4 or IPv6?
+    /// Is it IPv4 or IPv6, or may it be behind a VLAN tag?
     #[inline(always)]
     pub fn is_ip(self) -> bool {
+        let protocol = self.protocol();
+        protocol == ETH_P_IP || protocol == ETH_P_IPV6 || self.is_tagged()
+    }
+
+    /// Does a VLAN tag stand in its bytes? So where a NIC neither takes tags off nor puts them on.
+    #[inline(always)]
+    pub fn is_tagged(self) -> bool {
+        let protocol = self.protocol();
+        protocol == ETH_P_8021Q || protocol == ETH_P_8021AD
+    }
+
+    /// The VLAN tag that is kept beside its bytes, as [`Outer::vlan`] has it; 0 without.
+    #[inline(always)]
+    pub fn vlan(self) -> u16 {
+        if frozen(&LAYOUT.skb_vlan_tci) == ABSENT {
+            return 0;
+        }
+        // SAFETY: fields of sk_buff.
+        let (proto, tci): (u16, u16) =
+            unsafe { (load(self.0, frozen(&LAYOUT.skb_vlan_proto)), load(self.0, frozen(&LAYOUT.skb_vlan_tci))) };
+        if proto == 0 { 0 } else { vlan(tci) }
+    }
+
+    /// `sk_buff.protocol`.
+    #[inline(always)]
+    fn protocol(self) -> u16 {
         // SAFETY: a field of sk_buff.
-        let protocol: u16 = unsafe { load(self.0, frozen(&LAYOUT.skb_protocol)) };
-        protocol == ETH_P_IP || protocol == ETH_P_IPV6
+        unsafe { load(self.0, frozen(&LAYOUT.skb_protocol)) }
     }
 
     /// `sk_buff.pkt_type`.
@@ -267,6 +301,32 @@ impl Skb {
             let end: u32 = load(self.0, frozen(&LAYOUT.skb_end));
             Memory(head + u64::from(end))
         }
+    }
+}
+
+/// A tag's control information as [`Outer::vlan`] has it: without the priority.
+#[inline(always)]
+fn vlan(tci: u16) -> u16 {
+    tci & (VLAN_TAGGED - 1) | VLAN_TAGGED
+}
+
+impl Packet {
+    /// Of one that begins with a VLAN tag: what is behind it, and the tag as [`Outer::vlan`] has it. None: that is no IP.
+    #[inline(always)]
+    pub fn behind_tag(self) -> Option<(Packet, u16)> {
+        let mut tag = [0; 1];
+        if !self.bytes.read(0, &mut tag) {
+            return None;
+        }
+        let [a, b, c, d] = tag[0].to_ne_bytes();
+        let behind = u16::from_ne_bytes([c, d]);
+        if behind != ETH_P_IP && behind != ETH_P_IPV6 {
+            return None;
+        }
+        let bytes = Memory(self.bytes.0 + u64::from(VLAN_HLEN));
+        // So much less of it lies there; of all, still more than is looked at.
+        let reach = self.reach.saturating_sub(VLAN_HLEN);
+        Some((Packet { bytes, reach }, vlan(u16::from_be_bytes([a, b]))))
     }
 }
 

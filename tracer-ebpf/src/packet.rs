@@ -37,6 +37,11 @@ pub fn seen(skb: Skb, hook: u8) {
         return;
     }
     let mut packet = if hook == hook::RECEIVE { skb.at_data() } else { skb.at_network_header() };
+    let mut vlan = if hook == hook::RECEIVE { skb.vlan() } else { 0 };
+    if hook == hook::RECEIVE && skb.is_tagged() {
+        let Some((behind, tag)) = packet.behind_tag() else { return };
+        (packet, vlan) = (behind, tag);
+    }
     if packet.may_be_cut() && !complete(&mut packet, skb.shared(), hook) {
         return count(&LOST, hook::UNREAD);
     }
@@ -67,6 +72,9 @@ pub fn seen(skb: Skb, hook: u8) {
         }
         flags |= flag::TRACKED;
     }
+    let [a, b] = vlan.to_ne_bytes();
+    // Where `Outer::vlan` is.
+    data[4] |= u64::from_ne_bytes([0, 0, 0, 0, 0, 0, a, b]);
     record(skb, identity, hook, device, headers, flags, data);
 }
 

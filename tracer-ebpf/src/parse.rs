@@ -310,7 +310,7 @@ pub fn outer_fields(outer: &Headers, encapsulation: u8) -> Outer {
         ip_len: outer.ip_len,
         ttl: outer.ttl,
         encapsulation,
-        zero: [0; 2],
+        vlan: 0,
     }
 }
 

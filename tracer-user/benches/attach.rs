@@ -41,6 +41,8 @@ fn podpath() -> Result<Times> {
     let flow = Flow { a: IpAddr::V4(A), b: Some(IpAddr::V4(B)), protocol: 1, a_port: None, b_port: None };
     let ping = Ping {
         src: IpAddr::V4(A),
+        home: None,
+        any_source: false,
         dst: IpAddr::V4(B),
         kind: ProbeKind::Echo { id: 0x1234 },
         count: 1,

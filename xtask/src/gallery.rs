@@ -47,6 +47,20 @@ const CHAPTERS: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "Interfaces on interfaces, several networks, loopback",
+        &[
+            "c-vlan-cross-node",
+            "c-bond-cross-node",
+            "c-netkit-same-node",
+            "m-macvlan-cross-node",
+            "m-macvlan-same-node",
+            "m-ipvlan-cross-node",
+            "m-default-internet",
+            "e-node-to-pod",
+            "a-loopback",
+        ],
+    ),
+    (
         "Services and node ports",
         &[
             "a-svc-cross-node",

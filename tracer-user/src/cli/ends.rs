@@ -23,6 +23,8 @@ use crate::{
 pub(super) struct Resolved {
     /// The ends.
     pub(super) ends: Ends,
+    /// The address by which the source is known, where it sends from another one.
+    pub(super) home: Option<IpAddr>,
     /// Which of the cluster's nodes sends the probes; None in passive mode.
     pub(super) sender: Option<usize>,
     /// What is sent, or waited for.
@@ -79,9 +81,6 @@ pub(super) async fn resolve(args: &TraceArgs, cluster: &Cluster) -> Result<Resol
             notes.push(format!("{name} uses its node's network: {} is the node's address", target.address));
         }
     }
-    if source.address == destination.address {
-        return Err(Error::SameEnds { name: args.destination.clone() });
-    }
     // Of a cluster only the nodes of the two ends are there: with neither known there is nothing to watch either.
     let watches = args.passive && !cluster.nodes.is_empty();
     let sender = if watches { None } else { Some(sender(args, cluster, &source)?) };
@@ -91,7 +90,15 @@ pub(super) async fn resolve(args: &TraceArgs, cluster: &Cluster) -> Result<Resol
         _ => source,
     };
     let ends = Ends { source: endpoint(source), destination: endpoint(destination) };
-    Ok(Resolved { ends, sender, traffic, service, notes })
+    Ok(Resolved { ends, home: None, sender, traffic, service, notes })
+}
+
+impl Resolved {
+    /// The source's kernel sends from this address of its.
+    pub(super) fn send_from(&mut self, address: IpAddr) {
+        let known = std::mem::replace(&mut self.ends.source.address, address);
+        self.home = Some(known);
+    }
 }
 
 /// An end, and the addresses that may be used of it.
@@ -258,7 +265,6 @@ items:
 
     #[tokio::test]
     async fn ends_that_cannot_be_traced_are_refused() {
-        insta::assert_snapshot!(told("bb1 100.115.37.81", &["node-1"]).await);
         insta::assert_snapshot!(told("bb1 fd00::1", &["node-1"]).await);
         insta::assert_snapshot!(told("bb1 two -6", &["node-1"]).await, @r"
         podpath: bb1 (100.115.37.81) -> two (fd00::2, 100.106.133.2): -6 asks for IPv6 addresses, and not both ends have one

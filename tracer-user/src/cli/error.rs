@@ -74,14 +74,6 @@ pub(super) enum Error {
         /// The inventory's nodes.
         nodes: Vec<String>,
     },
-    /// The source is the destination.
-    #[error(
-        "{name}: source and destination are the same address, which never leaves its namespace; name another destination"
-    )]
-    SameEnds {
-        /// As typed.
-        name: String,
-    },
     /// A service has not that port, or several and none was named.
     #[error("{service}: {}; {}", no_port(.asked.as_deref()), ports(.known))]
     ServicePort {
@@ -254,7 +246,6 @@ mod tests {
                 node: None,
                 nodes: names(&["node-1", "node-2"]),
             },
-            Error::SameEnds { name: "bb1".into() },
             Error::Interrupted,
             Error::Output(io::Error::other("No space left on device")),
             Error::Save { path: "/full/trace.json".into(), source: io::Error::other("No space left on device") },

@@ -23,7 +23,7 @@ const MARGIN: Duration = Duration::from_secs(60);
 /// What each node is asked: all record, the source's node sends. `translated`: what a round before this showed that NAT makes of
 /// the flow.
 pub(super) fn requests(args: &TraceArgs, cluster: &Cluster, resolved: &Resolved, translated: &[Flow]) -> Vec<Request> {
-    let Resolved { ends, sender, traffic, service: _, notes: _ } = resolved;
+    let Resolved { ends, sender, traffic, home, service: _, notes: _ } = resolved;
     // 0 would mean "any" in the kernel's map of flows.
     let id = rand::random_range(1..=u16::MAX);
     let traffic = *traffic;
@@ -38,6 +38,9 @@ pub(super) fn requests(args: &TraceArgs, cluster: &Cluster, resolved: &Resolved,
     };
     let ping = Ping {
         src: ends.source.address,
+        home: *home,
+        // Who types an address means that one.
+        any_source: home.is_none() && args.source.parse::<IpAddr>().is_err(),
         dst: ends.destination.address,
         kind,
         count: args.count,
@@ -149,6 +152,11 @@ items:
 
     /// What each of two nodes is asked; the source lives on the first.
     async fn asked(line: &str) -> Vec<Request> {
+        let (args, cluster, resolved) = resolved(line).await;
+        requests(&args, &cluster, &resolved, &[])
+    }
+
+    async fn resolved(line: &str) -> (TraceArgs, Cluster, Resolved) {
         use clap::Parser;
 
         use crate::cli::args::{Cli, Command};
@@ -163,7 +171,7 @@ items:
             choice: None,
         };
         let resolved = ends::resolve(&args, &cluster).await.expect("known");
-        requests(&args, &cluster, &resolved, &[])
+        (*args, cluster, resolved)
     }
 
     /// The flows of each node, in short.
@@ -226,6 +234,22 @@ items:
             requests.iter().map(|r| r.flows.iter().map(|f| (f.a.to_string(), f.a_port.is_some())).collect()).collect();
         let (pod, node) = (("100.115.37.81".to_owned(), true), ("172.20.50.50".to_owned(), false));
         assert_eq!(flows, [vec![pod.clone()], vec![pod, node]]);
+    }
+
+    #[tokio::test]
+    async fn what_a_name_stands_for_may_send_from_another_address() {
+        let mut resolved = resolved("bb1 10.56.0.12").await;
+        let ping =
+            |resolved: &(TraceArgs, Cluster, Resolved)| requests(&resolved.0, &resolved.1, &resolved.2, &[]).remove(0).ping;
+        let first = ping(&resolved).expect("it sends");
+        assert_eq!((first.any_source, first.home), (true, None));
+        resolved.2.send_from("10.56.0.11".parse().expect("an address"));
+        let again = ping(&resolved).expect("it sends");
+        let known = "100.115.37.81".parse().ok();
+        assert_eq!((again.any_source, again.home, again.src.to_string().as_str()), (false, known, "10.56.0.11"));
+        // Who types an address means that one.
+        let typed = asked("100.115.37.81 10.56.0.12").await;
+        assert_eq!(typed[0].ping.as_ref().map(|ping| ping.any_source), Some(false));
     }
 
     #[tokio::test]

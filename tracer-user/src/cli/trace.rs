@@ -18,6 +18,7 @@ use crate::{
     path::{
         Joined, Names, join,
         model::{Endpoint, Exchange, Outcome, Trace, TracedNode},
+        pod_with,
     },
     render,
     session::{self, Counters, Driven, DrivenNode, Flow, Plan},
@@ -70,12 +71,21 @@ pub(super) async fn run(args: &TraceArgs) -> Result<u8, Error> {
 /// Traces, and once more where the path leads over a node that was not asked; whether exchanges were taken away that were asked
 /// for.
 async fn rounds(args: &TraceArgs, cluster: &mut Cluster) -> Result<(Trace, bool), Error> {
-    let mut rounds = 0;
-    let mut translated = Vec::new();
+    let (mut rounds, mut source, mut translated) = (0, None, Vec::new());
     loop {
         let started = rfc3339(SystemTime::now());
         let mut resolved = ends::resolve(args, cluster).await?;
-        let driven = drive(args, cluster, &mut resolved, &translated).await?;
+        if let Some(source) = source {
+            resolved.send_from(source);
+        }
+        let driven = match drive(args, cluster, &mut resolved, &translated).await {
+            // Its node knows better by which of its addresses the source sends there.
+            Err(Error::Session(error)) if source.is_none() && error.other_source().is_some() => {
+                source = error.other_source();
+                continue;
+            }
+            driven => driven?,
+        };
         rounds += 1;
         let mut joined = join(&driven.evidence, &resolved.ends, &cluster.directory);
         let more = cluster.meet(&joined).await;
@@ -95,6 +105,12 @@ async fn rounds(args: &TraceArgs, cluster: &mut Cluster) -> Result<(Trace, bool)
             *name =
                 name.take().or_else(|| cluster.directory.pod(*address)).or_else(|| cluster.directory.node(*address));
             joined = join(&driven.evidence, &resolved.ends, &cluster.directory);
+        }
+        let Endpoint { name, address, node } = &mut resolved.ends.destination;
+        if name.is_none()
+            && let Some((pod, on)) = pod_with(&driven.evidence, &cluster.directory, *address)
+        {
+            (*name, *node) = (Some(pod), Some(on));
         }
         let unsent =
             if args.passive { 0 } else { usize::from(args.count).saturating_sub(driven.evidence.probes.len()) };
@@ -282,7 +298,7 @@ fn assemble(
         address: ends::node_addresses(&cluster.directory, &node.name).first().copied(),
         name: node.name,
     });
-    let Resolved { ends, sender: _, traffic, service, notes } = resolved;
+    let Resolved { ends, sender: _, home: _, traffic, service, notes } = resolved;
     let source = ends.source.address;
     let probe = if args.passive { traffic.watched(source) } else { traffic.sent(source, args.size) };
     Trace {

@@ -70,6 +70,7 @@ mod tests {
             mark: 0,
             tracked: false,
             conntrack: None,
+            vlan: None,
             packet: Packet { src: address(src), dst: address("10.0.0.2"), ttl: 64, ip_id: 1, ip_len: 84, l4 },
             outer: None,
             free: None,

@@ -2,7 +2,7 @@
 
 use std::mem::offset_of;
 
-use tracer_common::{self as raw, RECORD_SIZE, encapsulation, flag, hook, netfilter};
+use tracer_common::{self as raw, RECORD_SIZE, VLAN_TAGGED, encapsulation, flag, hook, netfilter};
 
 use super::{
     CtDirection, Encapsulation, Engine, Free, Hook, L4, Netfilter, Outer, Packet, Record, Rewrite, Side, Sighting,
@@ -82,10 +82,16 @@ fn sighting(fields: &Fields<'_>, hook: Hook) -> Result<Sighting, Error> {
         mark: fields.u32(offset_of!(raw::Sighting, mark)),
         tracked: flags & flag::TRACKED != 0,
         conntrack: direction(flags),
+        vlan: (hook == Hook::Receive).then(|| vlan(fields)).flatten(),
         packet: packet(fields, flags),
         outer: (flags & flag::ENCAPSULATED != 0).then(|| outer(fields)).transpose()?,
         free: (flags & flag::FREED != 0).then(|| free(fields, flags)),
     })
+}
+
+fn vlan(fields: &Fields<'_>) -> Option<u16> {
+    let vlan = fields.u16(offset_of!(raw::Sighting, data) + offset_of!(raw::Outer, vlan));
+    (vlan & VLAN_TAGGED != 0).then_some(vlan & (VLAN_TAGGED - 1))
 }
 
 fn direction(flags: u8) -> Option<CtDirection> {
@@ -304,11 +310,28 @@ mod tests {
             mark: 0x4000,
             tracked: true,
             conntrack: Some(CtDirection::Original),
+            vlan: None,
             packet,
             outer: None,
             free: None,
         };
         assert_eq!(sighting, expected);
+    }
+
+    #[test]
+    fn a_received_packet_says_its_vlan() {
+        let vlan = |hook: u8, tag: u16| {
+            let mut bytes = echo(hook, 0);
+            let at = offset_of!(raw::Sighting, data) + offset_of!(raw::Outer, vlan);
+            bytes.put(at, tag.to_ne_bytes());
+            sighting_of(&bytes).vlan
+        };
+        assert_eq!(vlan(hook::RECEIVE, VLAN_TAGGED | 100), Some(100));
+        // A tag that gives a priority alone.
+        assert_eq!(vlan(hook::RECEIVE, VLAN_TAGGED), Some(0));
+        assert_eq!(vlan(hook::RECEIVE, 0), None);
+        // Elsewhere these bytes are another field's.
+        assert_eq!(vlan(hook::CONSUME, VLAN_TAGGED | 100), None);
     }
 
     #[test]

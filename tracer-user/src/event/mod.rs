@@ -52,6 +52,8 @@ pub struct Sighting {
     pub tracked: bool,
     /// The direction of the packet in its conntrack entry, if one is attached.
     pub conntrack: Option<CtDirection>,
+    /// The number of its VLAN, where it was received with a tag.
+    pub vlan: Option<u16>,
     /// The innermost IP packet.
     pub packet: Packet,
     /// The outermost IP header, if the packet is encapsulated.

@@ -92,10 +92,14 @@ pub struct Link {
     pub up: bool,
     /// Administratively up (IFF_UP), whatever the carrier.
     pub admin_up: bool,
-    /// Interface index of the bridge or VRF it belongs to.
+    /// Interface index of the bridge, bond or VRF it belongs to.
     pub master: Option<u32>,
     /// The other end of a veth, if that lies in a namespace in scope.
     pub peer: Option<LinkRef>,
+    /// The link it stands on (VLAN, macvlan, ipvlan), if that lies in a namespace in scope.
+    pub lower: Option<LinkRef>,
+    /// The number of its VLAN, if it is one.
+    pub vlan: Option<u16>,
     /// Addresses with prefix length.
     pub addresses: Vec<IpNet>,
     /// How it wraps packets, if it is a tunnel device.

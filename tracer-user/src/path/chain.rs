@@ -10,7 +10,10 @@ use super::{
     touch::{self, Fragment, Touch, Way},
     world::World,
 };
-use crate::event::{Hook, Rewrite, Sighting, Translation};
+use crate::{
+    event::{Hook, Rewrite, Sighting, Translation},
+    node::facts::{self, LinkRef},
+};
 
 /// The way of one packet.
 pub(super) struct Chain<'a> {
@@ -80,7 +83,7 @@ impl<'a> Chain<'a> {
             let first_copy = chain.first_copy(world, node, seen);
             chain.translations.extend(sorted[node].translations_of(sightings).into_iter().map(|t| (node, t)));
             chain.rewrites.extend(sorted[node].rewrites_of(sightings).into_iter().map(|r| (node, r)));
-            let touches = touch::touches(&first_copy);
+            let touches = touch::touches(&first_copy, world.namespaces(node));
             chain.fragments.extend(touch::fragments(node, touches, world.namespaces(node)));
         }
         sort(world, &mut chain.fragments);
@@ -122,6 +125,21 @@ impl<'a> Chain<'a> {
                 let [from, to] = [a, b].map(|f| world.node(f.node).name.as_str());
                 self.doubts.push(format!("whether {from} or {to} came first cannot be told"));
             }
+        }
+    }
+
+    /// It came to `end`, a pod that what came back began in or the sender's own, and was seen last on that node: what takes it there
+    /// without routing it does so before IP, and past all hooks (`bpf_redirect_peer`).
+    pub(super) fn redirected(&mut self, world: &World<'_>, end: Option<(usize, LinkRef)>) {
+        let (Some((node, last)), Some((at_node, at))) = (self.last(), end) else { return };
+        let namespaces = world.namespaces(node);
+        let is = |netns, role| namespaces.get(netns).is_some_and(|namespace| namespace.role == role);
+        let came = node == at_node && last.way == Way::In && !last.wrapped() && is(last.at().netns, facts::Role::Node);
+        let dst = last.last.packet.dst;
+        let for_it = is(at.netns, facts::Role::Pod) && namespaces.owns(at.netns, dst);
+        if came && for_it && !namespaces.owns(last.at().netns, dst) && !world.unreliable(node) {
+            let redirected = last.redirected_to(at);
+            self.fragments.last_mut().into_iter().for_each(|fragment| fragment.touches.push(redirected));
         }
     }
 

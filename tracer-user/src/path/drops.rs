@@ -136,7 +136,8 @@ fn only_freed<'a>(world: &World<'a>, node: usize, free: &'a Sighting) -> End<'a>
 }
 
 fn died<'a>(world: &World<'a>, chain: &Chain<'a>, (node, last): (usize, &Touch<'a>), free: &'a Sighting) -> End<'a> {
-    if touch::place(free) != last.at() {
+    // The kernel's side remembers where it saw the packet last.
+    if touch::place(free) != touch::place(last.last) {
         return only_freed(world, node, free);
     }
     let cause = Box::new(culprit::cause(&Scene::new(world, chain, node, last, free)));
@@ -205,9 +206,14 @@ fn was_asked_for(world: &World<'_>, node: usize, last: &Touch<'_>) -> bool {
 /// Where it should have come in: the traced node that has the next hop's address, and the place.
 fn next_node(world: &World<'_>, chain: &Chain<'_>, node: usize, last: &Touch<'_>) -> Option<(usize, String)> {
     let touches = &chain.fragments.last()?.touches;
-    let question = match touches.len().checked_sub(2).map(|i| &touches[i]) {
-        Some(p) if p.way == Way::In => route::forwarding(p, last),
-        _ => route::local(last, chain.translation(node, last.first.skb).filter(|_| touches.len() == 1)),
+    // Its route led to the first of the links that stand on each other.
+    let stacked =
+        |t: &&Touch<'_>| t.way == Way::Out && t.wrapped() == last.wrapped() && t.at().netns == last.at().netns;
+    let first = touches.len() - touches.iter().rev().take_while(stacked).count();
+    let out = touches.get(first).unwrap_or(last);
+    let question = match first.checked_sub(1).map(|i| &touches[i]) {
+        Some(p) if p.way == Way::In => route::forwarding(p, out),
+        before => route::local(out, chain.translation(node, out.first.skb).filter(|_| before.is_none())),
     };
     let gateway = world.answer(node, &question).and_then(|a| a.route.as_ref()?.gateway);
     let target = gateway.unwrap_or(last.header().dst);

@@ -57,7 +57,7 @@ impl<'a> Story<'a> {
     pub(super) fn new(world: &World<'a>, group: &Group<'a>, sorted: &[Sorted<'a>], errors: &[Seen<'a>]) -> Self {
         let mut request = Chain::new(world, Role::Request, &group.request, sorted);
         request.doubts.extend(group.doubts.iter().cloned());
-        let reply = Chain::new(world, Role::Reply, &group.reply, sorted);
+        let mut reply = Chain::new(world, Role::Reply, &group.reply, sorted);
         let mut bounds = Bounds::new(sorted.len());
         for chain in [&request, &reply] {
             for pair in chain.fragments.windows(2) {
@@ -68,6 +68,9 @@ impl<'a> Story<'a> {
             }
         }
         let Group { seq, what, probe, request: _, reply: _, again: _, notes, doubts: _ } = group;
+        request.redirected(world, reply.first().map(|(node, first)| (node, first.at())));
+        let confirmed = probe.is_some_and(|p| p.rtt_ns.is_some());
+        reply.redirected(world, request.first().filter(|_| confirmed).map(|(node, first)| (node, first.at())));
         let rejection = answer::rejection(world, errors, *probe, sorted);
         let (seq, what, probe, notes) = (*seq, *what, *probe, notes.clone());
         let mut story = Self { seq, what, notes, probe, request, reply, bounds, rejection };

@@ -34,6 +34,9 @@ struct Spot {
 /// Between a packet's own `nf_nat_manip_pkt` and its first device lies at most this much, ns.
 const BEFORE_QUEUE_NS: u64 = 1_000_000;
 
+/// Routes and rules had no say.
+const REDIRECTED: &str = "redirected before IP (tc, XDP, a CNI's eBPF)";
+
 /// A packet's way through a namespace's netfilter hooks.
 pub(super) struct Passage {
     pub(super) node: usize,
@@ -98,6 +101,13 @@ impl<'a> Walk<'_, 'a> {
             detail,
         };
         self.hops.push(Timed { hop, node: spot.node, time_ns: Some(spot.time_ns) });
+    }
+
+    /// The hop just written is at a link where no hook saw the packet: nothing tells when.
+    fn undated(&mut self, touch: &Touch<'_>) {
+        if let Some(last) = self.hops.last_mut().filter(|_| touch.concluded()) {
+            last.time_ns = None;
+        }
     }
 
     fn mtu(&self, node: usize, at: LinkRef) -> Option<u32> {
@@ -205,8 +215,11 @@ impl<'a> Walk<'_, 'a> {
             let detail = Detail { tunnel, text, mtu, segments, ..Detail::default() };
             self.push(spot, Action::Decapsulated, touch.header(), Basis::Observed, detail);
         } else {
-            let detail = Detail { mtu, segments, ..Detail::default() };
-            self.push(spot, Action::Received, touch.header(), Basis::Observed, detail);
+            let text = touch.redirected().then(|| format!("{REDIRECTED}; no hook saw it"));
+            let detail = Detail { mtu, segments, text, ..Detail::default() };
+            let basis = if touch.concluded() { Basis::Inferred } else { Basis::Observed };
+            self.push(spot, Action::Received, touch.header(), basis, detail);
+            self.undated(touch);
         }
     }
 
@@ -249,7 +262,9 @@ impl<'a> Walk<'_, 'a> {
             } else if wrapped_next.is_none() && handed_over && !hides_wrapping {
                 let segments = self.segments(node, touch);
                 let (queue_ns, mtu) = (touch.queue_ns(), self.mtu(node, touch.at()));
-                let detail = Detail { queue_ns, mtu, segments, ..Detail::default() };
+                let text =
+                    before.filter(|b| self.redirected(node, b, touch)).map(|_| format!("transmitted; {REDIRECTED}"));
+                let detail = Detail { queue_ns, mtu, segments, text, ..Detail::default() };
                 let spot = Spot { node, at: touch.at(), time_ns: touch.end() };
                 self.push(spot, Action::Transmitted, touch.header(), Basis::Observed, detail);
             }
@@ -262,6 +277,12 @@ impl<'a> Walk<'_, 'a> {
             let at = self.world.place(node, touch.at());
             self.note(format!("{missing} of {at} was not seen"));
         }
+    }
+
+    /// From one device to another, and neither routed, which lowers the TTL, nor through a bridge.
+    fn redirected(&self, node: usize, p: &Touch<'a>, q: &Touch<'a>) -> bool {
+        let forwarded = (p.way, q.way) == (Way::In, Way::Out) && !p.wrapped() && !q.wrapped();
+        forwarded && p.ttl() == q.ttl() && self.world.namespaces(node).bridge_of(p.at()).is_none()
     }
 
     fn sent(&mut self, node: usize, touch: &Touch<'a>) {
@@ -281,7 +302,8 @@ impl<'a> Walk<'_, 'a> {
         if let Some((action, nat)) = rewrites.before_routing {
             self.rewritten(spot, action, nat, &touch.first.packet, &own);
         }
-        if self.world.pod(node, touch.at().netns).is_none() {
+        let namespaces = self.world.namespaces(node);
+        if self.world.pod(node, touch.at().netns).is_none() && !namespaces.is_loopback(touch.at()) {
             let question = route::local(touch, translation);
             if let Some(answer) = self.world.answer(node, &question) {
                 let header = Header { src: original.src, ..touch.header() };
@@ -451,6 +473,7 @@ impl<'a> Walk<'_, 'a> {
                     self.translated_before(spot, free, last);
                 }
                 self.push(spot, Action::Delivered, free.map_or(last.header(), Header::of), basis, detail);
+                self.undated(last);
             }
             (End::Lost(text, _), Some((node, last))) => {
                 let spot = Spot { node, at: last.at(), time_ns: last.end() };

@@ -12,7 +12,10 @@ use super::{
     model::{Action, Direction, DropCause, Exchange, Hop, Outcome},
     world::World,
 };
-use crate::{event::Record, node::facts::LinkRef};
+use crate::{
+    event::Record,
+    node::facts::{LinkRef, Role},
+};
 
 /// How many exchanges before and after are asked for the clocks' offsets, if all together exclude each other.
 const NEIGHBOURS: usize = 16;
@@ -62,6 +65,19 @@ pub fn join(evidence: &Evidence, ends: &Ends, names: &dyn Names) -> Joined {
     let (smallest_mtu, smallest_mtu_at) = smallest_mtu(&world, &stories);
     let exchanges = told.into_iter().map(|t| t.exchange).collect();
     Joined { exchanges, routers, warnings, smallest_mtu, smallest_mtu_at }
+}
+
+/// The pod that has this address on some interface, and its node, as the sessions found them: an address of a second network is
+/// in no `Pod`'s status.
+pub fn pod_with(evidence: &Evidence, names: &dyn Names, address: IpAddr) -> Option<(String, String)> {
+    let of_pods = |node: &NodeEvidence| {
+        let pods = node.facts.namespaces.iter().filter(|namespace| namespace.role == Role::Pod);
+        pods.map(|pod| pod.links.iter().flat_map(|link| link.addresses.iter().map(|a| a.addr())).collect::<Vec<_>>())
+            .find(|addresses| addresses.contains(&address))
+    };
+    let (node, addresses) = evidence.nodes.iter().find_map(|node| Some((node, of_pods(node)?)))?;
+    let name = addresses.into_iter().find_map(|a| names.pod(a)).filter(|_| !address.is_loopback())?;
+    Some((name, node.name.clone()))
 }
 
 /// Says of what was sent again what became of the first.

@@ -26,8 +26,8 @@ mod tests;
 mod touch;
 mod world;
 
-pub use join::join;
-pub use route::route_questions;
+pub use join::{join, pod_with};
+pub use route::{links_met, route_questions};
 
 /// Everything that is known about one run, as the sessions delivered it.
 #[derive(Clone, Debug, Default)]

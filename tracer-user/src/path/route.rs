@@ -1,7 +1,7 @@
 //! Which route look-ups the packets of a node caused.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
@@ -12,7 +12,7 @@ use super::{
     world::Namespaces,
 };
 use crate::{
-    event::{CtDirection, Free, L4, Record, Sighting, Translation},
+    event::{CtDirection, Free, Hook, L4, Record, Sighting, Translation},
     node::facts::{self, RouteQuestion},
 };
 
@@ -96,6 +96,20 @@ fn content(s: &Sighting) -> (u64, u32, u16, u16) {
     (a, b, s.packet.ip_id, s.packet.ip_len)
 }
 
+/// The links that packets were seen at, and those that these handed them up to: namespace and interface index.
+pub fn links_met(records: &[Record], namespaces: &[facts::Namespace]) -> BTreeSet<(u32, u32)> {
+    let sightings = records.iter().filter_map(|record| match record {
+        Record::Sighting(sighting) => Some(sighting),
+        // A sighting of the same packet at the same place comes with it.
+        Record::Translation(_) | Record::Rewrite(_) => None,
+    });
+    let met = sightings.flat_map(|s| {
+        let uppers = if s.hook == Hook::Receive { touch::uppers(s, Namespaces(namespaces)) } else { Vec::new() };
+        uppers.into_iter().chain([touch::place(s)])
+    });
+    met.map(|at| (at.netns, at.ifindex)).collect()
+}
+
 /// The distinct route look-ups that this node's packets caused, in the order of the packets: for a packet that came in
 /// to a namespace and left it again or died in it, and for one that the node itself sent. Not asked: what a pod sends,
 /// and what reached the address it was for.
@@ -127,7 +141,7 @@ fn of_packet<'a>(sightings: &[&'a Sighting], sorted: &Sorted<'a>, namespaces: Na
     let translations = sorted.translations_of(sightings);
     let translation = |t: &Touch<'_>| translations.iter().rev().find(|x| x.skb == t.first.skb).copied();
     let mut questions = Vec::new();
-    let fragments = touch::fragments(0, touch::touches(sightings), namespaces);
+    let fragments = touch::fragments(0, touch::touches(sightings, namespaces), namespaces);
     for fragment in &fragments {
         for pair in fragment.touches.windows(2) {
             let [p, q] = pair else { continue };

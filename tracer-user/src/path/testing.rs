@@ -21,6 +21,13 @@ pub(super) const ENS6: u32 = 3;
 pub(super) const ETH0: u32 = 4;
 pub(super) const TUNL0: u32 = 6;
 pub(super) const CNI0: u32 = 8;
+/// A port of `bond0`.
+pub(super) const ENO1: u32 = 20;
+pub(super) const BOND0: u32 = 21;
+/// `bond0.100`
+pub(super) const VLAN: u32 = 22;
+/// A pod's macvlan on `ens5`.
+pub(super) const NET1: u32 = 5;
 
 pub(super) fn ip(text: &str) -> IpAddr {
     text.parse().expect("a test's address")
@@ -33,6 +40,11 @@ pub(super) fn pod(node: usize, pod: u32) -> IpAddr {
 
 pub(super) fn host(node: usize) -> IpAddr {
     IpAddr::V4(Ipv4Addr::new(172, 20, 0, 1 + u8::try_from(node).expect("few nodes")))
+}
+
+/// A pod's address on its second network.
+pub(super) fn second(node: usize, pod: u32) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::new(10, 56, u8::try_from(node).expect("few nodes"), u8::try_from(pod).expect("few")))
 }
 
 /// The node's end of a pod's veth.
@@ -57,12 +69,16 @@ fn link(ifindex: u32, name: &str, kind: Option<&str>, address: Option<IpAddr>) -
 }
 
 fn namespaces(node: usize) -> Vec<Namespace> {
+    let on = |ifindex| Some(LinkRef { netns: inode(node, 0), ifindex });
     let mut links = vec![
         link(1, "lo", None, Some(ip("127.0.0.1"))),
         link(ENS5, "ens5", None, Some(host(node))),
         link(ENS6, "ens6", None, None),
         link(TUNL0, "tunl0", Some("ipip"), None),
         link(CNI0, "cni0", Some("bridge"), None),
+        Link { master: Some(BOND0), ..link(ENO1, "eno1", None, None) },
+        link(BOND0, "bond0", Some("bond"), None),
+        Link { lower: on(BOND0), vlan: Some(100), ..link(VLAN, "bond0.100", Some("vlan"), None) },
     ];
     let mut pods = Vec::new();
     for p in 1..=4 {
@@ -71,8 +87,9 @@ fn namespaces(node: usize) -> Vec<Namespace> {
         links.push(Link { peer, master, ..link(veth(p), &format!("cali{p}"), Some("veth"), None) });
         let peer = Some(LinkRef { netns: inode(node, 0), ifindex: veth(p) });
         let eth0 = Link { peer, ..link(ETH0, "eth0", Some("veth"), Some(pod(node, p))) };
-        let names = Vec::new();
-        pods.push(Namespace { inode: inode(node, p), role: Role::Pod, names, links: vec![eth0], settings: Vec::new() });
+        let net1 = Link { lower: on(ENS5), ..link(NET1, "net1", Some("macvlan"), Some(second(node, p))) };
+        let (inode, links) = (inode(node, p), vec![eth0, net1]);
+        pods.push(Namespace { inode, role: Role::Pod, names: Vec::new(), links, settings: Vec::new() });
     }
     let own = Namespace { inode: inode(node, 0), role: Role::Node, names: Vec::new(), links, settings: Vec::new() };
     std::iter::once(own).chain(pods).collect()
@@ -109,6 +126,8 @@ pub(super) struct Walk {
     pub(super) outer: Option<Outer>,
     pub(super) skb: u64,
     pub(super) conntrack: Option<CtDirection>,
+    /// Of what is received.
+    pub(super) vlan: Option<u16>,
     /// What walks.
     pub(super) kind: Kind,
     /// IPv6.
@@ -143,6 +162,7 @@ impl Walk {
             outer: None,
             skb: 0xffff_8880_0000_0000,
             conntrack: None,
+            vlan: None,
             kind: Kind::Echo,
             v6: source.is_ipv6(),
             back: false,
@@ -242,6 +262,7 @@ impl Walk {
             mark: 0,
             tracked: true,
             conntrack: self.conntrack,
+            vlan: self.vlan.filter(|_| hook == Hook::Receive),
             packet: self.packet.clone(),
             outer: self.outer.clone(),
             free,

@@ -24,6 +24,17 @@ pub(super) struct Touch<'a> {
     pub(super) first: &'a Sighting,
     /// `Receive` or `Xmit`; `Queue` where the `Xmit` was not seen.
     pub(super) last: &'a Sighting,
+    /// Another link got the packet from the one where a hook saw it.
+    handed_to: Option<(LinkRef, Handing)>,
+}
+
+/// How a link gets a received packet without a hook.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Handing {
+    /// It stands on the other.
+    Up,
+    /// Somebody redirected it before IP saw it.
+    Redirect,
 }
 
 /// The header that the network sees: the outer one while encapsulated.
@@ -53,7 +64,21 @@ pub(super) fn is_free(sighting: &Sighting) -> bool {
 
 impl Touch<'_> {
     pub(super) fn at(&self) -> LinkRef {
-        place(self.first)
+        self.handed_to.map_or(place(self.first), |(at, _)| at)
+    }
+
+    /// Concluded: no hook saw the packet at this link.
+    pub(super) fn concluded(&self) -> bool {
+        self.handed_to.is_some()
+    }
+
+    pub(super) fn redirected(&self) -> bool {
+        matches!(self.handed_to, Some((_, Handing::Redirect)))
+    }
+
+    /// The same packet, redirected to `at`.
+    pub(super) fn redirected_to(&self, at: LinkRef) -> Self {
+        Self { way: Way::In, first: self.last, last: self.last, handed_to: Some((at, Handing::Redirect)) }
     }
 
     pub(super) fn start(&self) -> u64 {
@@ -100,16 +125,33 @@ pub(super) fn order(s: &Sighting) -> (u64, Reverse<u8>, u8, u32, u32, u64) {
     (s.time_ns, Reverse(s.packet.ttl), rank, s.netns, s.ifindex, s.skb)
 }
 
+/// The links that a received packet is handed up to, the nearest first: `netif_receive_skb` is told once, at the device it
+/// came in by (`__netif_receive_skb_core` in net/core/dev.c goes round for the others).
+pub(super) fn uppers(s: &Sighting, namespaces: Namespaces<'_>) -> Vec<LinkRef> {
+    let (mut at, mut vlan) = (place(s), s.vlan);
+    let mut found = Vec::new();
+    while let Some(upper) = namespaces.upper(at, &mut vlan, Header::of(s).dst).filter(|up| !found.contains(up)) {
+        found.push(upper);
+        at = upper;
+    }
+    found
+}
+
 /// `sightings` are those of one packet on one node, in order.
-pub(super) fn touches<'a>(sightings: &[&'a Sighting]) -> Vec<Touch<'a>> {
+pub(super) fn touches<'a>(sightings: &[&'a Sighting], namespaces: Namespaces<'_>) -> Vec<Touch<'a>> {
     let mut touches: Vec<Touch<'a>> = Vec::new();
     for &s in sightings {
+        let touch = |way, handed_to| Touch { way, first: s, last: s, handed_to };
         match s.hook {
-            Hook::Receive => touches.push(Touch { way: Way::In, first: s, last: s }),
-            Hook::Queue => touches.push(Touch { way: Way::Out, first: s, last: s }),
+            Hook::Receive => {
+                touches.push(touch(Way::In, None));
+                touches
+                    .extend(uppers(s, namespaces).into_iter().map(|upper| touch(Way::In, Some((upper, Handing::Up)))));
+            }
+            Hook::Queue => touches.push(touch(Way::Out, None)),
             Hook::Xmit => match touches.last_mut() {
                 Some(t) if t.way == Way::Out && t.at() == place(s) && t.last.hook == Hook::Queue => t.last = s,
-                _ => touches.push(Touch { way: Way::Out, first: s, last: s }),
+                _ => touches.push(touch(Way::Out, None)),
             },
             Hook::Drop | Hook::Consume => {}
         }
@@ -144,8 +186,10 @@ pub(super) fn continues(p: &Touch<'_>, q: &Touch<'_>, namespaces: Namespaces<'_>
             fall == 0 && p.wrapped() == q.wrapped() && namespaces.joined(p.at(), q.at(), p.last.skb == q.first.skb)
         }
         (Way::In, Way::Out) => same_namespace && p.wrapped() == q.wrapped() && forwards(p, q, fall, namespaces),
+        (Way::In, Way::In) if q.concluded() => std::ptr::eq(p.last, q.first),
         (Way::In, Way::In) => same_namespace && p.at() != q.at() && fall == 0 && (p.wrapped() || !q.wrapped()),
         (Way::Out, Way::Out) if bridged_unseen(p, q, namespaces).is_some() => true,
+        (Way::Out, Way::Out) if namespaces.lower(p.at()) == Some(q.at()) => fall == 0 && p.wrapped() == q.wrapped(),
         (Way::Out, Way::Out) => same_namespace && p.at() != q.at() && fall == 0 && (q.wrapped() || !p.wrapped()),
     }
 }

@@ -23,6 +23,8 @@ const STACKED: [&str; 15] = [
     "vxlan",
     "xfrm",
 ];
+/// Those of them whose members hand up all they receive.
+const BONDS: [&str; 2] = ["bond", "team"];
 /// Those of them that wrap a packet.
 const TUNNELS: [&str; 10] =
     ["ipip", "sit", "ip6tnl", "gre", "gretap", "ip6gre", "ip6gretap", "geneve", "vxlan", WIREGUARD];
@@ -62,8 +64,38 @@ impl<'a> Namespaces<'a> {
         self.link(at).is_some_and(|l| l.kind.as_deref() == Some(WIREGUARD))
     }
 
-    fn is_loopback(self, at: LinkRef) -> bool {
+    pub(super) fn is_loopback(self, at: LinkRef) -> bool {
         self.link(at).is_some_and(|l| l.name == "lo")
+    }
+
+    /// The link that this one stands on.
+    pub(super) fn lower(self, at: LinkRef) -> Option<LinkRef> {
+        self.link(at)?.lower
+    }
+
+    /// The link to which `at` hands a packet for `dst` up, which `vlan` is the tag of until a link takes it off. The order
+    /// is the kernel's: VLAN, then the bond that `at` is in, then what else stands on it.
+    pub(super) fn upper(self, at: LinkRef, vlan: &mut Option<u16>, dst: IpAddr) -> Option<LinkRef> {
+        let all = self
+            .0
+            .iter()
+            .flat_map(|n| n.links.iter().map(|link| (LinkRef { netns: n.inode, ifindex: link.ifindex }, link)));
+        let mut above = all.filter(|(_, link)| link.lower == Some(at));
+        if vlan.is_some()
+            && let Some((upper, _)) = above.clone().find(|(_, link)| link.vlan == *vlan)
+        {
+            *vlan = None;
+            return Some(upper);
+        }
+        let master = self.link(at)?.master.map(|ifindex| LinkRef { ifindex, ..at });
+        let is_bond =
+            |at: &LinkRef| self.link(*at).is_some_and(|l| l.kind.as_deref().is_some_and(|k| BONDS.contains(&k)));
+        if let Some(bond) = master.filter(is_bond) {
+            return Some(bond);
+        }
+        let (upper, _) =
+            above.find(|(_, link)| link.vlan.is_none() && link.addresses.iter().any(|a| a.addr() == dst))?;
+        Some(upper)
     }
 
     /// What leaves by this link leaves the node.
@@ -71,6 +103,7 @@ impl<'a> Namespaces<'a> {
         let (Some(namespace), Some(link)) = (self.get(at.netns), self.link(at)) else { return false };
         namespace.role == Role::Node
             && link.peer.is_none()
+            && link.lower.is_none()
             && link.name != "lo"
             && !link.kind.as_deref().is_some_and(|k| STACKED.contains(&k))
     }
@@ -80,6 +113,10 @@ impl<'a> Namespaces<'a> {
     pub(super) fn joined(self, out: LinkRef, into: LinkRef, same_skb: bool) -> bool {
         if out == into {
             return self.is_loopback(out);
+        }
+        // A macvlan in bridge mode gives what is for another one of the same link to that link as if it had come in there.
+        if self.lower(out) == Some(into) {
+            return same_skb;
         }
         let peer = |at| self.link(at).and_then(|l: &Link| l.peer);
         match (peer(out), peer(into)) {

@@ -33,6 +33,7 @@ pub fn resolve(types: &KernelTypes) -> Result<Layout, Error> {
         _ => [ABSENT; 4],
     };
     let [skb_nfct, ct_status, ct_original, ct_reply] = conntrack;
+    let [skb_vlan_proto, skb_vlan_tci] = all(types, [("sk_buff", "vlan_proto"), ("sk_buff", "vlan_tci")]);
     let [state_hook, state_family] = all(types, [("nf_hook_state", "hook"), ("nf_hook_state", "pf")]);
     let (xtables, nftables) = (types.with_module("x_tables"), types.with_module("nf_tables"));
     let (xtables, nftables) = (xtables.as_ref().unwrap_or(types), nftables.as_ref().unwrap_or(types));
@@ -52,6 +53,8 @@ pub fn resolve(types: &KernelTypes) -> Result<Layout, Error> {
         skb_mark: must("sk_buff", "mark")?.offset(),
         skb_nfct,
         skb_sk: must("sk_buff", "sk")?.offset(),
+        skb_vlan_proto,
+        skb_vlan_tci,
         skb_pkt_type: pkt_type.offset(),
         skb_pkt_type_shift: if cfg!(target_endian = "little") { pkt_type_bit } else { 8 - 3 - pkt_type_bit },
         dev_ifindex: must("net_device", "ifindex")?.offset(),

@@ -146,7 +146,7 @@ fn plain(hop: &Hop) -> String {
     };
     match hop.action {
         Action::Sent => "sent".to_owned(),
-        Action::Received => "received".to_owned(),
+        Action::Received => text.as_ref().map_or("received".to_owned(), |text| format!("received; {text}")),
         Action::Bridged => "bridged".to_owned(),
         Action::Encapsulated => tunnel("encapsulated in", "encapsulated"),
         Action::Decapsulated => tunnel("decapsulated from", "decapsulated"),
@@ -231,13 +231,20 @@ pub(super) fn segments(segments: &Segments, action: Action) -> String {
 /// Numbers the first step of every router, and of the destination, as traceroute would list them.
 fn number(path: &Path, steps: &mut [Step<'_>]) {
     let mut number = 0;
-    for visit in path.hops.chunk_by(in_same_namespace) {
+    let visits: Vec<&[Hop]> = path.hops.chunk_by(in_same_namespace).collect();
+    for (i, visit) in visits.iter().enumerate() {
         let has = |action| visit.iter().any(|hop| hop.action == action);
         let end = has(Action::Delivered);
         let came_in = has(Action::Received) || has(Action::Decapsulated);
         let forwards = came_in && !has(Action::Sent) && visit[0].pod.is_none();
         let bridged_only = has(Action::Bridged) && !has(Action::Routed);
-        if !end && (!forwards || bridged_only) {
+        // To a pod's macvlan, say: no router was passed.
+        let next = visits.get(i + 1).map(|next| &next[0]);
+        let concluded = |hop: &Hop| hop.action == Action::Received && hop.basis == Basis::Inferred;
+        let handed_up = !has(Action::Routed) && next.is_some_and(|next| next.pod.is_some() && concluded(next));
+        let marked = |hop: &Hop| hop.action == Action::Transmitted && hop.detail.text.is_some();
+        let redirected = !has(Action::Routed) && visit.iter().any(marked);
+        if !end && (!forwards || bridged_only || handed_up || redirected) {
             continue;
         }
         number += 1;

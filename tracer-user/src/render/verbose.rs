@@ -102,7 +102,7 @@ pub(super) fn exchanges(page: &mut Page, names: &Names, exchanges: &[Exchange]) 
         words.extend(rtt_ns.map(|ns| format!("rtt {}", time(ns))));
         words.extend(injector_rtt_ns.map(|ns| format!("  by the sender's clock {}", time(ns))));
         if !matches!(outcome, crate::path::model::Outcome::Delivered) {
-            words.push("  ".to_owned());
+            words.extend((words.len() > 1).then(|| "  ".to_owned()));
             words.push(failure::cause(names, exchange).trim_start_matches(": ").trim_start().to_owned());
         }
         let head = format!("{:<11}", summary::word(*outcome));

@@ -2,6 +2,7 @@
 
 use std::{
     fmt, io,
+    net::IpAddr,
     pin::{Pin, pin},
     sync::Arc,
     time::Duration,
@@ -166,6 +167,19 @@ pub enum DriveError {
     },
 }
 
+impl DriveError {
+    /// The address that the sender's kernel would send from, if that is why nothing was traced.
+    pub fn other_source(&self) -> Option<IpAddr> {
+        match self {
+            Self::Node { death, .. } => match &death.cause {
+                Error::Peer(failure) | Error::Backend(failure) => failure.send_from,
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+}
+
 /// How a session died.
 #[derive(Debug)]
 pub struct Death {
@@ -215,7 +229,7 @@ impl Death {
 }
 
 fn in_parts(error: &Error) -> (String, String) {
-    let Failure { thing, cause, way_out } = error.to_failure();
+    let Failure { thing, cause, way_out, send_from: _ } = error.to_failure();
     (format!("{thing}: {cause}"), way_out)
 }
 

@@ -1,6 +1,6 @@
 //! What can go wrong between a session and the CLI.
 
-use std::{fmt, io, time::Duration};
+use std::{fmt, io, net::IpAddr, time::Duration};
 
 use super::{Version, wire::Malformed};
 
@@ -13,12 +13,14 @@ pub struct Failure {
     pub cause: String,
     /// What the reader can do about it; empty if nothing.
     pub way_out: String,
+    /// Ask again with this source ([`super::Ping::any_source`]).
+    pub send_from: Option<IpAddr>,
 }
 
 impl Failure {
     /// From its three parts.
     pub fn new(thing: impl Into<String>, cause: impl Into<String>, way_out: impl Into<String>) -> Self {
-        Self { thing: thing.into(), cause: cause.into(), way_out: way_out.into() }
+        Self { thing: thing.into(), cause: cause.into(), way_out: way_out.into(), send_from: None }
     }
 }
 

@@ -112,6 +112,16 @@ impl Notes {
     }
 }
 
+/// Refuses to send from another address than the sender's own kernel would.
+fn other_source(node: &Node, ping: &Ping) -> Result<(), Failure> {
+    let Some(source) = node.source_towards(ping.src, ping.dst).filter(|_| ping.any_source) else { return Ok(()) };
+    if source == ping.src {
+        return Ok(());
+    }
+    let cause = format!("what it sends to {} leaves with {source}", ping.dst);
+    Err(Failure { send_from: Some(source), ..Failure::new(ping.src.to_string(), cause, "trace from that address") })
+}
+
 fn not_armed() -> Failure {
     Failure::new("session", "asked to trace before it was armed", "use podpath and podpath-agent of the same release")
 }
@@ -175,6 +185,9 @@ impl Backend for LiveNode {
         let (node, rules) = node.map_err(|error| {
             Failure::new("this node's namespaces", error.to_string(), "`podpath doctor` says what this node lacks")
         })?;
+        if let Some(ping) = &request.ping {
+            other_source(&node, ping)?;
+        }
         let mut probe = probe.map_err(kernel)?;
         node.scope().into_iter().try_for_each(|inode| probe.add_namespace(inode)).map_err(kernel)?;
         probe.attach_all().map_err(kernel)?;
@@ -212,7 +225,7 @@ impl Backend for LiveNode {
     }
 
     fn fire(&mut self, ping: &Ping) -> Result<InjectorJob, Failure> {
-        let holder = self.node()?.holder_of(ping.src).ok_or_else(|| {
+        let holder = self.node()?.holder_of(ping.home.unwrap_or(ping.src)).ok_or_else(|| {
             Failure::new(
                 ping.src.to_string(),
                 "no namespace of this node has this address: the pod is gone, or on another node",
@@ -255,7 +268,7 @@ impl Backend for LiveNode {
         // If no device saw the probes: where were they to go?
         questions.extend(self.sent.clone().filter(|sent| !questions.contains(sent)));
         let (mut facts, unread) = node.facts(&questions, &conntrack_flows(&self.records));
-        let met = links_met(&self.records);
+        let met = path::links_met(&self.records, node.namespaces());
         let namespaces: Vec<u32> = met.iter().map(|(netns, _)| *netns).collect::<BTreeSet<_>>().into_iter().collect();
         let rules = node.rules_met(&self.rules, traces, &namespaces);
         let no_settings = node.read_settings(&mut facts.namespaces, &met);
@@ -286,16 +299,6 @@ fn realtime_offset_ns() -> i64 {
 /// None if the clock cannot be read.
 fn clock_ns(clock: ClockId) -> Option<i64> {
     clock_gettime(clock).ok().map(|t| t.tv_sec() * 1_000_000_000 + t.tv_nsec())
-}
-
-/// The links that packets were seen at: namespace and interface index.
-fn links_met(records: &[Record]) -> BTreeSet<(u32, u32)> {
-    let met = records.iter().filter_map(|record| match record {
-        Record::Sighting(sighting) => Some((sighting.netns, sighting.ifindex)),
-        // A sighting of the same packet at the same place comes with it.
-        Record::Translation(_) | Record::Rewrite(_) => None,
-    });
-    met.collect()
 }
 
 /// Names the nftables tables and chains among what was evaluated last on freed packets.

@@ -39,7 +39,7 @@ pub use self::{
 };
 
 /// The protocol this program speaks; `docs/PROTOCOL.md` says when which number grows.
-pub const PROTOCOL: Version = Version { major: 1, minor: 2 };
+pub const PROTOCOL: Version = Version { major: 1, minor: 3 };
 
 /// A protocol version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -178,6 +178,11 @@ impl ProbeKind {
 pub struct Ping {
     /// Source: an address of a pod of this node, or of the node itself. The probe leaves from the namespace that has it.
     pub src: IpAddr,
+    /// Another address of that namespace, where `src` does not tell which one it is (127.0.0.1).
+    pub home: Option<IpAddr>,
+    /// `src` only stands for the sender: where its kernel would send to `dst` from another address, the session refuses and says
+    /// from which ([`Failure::send_from`]).
+    pub any_source: bool,
     /// Destination.
     pub dst: IpAddr,
     /// What is sent.

@@ -17,7 +17,7 @@ use tracer_user::{
 use crate::{Pair, sh, sightings, start};
 
 /// Ethernet to the device, from an address of nobody; IPv4 or IPv6 follows.
-const ETHERNET: [u8; 14] = [2, 0, 0, 0, 0, 8, 2, 0, 0, 0, 0, 9, 8, 0];
+pub(crate) const ETHERNET: [u8; 14] = [2, 0, 0, 0, 0, 8, 2, 0, 0, 0, 0, 9, 8, 0];
 const ETHERNET6: [u8; 14] = [2, 0, 0, 0, 0, 8, 2, 0, 0, 0, 0, 9, 0x86, 0xdd];
 
 /// A TAP device whose packets lie in page fragments, as those of many NIC drivers do (`IFF_NAPI_FRAGS`, drivers/net/tun.c): each
@@ -38,13 +38,13 @@ fn open_tap(name: &str) -> File {
 }
 
 /// Two namespaces of which the first has a TAP device with 192.0.2.1, and forwards from there to the second.
-struct Forwarding {
-    pair: Pair,
+pub(crate) struct Forwarding {
+    pub(crate) pair: Pair,
     tap: File,
 }
 
 impl Forwarding {
-    fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let pair = Pair::new(name);
         let namespace = File::open(format!("/run/netns/{}", pair.a)).unwrap();
         let tap = thread::spawn(move || {
@@ -70,7 +70,7 @@ impl Forwarding {
         Self { pair, tap }
     }
 
-    fn send(&mut self, buffers: &[&[u8]]) {
+    pub(crate) fn send(&mut self, buffers: &[&[u8]]) {
         let slices: Vec<_> = buffers.iter().map(|buffer| IoSlice::new(buffer)).collect();
         let sent = self.tap.write_vectored(&slices).unwrap();
         assert_eq!(sent, buffers.iter().map(|buffer| buffer.len()).sum::<usize>());
@@ -87,12 +87,12 @@ fn readable() -> bool {
     readable.is_ok()
 }
 
-fn flow(protocol: u8, a: &str, b: &str) -> Flow {
+pub(crate) fn flow(protocol: u8, a: &str, b: &str) -> Flow {
     Flow { a: a.parse().unwrap(), b: Some(b.parse().unwrap()), protocol, a_port: None, b_port: None }
 }
 
 /// What was recorded, by time, and the counters.
-fn finish(probe: &mut Probe) -> (Vec<Record>, Counters) {
+pub(crate) fn finish(probe: &mut Probe) -> (Vec<Record>, Counters) {
     probe.detach().unwrap();
     let records = probe.drain().unwrap();
     let counters = probe.counters().unwrap();
@@ -101,17 +101,17 @@ fn finish(probe: &mut Probe) -> (Vec<Record>, Counters) {
 }
 
 /// The sightings of what was sent, which goes from the device on, without answers to it.
-fn of_request(records: Vec<Record>, to: &str) -> Vec<Sighting> {
+pub(crate) fn of_request(records: Vec<Record>, to: &str) -> Vec<Sighting> {
     let to: IpAddr = to.parse().unwrap();
     sightings(records).into_iter().filter(|s| s.packet.dst == to).collect()
 }
 
-fn steps(seen: &[Sighting]) -> Vec<(Hook, u32)> {
+pub(crate) fn steps(seen: &[Sighting]) -> Vec<(Hook, u32)> {
     seen.iter().filter(|s| s.free.is_none()).map(|s| (s.hook, s.netns)).collect()
 }
 
 /// The steps of a forwarded packet.
-fn forwarded([a, b]: [u32; 2]) -> Vec<(Hook, u32)> {
+pub(crate) fn forwarded([a, b]: [u32; 2]) -> Vec<(Hook, u32)> {
     vec![(Hook::Receive, a), (Hook::Queue, a), (Hook::Xmit, a), (Hook::Receive, b)]
 }
 
@@ -124,7 +124,7 @@ fn checksum(bytes: &[u8]) -> [u8; 2] {
     (!(sum as u16)).to_be_bytes()
 }
 
-fn ipv4(protocol: u8, from: [u8; 4], to: [u8; 4], payload: &[u8]) -> Vec<u8> {
+pub(crate) fn ipv4(protocol: u8, from: [u8; 4], to: [u8; 4], payload: &[u8]) -> Vec<u8> {
     let mut packet = vec![0x45, 0];
     packet.extend(((20 + payload.len()) as u16).to_be_bytes());
     packet.extend([0x12, 0x34, 0, 0, 64, protocol, 0, 0]);
@@ -137,7 +137,7 @@ fn ipv4(protocol: u8, from: [u8; 4], to: [u8; 4], payload: &[u8]) -> Vec<u8> {
 }
 
 /// An echo request of 200 bytes with identifier 0x4321.
-fn echo(seq: u8) -> Vec<u8> {
+pub(crate) fn echo(seq: u8) -> Vec<u8> {
     let mut echo = vec![8, 0, 0, 0, 0x43, 0x21, 0, seq];
     echo.extend((0..192).map(|byte| byte as u8));
     let sum = checksum(&echo);
@@ -156,8 +156,8 @@ fn datagram(to_port: u16, payload: &[u8]) -> Vec<u8> {
 }
 
 const NEAR: [u8; 4] = [192, 0, 2, 1];
-const OUTSIDE: [u8; 4] = [192, 0, 2, 2];
-const BEYOND: [u8; 4] = [198, 51, 100, 2];
+pub(crate) const OUTSIDE: [u8; 4] = [192, 0, 2, 2];
+pub(crate) const BEYOND: [u8; 4] = [198, 51, 100, 2];
 
 #[test]
 fn what_lies_in_a_page_fragment_is_read_or_counted_and_never_misread() {

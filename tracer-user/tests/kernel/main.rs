@@ -9,6 +9,7 @@ use std::{
 
 mod fragments;
 mod kprobes;
+mod tags;
 mod tunnels;
 
 use tracer_user::{

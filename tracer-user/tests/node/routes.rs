@@ -386,3 +386,15 @@ fn a_next_hop_by_link_local_address_has_its_neighbour() {
     let [neighbour] = neighbours.as_slice() else { panic!("{neighbours:?}") };
     assert_eq!((neighbour.state.as_str(), neighbour.mac.as_deref()), ("FAILED", None));
 }
+
+#[test]
+fn a_source_is_the_one_that_the_kernel_would_choose() {
+    let lab = Lab::up();
+    let node = lab.survey("n1");
+    let towards = |dst: &str| node.source_towards(address("100.115.37.81"), address(dst)).map(|a| a.to_string());
+    assert_eq!(towards("8.8.8.8").as_deref(), Some("100.115.37.81"));
+    assert_eq!(towards("10.77.0.9").as_deref(), Some("10.77.0.1"), "by its second interface");
+    assert_eq!(towards("127.0.0.1").as_deref(), Some("127.0.0.1"));
+    assert_eq!(towards("100.115.37.81").as_deref(), Some("100.115.37.81"));
+    assert_eq!(node.source_towards(address("9.9.9.9"), address("8.8.8.8")), None, "nobody's");
+}

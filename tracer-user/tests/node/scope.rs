@@ -168,3 +168,16 @@ fn a_survey_is_quick() {
     assert_eq!(scope, 205);
     assert!(many < Duration::from_secs(2), "{many:?}");
 }
+
+#[test]
+fn a_macvlan_in_a_pod_stands_on_the_nodes_nic() {
+    let lab = Lab::up();
+    lab.ip("n1", &format!("link add link ens5 name mv0 netns {} type macvlan mode bridge", lab.name("p1")));
+    // Of the node's own, another one: its lower link is in the same namespace.
+    lab.ip("n1", "link add link ens5 name shim type macvlan mode bridge");
+    let node = lab.survey("n1");
+    let ens5 = Some(LinkRef { netns: lab.inode("n1"), ifindex: lab.ifindex("n1", "ens5") });
+    assert_eq!(link(&node, lab.inode("p1"), "mv0").lower, ens5);
+    assert_eq!(link(&node, lab.inode("n1"), "shim").lower, ens5);
+    assert_eq!(link(&node, lab.inode("p1"), "eth0").lower, None);
+}

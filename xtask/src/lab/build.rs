@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use super::netns;
-use super::plan::{Namespace, Plan, Sysctl};
+use super::plan::{Namespace, Plan, Required, Sysctl};
 use super::rules::Rules;
 use super::tool::run;
 use super::tunnel::{self, Keys};
@@ -17,8 +17,20 @@ const LINK_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Make everything in the plan; what this kernel cannot make is returned, each with the reason.
 pub(crate) fn build(plan: &Plan) -> Result<Vec<String>> {
+    let lacking = lacking(&plan.required)?;
+    if !lacking.is_empty() {
+        return Ok(lacking);
+    }
     run("ip", &["-batch", "-"], &lines(&plan.outside)).context("making namespaces")?;
-    netns::in_an_empty_one(|| run("ip", &["-batch", "-"], &lines(&plan.links))).context("making links")?;
+    // iproute2 (6.15) makes one netkit pair per call: it takes the next one's `peer` for another of the first (static
+    // variables in ip/iplink_netkit.c).
+    let (alone, together): (Vec<&String>, Vec<&String>) =
+        plan.links.iter().partition(|line| line.contains(" type netkit "));
+    let batches = std::iter::once(together).chain(alone.into_iter().map(|line| vec![line]));
+    let batches: Vec<String> =
+        batches.map(|batch| batch.into_iter().map(|line| format!("{line}\n")).collect()).collect();
+    netns::in_an_empty_one(|| batches.iter().try_for_each(|batch| run("ip", &["-batch", "-"], batch).map(drop)))
+        .context("making links")?;
     let mut absent = Vec::new();
     let keys = Keys::default();
     for namespace in &plan.namespaces {
@@ -28,6 +40,22 @@ pub(crate) fn build(plan: &Plan) -> Result<Vec<String>> {
         netns::inside(&namespace.name, || wait_for_links(&namespace.idle))?;
     }
     Ok(absent)
+}
+
+/// The required kinds of links that this kernel cannot make. One of them, and the lab stays empty.
+fn lacking(required: &[Required]) -> Result<Vec<String>> {
+    let mut lacking = Vec::new();
+    for Required { kind, try_lines } in required {
+        match netns::in_an_empty_one(|| run("ip", &["-batch", "-"], &lines(try_lines))) {
+            Ok(_) => {}
+            // iproute2 knows the kernel's EOPNOTSUPP by this name.
+            Err(error) if format!("{error:#}").contains("Unknown device type") => {
+                lacking.push(format!("no {kind}: this kernel has no such links, and the lab needs them: it is empty"));
+            }
+            Err(error) => return Err(error.context(format!("trying whether this kernel has {kind} links"))),
+        }
+    }
+    Ok(lacking)
 }
 
 fn set_up(namespace: &Namespace, keys: &Keys) -> Result<Option<String>> {

@@ -1,7 +1,7 @@
 //! One node of a lab alone, on a machine of its own: its network card is a real one, and what lies beyond the wire is
 //! another machine's.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use super::plan::{Plan, namespace};
 use super::profile::Profile;
@@ -23,7 +23,8 @@ pub fn up_part(name: &str, profile: &str, number: usize, card: &str) -> Result<L
     let namespaces: Vec<String> = std::iter::once(host).chain(pods).map(|host| namespace(name, host)).collect();
     let mut plan = Plan::new(name, &cluster).only(&namespaces);
     let mac = node.mac.as_ref().map(|mac| format!(" address {mac}")).unwrap_or_default();
-    let nic = &cluster.nic;
+    let ports = cluster.ports(node);
+    let [(nic, _)] = ports.as_slice() else { bail!("profile {profile}: a node has {} network cards", ports.len()) };
     let nic_lines = [
         format!("link set dev {card} down"),
         format!("link set dev {card} name {nic} mtu {}{mac}", cluster.nic_mtu),

@@ -9,7 +9,7 @@ use rand::{Rng, SeedableRng};
 
 use super::network::{Ask, Network, Probe, Target};
 use crate::lab::plant::{Iptables, Plant};
-use crate::lab::profile::{Cni, IdleBridge, Node, Outside, Pod, Profile, Reach, Rules, Subnet, Tunnel, TunnelKind};
+use crate::lab::profile::{Cni, IdleBridge, Node, Outside, Pair, Pod, Profile, Reach, Rules, Subnet, Tunnel, TunnelKind};
 
 mod fault;
 
@@ -71,6 +71,9 @@ fn profile(rng: &mut StdRng, ipip: bool) -> Profile {
     let mut profile = Profile {
         nic: pick(rng, &["eth0", "ens5", "ens160", "enp1s0"]).to_owned(),
         nic_mtu,
+        stack: None,
+        pair: Pair::Veth,
+        attached: None,
         subnet,
         gateway: host_of(subnet, 1),
         far: if crosses { vec![Subnet { subnet: far, gateway: host_of(far, 1) }] } else { Vec::new() },

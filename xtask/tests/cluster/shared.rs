@@ -110,6 +110,8 @@ async fn agents_on_one_kernel_record_their_own_nodes_packets_alone() {
     let flow = Flow { a: src, b: Some(dst), protocol: ICMP, a_port: Some(echo), b_port: None };
     let ping = Ping {
         src,
+        home: None,
+        any_source: false,
         dst,
         kind: ProbeKind::Echo { id: echo },
         count: 10,

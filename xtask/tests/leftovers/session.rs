@@ -64,6 +64,8 @@ fn request(lab: &Lab, time_limit: Duration) -> Request {
     let (src, dst) = (lab.pod("bb1").unwrap().address.into(), lab.pod("bb2").unwrap().address.into());
     let ping = Ping {
         src,
+        home: None,
+        any_source: false,
         dst,
         kind: ProbeKind::Echo { id: 4711 },
         count: u16::MAX,

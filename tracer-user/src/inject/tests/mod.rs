@@ -172,6 +172,8 @@ fn set_sysctl(netns: &str, name: &str, value: &str) {
 fn ping(count: u16) -> Ping {
     Ping {
         src: A.into(),
+        home: None,
+        any_source: false,
         dst: B.into(),
         kind: ProbeKind::Echo { id: 0x4242 },
         count,

@@ -16,7 +16,7 @@ use super::{
     neighbours,
     netlink::Netlink,
     netns::NetNs,
-    routes::{Place, Switches},
+    routes::{self, Place, Switches},
     settings,
     survey::{Survey, survey},
 };
@@ -92,6 +92,19 @@ impl Node {
         let index = self.namespaces().iter().position(has)?;
         let netns = &self.seen.members[index].netns;
         Some(Holder { netns: netns.inode, fd: netns.as_fd() })
+    }
+
+    /// The address that the namespace of `address` would send to `dst` from; None: no such namespace, or no way there.
+    pub fn source_towards(&self, address: IpAddr, dst: IpAddr) -> Option<IpAddr> {
+        let netns = self.holder_of(address)?.netns;
+        let (entered, _) = self.member(netns).ok()?;
+        let asked = entered.within(|| {
+            Netlink::open(NETLINK_ROUTE)
+                .and_then(|mut netlink| routes::preferred_source(&mut netlink, dst))
+                .map_err(|failure| failure.during("ask for a route", netns))
+        });
+        // Without a way there the probe itself will say so.
+        asked.ok().flatten()
     }
 
     /// Did a route or rule of a namespace in scope change since [`Self::survey`]?

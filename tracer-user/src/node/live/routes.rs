@@ -179,6 +179,15 @@ pub(super) fn lookup(
     }
 }
 
+/// The address that a packet to `dst` leaves with, if nobody binds it to another.
+pub(super) fn preferred_source(netlink: &mut Netlink, dst: IpAddr) -> Result<Option<IpAddr>, Failure> {
+    let route = lookup(netlink, dst, |_| {})?;
+    Ok(route.attributes.iter().find_map(|a| match a {
+        RouteAttribute::PrefSource(address) => fib::ip(address),
+        _ => None,
+    }))
+}
+
 /// What a question asks beside the destination.
 fn put(request: &mut RouteMessage, question: &RouteQuestion) {
     if !question.src.is_unspecified() {

@@ -8,11 +8,12 @@
 //!   of a bond. A node without default route: links that any route with a gateway leaves by.
 //! * Of several default routes the ones with the lowest metric count, IPv4 and IPv6 apart; one that leads here is
 //!   enough.
+//! * A link that stands on one of this node's (macvlan, ipvlan: `IFLA_LINK`) ties a namespace to this node as a pair does.
 //! * A namespace without any default route is a pod if this node reaches an address of it by a host route over the
 //!   pair (Calico, ptp), or the pair's end here is a port of a bridge that is no uplink (bridge plugins), and the
-//!   namespace has an address on its end.
+//!   namespace has an address on its end; or it has an address on a link that stands on one of this node's.
 //!
-//! Not covered: pods on macvlan, ipvlan or SR-IOV (no pair), and pods whose default route was moved to such a link.
+//! Not covered: pods on SR-IOV, which nothing ties to the node, and pods whose default route was moved to such a link.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -36,6 +37,18 @@ pub(super) fn pairs(own: &View, nsid: i32) -> BTreeMap<u32, u32> {
 /// One end of two that are tied together.
 pub(super) fn is_pair(seen: &SeenLink) -> bool {
     matches!(seen.link.kind.as_deref(), Some("veth" | "netkit"))
+}
+
+/// It stands on the link that `IFLA_LINK` names: what leaves by it leaves by that one next, and what comes in comes in there
+/// first.
+pub(super) fn is_upper(seen: &SeenLink) -> bool {
+    matches!(seen.link.kind.as_deref(), Some("vlan" | "macvlan" | "macvtap" | "ipvlan" | "ipvtap"))
+}
+
+/// Interface indexes of the links of `other` that stand on links of the namespace that `other` calls `nsid`.
+pub(super) fn standing(other: &View, nsid: i32) -> BTreeSet<u32> {
+    let on_it = |seen: &&SeenLink| is_upper(seen) && seen.other_nsid == Some(nsid);
+    other.links.values().filter(on_it).map(|seen| seen.link.ifindex).collect()
 }
 
 /// The links that lead out of this node.
@@ -73,18 +86,23 @@ fn is_bond(own: &View, index: u32) -> bool {
 
 /// Is `other`, tied to `own` by `pairs` (own's index -> other's), a pod of own's node?
 ///
-/// `host_route(address)` says by which interface of own a host route to that address leaves, if there is one.
+/// `standing`: interface indexes of other's links that stand on links of own. `host_route(address)` says by which interface of own a host route to that address leaves, if there is one.
 pub(super) fn is_pod(
     own: &View,
     uplinks: &BTreeSet<u32>,
     pairs: &BTreeMap<u32, u32>,
+    standing: &BTreeSet<u32>,
     other: &View,
     mut host_route: impl FnMut(IpAddr) -> Option<u32>,
 ) -> bool {
     let mut ties = pairs.iter().filter(|(here, _)| !uplinks.contains(here));
     if other.ways_out.iter().any(|way| way.default) {
         let exits = best_defaults(other);
-        return ties.any(|(_, there)| exits.contains(there));
+        return !standing.is_disjoint(&exits) || ties.any(|(_, there)| exits.contains(there));
+    }
+    let has_address = |index: &u32| other.links.get(index).is_some_and(|seen| !seen.link.addresses.is_empty());
+    if standing.iter().any(has_address) {
+        return true;
     }
     ties.any(|(here, there)| {
         let addresses = other.links.get(there).map(|seen| seen.link.addresses.as_slice()).unwrap_or_default();

@@ -40,7 +40,7 @@ fn node() -> View {
 }
 
 fn judge(own: &View, nsid: i32, other: &View, host_route: Option<u32>) -> bool {
-    is_pod(own, &uplinks(own), &pairs(own, nsid), other, |_| host_route)
+    is_pod(own, &uplinks(own), &pairs(own, nsid), &standing(other, 0), other, |_| host_route)
 }
 
 #[test]
@@ -113,4 +113,17 @@ fn a_node_without_default_route_leaves_by_its_gateways() {
     let mut own = node();
     own.ways_out = vec![WayOut { default: false, ..default_by(2) }];
     assert_eq!(uplinks(&own), BTreeSet::from([2]));
+}
+
+#[test]
+fn a_default_route_over_a_macvlan_on_this_node_makes_a_pod() {
+    let macvlan = |nsid| with_address(link(5, "macvlan", Some((2, Some(nsid)))), "10.56.0.11/24");
+    let eth0 = link(4, "veth", Some((4, Some(0))));
+    // Beside a pair that its default route does not take.
+    assert!(judge(&node(), 1, &view(vec![eth0.clone(), macvlan(0)], vec![default_by(5)]), None));
+    // Alone.
+    assert!(judge(&node(), 9, &view(vec![macvlan(0)], vec![default_by(5)]), None));
+    assert!(judge(&node(), 9, &view(vec![macvlan(0)], Vec::new()), None));
+    assert!(!judge(&node(), 9, &view(vec![macvlan(3)], vec![default_by(5)]), None), "on another namespace's link");
+    assert!(!judge(&node(), 9, &view(vec![eth0, macvlan(0)], vec![default_by(4)]), None), "its way out is another");
 }

@@ -69,7 +69,7 @@ pub(super) fn survey(own: NetNs) -> Result<Survey, Error> {
                 break;
             }
         };
-        match surveyor.consider(netns, candidate) {
+        match surveyor.consider(&survey.members[0].netns, netns, candidate) {
             Ok(Some(pod)) => {
                 tie(&mut survey.namespaces[0], inode, &pod.pairs);
                 survey.members.push(pod.member);
@@ -100,28 +100,31 @@ struct Pod {
 }
 
 impl Surveyor {
-    /// Reads `netns` if it is a pod of this node.
-    fn consider(&mut self, netns: NetNs, candidate: Candidate) -> Result<Option<Pod>, Error> {
+    /// Reads `netns` if it is a pod of this node, whose own namespace is `own`.
+    fn consider(&mut self, own: &NetNs, netns: NetNs, candidate: Candidate) -> Result<Option<Pod>, Error> {
         let inode = netns.inode;
         let nsid = nsid_of(&mut self.netlink, &netns)
             .map_err(|failure| failure.during("ask for the id of a namespace", self.inode))?;
         let pairs = nsid.map(|nsid| scope::pairs(&self.own, nsid)).unwrap_or_default();
-        if pairs.is_empty() {
-            return Ok(None); // Not tied to this node: not worth entering.
-        }
         netns.enter()?;
         let watch = Watch::open(NETLINK_ROUTE, &CHANGES)
             .map_err(|failure| failure.during("subscribe to route changes", inode))?;
-        let view = Netlink::open(NETLINK_ROUTE)
-            .and_then(|mut netlink| view::read(&mut netlink))
+        let (view, own_nsid) = Netlink::open(NETLINK_ROUTE)
+            .and_then(|mut netlink| Ok((view::read(&mut netlink)?, nsid_of(&mut netlink, own)?)))
             .map_err(|failure| failure.during("list links, addresses and routes", inode))?;
         let netlink = &mut self.netlink;
-        if !scope::is_pod(&self.own, &self.uplinks, &pairs, &view, |address| host_route(netlink, address)) {
+        let standing = own_nsid.map(|nsid| scope::standing(&view, nsid)).unwrap_or_default();
+        let host_route = |address| host_route(netlink, address);
+        if !scope::is_pod(&self.own, &self.uplinks, &pairs, &standing, &view, host_route) {
             return Ok(None);
         }
         let mut namespace = namespace(inode, Role::Pod, candidate.names, &view);
         let back = pairs.iter().map(|(here, there)| (*there, *here)).collect();
         tie(&mut namespace, self.inode, &back);
+        for link in namespace.links.iter_mut().filter(|link| standing.contains(&link.ifindex)) {
+            let lower = view.links.get(&link.ifindex).and_then(|seen| seen.other);
+            link.lower = lower.map(|ifindex| LinkRef { netns: self.inode, ifindex });
+        }
         Ok(Some(Pod { member: Member { netns, watch }, namespace, pairs }))
     }
 }
@@ -154,6 +157,9 @@ fn namespace(inode: u32, role: Role, names: Vec<String>, view: &View) -> Namespa
         // Both ends here; ends in other namespaces are tied when those turn out to be in scope.
         if scope::is_pair(seen) && seen.other_nsid.is_none() {
             link.peer = seen.other.map(|ifindex| LinkRef { netns: inode, ifindex });
+        }
+        if scope::is_upper(seen) && seen.other_nsid.is_none() {
+            link.lower = seen.other.map(|ifindex| LinkRef { netns: inode, ifindex });
         }
         link
     });

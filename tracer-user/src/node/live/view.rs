@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage},
-    link::{LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
+    link::{InfoData, InfoVlan, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
     route::{RouteFlags, RouteMessage, RouteType},
 };
 
@@ -92,6 +92,13 @@ fn seen_link(message: LinkMessage) -> SeenLink {
             LinkAttribute::LinkInfo(infos) => {
                 seen.link.kind = infos.iter().find_map(|info| match info {
                     LinkInfo::Kind(kind) => Some(kind.to_string()),
+                    _ => None,
+                });
+                seen.link.vlan = infos.iter().find_map(|info| match info {
+                    LinkInfo::Data(InfoData::Vlan(all)) => all.iter().find_map(|info| match info {
+                        InfoVlan::Id(id) => Some(*id),
+                        _ => None,
+                    }),
                     _ => None,
                 });
                 seen.link.tunnel = infos.iter().find_map(|info| match info {

@@ -93,25 +93,19 @@ impl<'w, 'a> Scene<'w, 'a> {
         self.answer?.route.as_ref()
     }
 
-    /// The link that IP and netfilter take it to have come in by. A packet is seen at the device that it arrives by; a
-    /// bond, a VLAN device or a macvlan on top of that gets it without being seen (`__netif_receive_skb_core`, another
-    /// round). None: not known.
+    /// The link that IP and netfilter take it to have come in by: that which it was handed up to ([`super::touch::uppers`]). None:
+    /// not known, because a link stands somewhere unknown, or takes packets over by their link-layer address.
     fn inbound(&self) -> Option<&'a Link> {
         if self.last.way == Way::Out || self.unwrapped() {
             return None;
         }
-        let namespaces = self.world.namespaces(self.node);
-        let mut link = self.link()?;
-        if let Some(bond) = link.master.and_then(|ifindex| namespaces.link(LinkRef { ifindex, ..self.place() }))
-            && bond.kind.as_deref().is_some_and(|kind| matches!(kind, "bond" | "team"))
-        {
-            link = bond;
-        }
+        let link = self.link()?;
         let is_on_top = |link: &Link| link.kind.as_deref().is_some_and(|kind| ON_TOP.contains(&kind));
-        let all = &namespaces.get(self.place().netns)?.links;
-        // Which device such a one sits on is not read; hardly ever on the node's end of a pod's veth.
-        let may_be_on_top = link.peer.is_none() && !is_on_top(link) && all.iter().any(is_on_top);
-        (!may_be_on_top).then_some(link)
+        let may_take = |l: &Link| is_on_top(l) && l.lower.is_none_or(|at| at == self.place() && l.vlan.is_none());
+        let all = &self.world.namespaces(self.node).get(self.place().netns)?.links;
+        // Hardly ever on the node's end of a pod's veth.
+        let may_be_taken = link.peer.is_none() && !is_on_top(link) && all.iter().any(may_take);
+        (!may_be_taken).then_some(link)
     }
 
     /// A tunnel device wrapped it after it was last seen: what was freed is the outer packet, one of the node's own.

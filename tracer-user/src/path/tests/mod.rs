@@ -8,5 +8,6 @@ mod failures;
 mod places;
 mod properties;
 mod snapshot;
+mod stacked;
 mod tcp;
 mod translated;

@@ -158,6 +158,8 @@ pub(super) fn request(limit: u64) -> Request {
 pub(super) fn ping_request(limit: u64) -> Request {
     let ping = Ping {
         src: [10, 0, 0, 1].into(),
+        home: None,
+        any_source: false,
         dst: [10, 0, 0, 2].into(),
         kind: ProbeKind::Echo { id: 7 },
         count: 3,

@@ -88,6 +88,10 @@ struct WireLink {
     admin_up: bool,
     #[prost(message, optional, tag = "10")]
     tunnel: Option<WireTunnel>,
+    #[prost(message, optional, tag = "11")]
+    lower: Option<WireLinkRef>,
+    #[prost(uint32, optional, tag = "12")]
+    vlan: Option<u32>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -309,9 +313,12 @@ impl Collected {
 impl From<&Link> for WireLink {
     fn from(link: &Link) -> Self {
         // The addresses follow as facts of their own.
-        let Link { ifindex, name, kind, mtu, mac, up, admin_up, master, peer, addresses: _, tunnel } = link.clone();
-        let peer = peer.map(|LinkRef { netns, ifindex }| WireLinkRef { netns, ifindex });
-        Self { ifindex, name, kind, mtu, mac, up, master, peer, admin_up, tunnel: tunnel.map(Into::into) }
+        let Link { ifindex, name, kind, mtu, mac, up, admin_up, master, peer, lower, vlan, addresses: _, tunnel } =
+            link.clone();
+        let [peer, lower] =
+            [peer, lower].map(|link| link.map(|LinkRef { netns, ifindex }| WireLinkRef { netns, ifindex }));
+        let (tunnel, vlan) = (tunnel.map(Into::into), vlan.map(Into::into));
+        Self { ifindex, name, kind, mtu, mac, up, master, peer, admin_up, tunnel, lower, vlan }
     }
 }
 
@@ -319,10 +326,13 @@ impl TryFrom<WireLink> for Link {
     type Error = Malformed;
 
     fn try_from(link: WireLink) -> Result<Self, Malformed> {
-        let WireLink { ifindex, name, kind, mtu, mac, up, master, peer, admin_up, tunnel } = link;
-        let peer = peer.map(|WireLinkRef { netns, ifindex }| LinkRef { netns, ifindex });
+        let WireLink { ifindex, name, kind, mtu, mac, up, master, peer, admin_up, tunnel, lower, vlan } = link;
+        let [peer, lower] =
+            [peer, lower].map(|link| link.map(|WireLinkRef { netns, ifindex }| LinkRef { netns, ifindex }));
         let tunnel = tunnel.map(TryInto::try_into).transpose()?;
-        Ok(Self { ifindex, name, kind, mtu, mac, up, admin_up, master, peer, addresses: Vec::new(), tunnel })
+        let vlan = vlan.map(|value| Fields("link").narrow("VLAN", value)).transpose()?;
+        let addresses = Vec::new();
+        Ok(Self { ifindex, name, kind, mtu, mac, up, admin_up, master, peer, lower, vlan, addresses, tunnel })
     }
 }
 

@@ -47,6 +47,8 @@ struct Sighting {
     outer: Option<Outer>,
     #[prost(message, optional, tag = "12")]
     free: Option<Free>,
+    #[prost(uint32, optional, tag = "13")]
+    vlan: Option<u32>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -278,8 +280,21 @@ fn direction(fields: Fields, value: u32) -> Result<CtDirection, Malformed> {
 
 impl From<&event::Sighting> for Sighting {
     fn from(sighting: &event::Sighting) -> Self {
-        let event::Sighting { time_ns, skb, hook, cpu, netns, ifindex, mark, tracked, conntrack, packet, outer, free } =
-            sighting;
+        let event::Sighting {
+            time_ns,
+            skb,
+            hook,
+            cpu,
+            netns,
+            ifindex,
+            mark,
+            tracked,
+            conntrack,
+            vlan,
+            packet,
+            outer,
+            free,
+        } = sighting;
         Self {
             time_ns: *time_ns,
             skb: *skb,
@@ -293,6 +308,7 @@ impl From<&event::Sighting> for Sighting {
             packet: Some(packet.into()),
             outer: outer.as_ref().map(Into::into),
             free: free.as_ref().map(Into::into),
+            vlan: vlan.map(Into::into),
         }
     }
 }
@@ -312,6 +328,7 @@ impl TryFrom<Sighting> for event::Sighting {
             mark: sighting.mark,
             tracked: sighting.tracked,
             conntrack: sighting.conntrack.map(|value| direction(fields, value)).transpose()?,
+            vlan: sighting.vlan.map(|value| fields.narrow("VLAN", value)).transpose()?,
             packet: fields.required("packet", sighting.packet)?.try_into()?,
             outer: sighting.outer.map(TryInto::try_into).transpose()?,
             free: sighting.free.map(TryInto::try_into).transpose()?,

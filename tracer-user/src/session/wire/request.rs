@@ -78,6 +78,10 @@ struct Ping {
     protocol: u32,
     #[prost(uint32, tag = "10")]
     dst_port: u32,
+    #[prost(bytes = "vec", optional, tag = "11")]
+    home: Option<Vec<u8>>,
+    #[prost(bool, tag = "12")]
+    any_source: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -148,6 +152,8 @@ pub(super) struct Failure {
     cause: String,
     #[prost(string, tag = "3")]
     way_out: String,
+    #[prost(bytes = "vec", optional, tag = "4")]
+    send_from: Option<Vec<u8>>,
 }
 
 /// Nanoseconds; more than 584 years become 584 years.
@@ -231,7 +237,7 @@ impl TryFrom<Flow> for session::Flow {
 
 impl From<&session::Ping> for Ping {
     fn from(ping: &session::Ping) -> Self {
-        let session::Ping { src, dst, kind, count, interval, size, timeout, nonce_base } = *ping;
+        let session::Ping { src, home, any_source, dst, kind, count, interval, size, timeout, nonce_base } = *ping;
         let (id, dst_port) = match kind {
             ProbeKind::Echo { id } => (id, 0),
             ProbeKind::Tcp { dst_port } | ProbeKind::Udp { dst_port } => (0, dst_port),
@@ -247,6 +253,8 @@ impl From<&session::Ping> for Ping {
             nonce_base,
             protocol: kind.protocol(src).into(),
             dst_port: dst_port.into(),
+            home: home.map(bytes),
+            any_source,
         }
     }
 }
@@ -267,6 +275,8 @@ impl TryFrom<Ping> for session::Ping {
                 other => return Err(fields.unknown("protocol", other)),
             },
             src: fields.address("source", &ping.src)?,
+            home: ping.home.map(|home| fields.address("home", &home)).transpose()?,
+            any_source: ping.any_source,
             dst: fields.address("destination", &ping.dst)?,
             count: fields.narrow("count", ping.count)?,
             interval: Duration::from_nanos(ping.interval_ns),
@@ -410,15 +420,17 @@ impl From<Counters> for (session::Counters, u64) {
 
 impl From<session::Failure> for Failure {
     fn from(failure: session::Failure) -> Self {
-        let session::Failure { thing, cause, way_out } = failure;
-        Self { thing, cause, way_out }
+        let session::Failure { thing, cause, way_out, send_from } = failure;
+        Self { thing, cause, way_out, send_from: send_from.map(bytes) }
     }
 }
 
 impl From<Failure> for session::Failure {
     fn from(failure: Failure) -> Self {
-        let Failure { thing, cause, way_out } = failure;
-        Self { thing, cause, way_out }
+        let Failure { thing, cause, way_out, send_from } = failure;
+        // It says in words, too, what it is about.
+        let send_from = send_from.and_then(|source| Fields("error").address("source", &source).ok());
+        Self { thing, cause, way_out, send_from }
     }
 }
 

@@ -125,9 +125,10 @@ fn rewrite() -> impl Strategy<Value = Rewrite> {
 fn sighting() -> impl Strategy<Value = Sighting> {
     let hook =
         prop_oneof![Just(Hook::Receive), Just(Hook::Queue), Just(Hook::Xmit), Just(Hook::Drop), Just(Hook::Consume)];
-    let plain = any::<(u64, u64, u16, u32, u32, u32, bool)>();
+    let plain = any::<(u64, u64, u16, u32, u32, u32, bool, Option<u16>)>();
     (plain, hook, option::of(direction()), packet(), option::of(outer()), option::of(free())).prop_map(
-        |((time_ns, skb, cpu, netns, ifindex, mark, tracked), hook, conntrack, packet, outer, free)| Sighting {
+        |((time_ns, skb, cpu, netns, ifindex, mark, tracked, vlan), hook, conntrack, packet, outer, free)| Sighting {
+            vlan,
             time_ns,
             skb,
             hook,
@@ -173,11 +174,12 @@ fn record() -> impl Strategy<Value = Record> {
 
 fn link() -> impl Strategy<Value = Link> {
     let peer = any::<(u32, u32)>().prop_map(|(netns, ifindex)| LinkRef { netns, ifindex });
-    let plain = any::<(u32, u32, bool, bool, Option<u32>)>();
+    let plain = any::<(u32, u32, bool, bool, Option<u32>, Option<u16>)>();
+    let lower = option::of(peer.clone());
     let tunnel = any::<(Option<IpAddr>, Option<IpAddr>, Option<u32>, Option<u16>)>()
         .prop_map(|(local, remote, id, port)| TunnelSettings { local, remote, id, port });
-    (plain, text(), option::of(text()), text(), option::of(peer), vec(net(), 0..4), option::of(tunnel)).prop_map(
-        |((ifindex, mtu, up, admin_up, master), name, kind, mac, peer, addresses, tunnel)| Link {
+    (plain, text(), option::of(text()), text(), option::of(peer), lower, vec(net(), 0..4), option::of(tunnel)).prop_map(
+        |((ifindex, mtu, up, admin_up, master, vlan), name, kind, mac, peer, lower, addresses, tunnel)| Link {
             ifindex,
             name,
             kind,
@@ -187,6 +189,8 @@ fn link() -> impl Strategy<Value = Link> {
             admin_up,
             master,
             peer,
+            lower,
+            vlan,
             addresses,
             tunnel,
         },
@@ -336,10 +340,10 @@ fn request() -> impl Strategy<Value = Request> {
         1 => ProbeKind::Tcp { dst_port },
         _ => ProbeKind::Udp { dst_port },
     });
-    let ping = (any::<(IpAddr, IpAddr, u16, u64, u16, u64, u64)>(), kind).prop_map(
-        |((src, dst, count, interval, size, timeout, nonce_base), kind)| {
+    let ping = (any::<(IpAddr, IpAddr, u16, u64, u16, u64, u64, Option<IpAddr>, bool)>(), kind).prop_map(
+        |((src, dst, count, interval, size, timeout, nonce_base, home, any_source), kind)| {
             let (interval, timeout) = (Duration::from_nanos(interval), Duration::from_nanos(timeout));
-            Ping { src, dst, kind, count, interval, size, timeout, nonce_base }
+            Ping { src, home, any_source, dst, kind, count, interval, size, timeout, nonce_base }
         },
     );
     (vec(flow, 0..4), any::<u64>(), option::of(ping), any::<bool>()).prop_map(|(flows, limit, ping, trace_rules)| {
@@ -390,7 +394,9 @@ fn message() -> impl Strategy<Value = Message> {
         vec(record(), 0..20).prop_map(|records| Message::Records(records, 0)),
         node_facts().prop_map(|node| Message::Facts(facts(&node))),
         counters,
-        (text(), text(), text()).prop_map(|(thing, cause, way_out)| Message::Error(Failure { thing, cause, way_out })),
+        (text(), text(), text(), any::<Option<IpAddr>>()).prop_map(
+            |(thing, cause, way_out, send_from)| Message::Error(Failure { thing, cause, way_out, send_from })
+        ),
         Just(Message::Fire),
         Just(Message::Fired),
         Just(Message::Stop),
@@ -475,6 +481,7 @@ fn some_record(name: &str) -> Record {
         mark: 0,
         tracked: false,
         conntrack: None,
+        vlan: None,
         packet,
         outer: None,
         free: Some(Free { function: Some(name.into()), ..Free::default() }),

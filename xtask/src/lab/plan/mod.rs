@@ -2,13 +2,15 @@
 
 use serde::Serialize;
 
-use super::profile::{Cni, GATEWAY, INTERNET, Profile, WIRE};
+use super::profile::{Cni, GATEWAY, INTERNET, Pair, Profile, WIRE};
 use super::rules::{self, Rules};
 
+mod links;
 mod node;
 mod pod;
 mod tunnel;
 
+pub(crate) use links::Required;
 pub(crate) use tunnel::{Peer, Tunnel, WireGuard};
 
 /// The bridge in the wire's namespace.
@@ -24,6 +26,8 @@ const CALICO_MAC: &str = "ee:ee:ee:ee:ee:ee";
 /// Everything that `up` does, as data, so that a lab of another definition is told by comparing.
 #[derive(Debug, Serialize)]
 pub(crate) struct Plan {
+    /// Kinds of links without which nothing is built.
+    pub(crate) required: Vec<Required>,
     /// `ip -batch` lines, run outside: they make the namespaces.
     pub(crate) outside: Vec<String>,
     /// `ip -batch` lines, run in an empty namespace: they make the links. Before 6.14 the kernel refuses a new link the
@@ -72,31 +76,37 @@ impl Plan {
             mac: None,
         };
         for node in &profile.nodes {
-            let nic = Link { mac: node.mac.clone(), ..end(&node.host, &profile.nic, profile.nic_mtu) };
-            links.push(nic.paired_with(&end(WIRE, &node.host, profile.nic_mtu)));
+            for (i, (port, wire)) in profile.ports(node).iter().enumerate() {
+                let mac = node.mac.clone().filter(|_| i == 0);
+                let nic = Link { mac, ..end(&node.host, port, profile.nic_mtu) };
+                links.push(nic.paired_with(&end(WIRE, wire, profile.nic_mtu), Pair::Veth));
+            }
             for pod in &node.pods {
                 let host_end = Link {
                     index: pod.host_ifindex,
-                    mac: matches!(profile.cni, Cni::Calico { .. }).then(|| CALICO_MAC.to_owned()),
+                    // A netkit pair has no link-layer addresses.
+                    mac: (matches!(profile.cni, Cni::Calico { .. }) && profile.pair == Pair::Veth)
+                        .then(|| CALICO_MAC.to_owned()),
                     ..end(&node.host, &profile.host_interface(pod), profile.pod_mtu)
                 };
                 let pod_end = Link { index: pod.pod_ifindex, ..end(&pod.name, "eth0", profile.pod_mtu) };
-                links.push(pod_end.paired_with(&host_end));
+                links.push(pod_end.paired_with(&host_end, profile.pair));
             }
         }
-        links.push(end(GATEWAY, INSIDE, profile.nic_mtu).paired_with(&end(WIRE, GATEWAY, profile.nic_mtu)));
-        links.push(end(INTERNET, "eth0", OUTSIDE_MTU).paired_with(&end(GATEWAY, OUTSIDE, OUTSIDE_MTU)));
+        let inside = end(GATEWAY, profile.gateway_port(), profile.nic_mtu);
+        links.push(inside.paired_with(&end(WIRE, GATEWAY, profile.nic_mtu), Pair::Veth));
+        links.push(end(INTERNET, "eth0", OUTSIDE_MTU).paired_with(&end(GATEWAY, OUTSIDE, OUTSIDE_MTU), Pair::Veth));
 
         let mut namespaces = vec![wire(lab, profile), gateway(lab, profile), internet(lab, profile)];
         for node in &profile.nodes {
             namespaces.push(node::set_up(lab, profile, node));
             namespaces.extend(node.pods.iter().map(|pod| pod::set_up(lab, profile, node, pod)));
         }
-        Plan { outside, links, namespaces }
+        Plan { required: links::required(profile), outside, links, namespaces }
     }
 }
 
-/// One end of a veth pair.
+/// One end of a pair.
 struct Link {
     namespace: String,
     name: String,
@@ -107,8 +117,8 @@ struct Link {
 
 impl Link {
     /// The line that makes both ends where they belong: neither is ever seen in the root namespace.
-    fn paired_with(&self, peer: &Link) -> String {
-        format!("link add {} type veth peer {}", self.attributes(), peer.attributes())
+    fn paired_with(&self, peer: &Link, pair: Pair) -> String {
+        format!("link add {} type {} peer {}", self.attributes(), pair.name(), peer.attributes())
     }
 
     fn attributes(&self) -> String {
@@ -178,8 +188,8 @@ fn wire(lab: &str, profile: &Profile) -> Namespace {
         profile.nic_mtu
     ));
     wire.ip.push(format!("link set {BRIDGE} up"));
-    let ports = profile.nodes.iter().map(|node| node.host.as_str());
-    for port in ports.chain([GATEWAY]) {
+    let ports = profile.nodes.iter().flat_map(|node| profile.ports(node)).map(|(_, wire)| wire);
+    for port in ports.chain([GATEWAY.to_owned()]) {
         wire.ip.push(format!("link set {port} master {BRIDGE} up"));
     }
     wire
@@ -187,8 +197,11 @@ fn wire(lab: &str, profile: &Profile) -> Namespace {
 
 fn gateway(lab: &str, profile: &Profile) -> Namespace {
     let mut gateway = base(lab, GATEWAY, true);
+    links::gateway(&mut gateway, profile);
     // Nodes of two subnets share its inner link: it forwards without telling them of a shorter way.
-    for link in ["all", INSIDE] {
+    // Settings are written before a VLAN is made, which takes the default.
+    let inside = if profile.gateway_port() == INSIDE { INSIDE } else { "default" };
+    for link in ["all", inside] {
         gateway.sysctls.push(required(format!("ipv4/conf/{link}/send_redirects"), "0"));
     }
     for subnet in profile.subnets() {
@@ -278,6 +291,28 @@ mod tests {
         let worker = namespace_of(&kind, "lab-worker");
         let route = "route add 192.168.121.64/26 via 172.18.0.2 dev eth0 proto 80 onlink";
         assert!(worker.ip.iter().any(|line| line == route), "{:#?}", worker.ip);
+    }
+
+    #[test]
+    fn devices_stand_on_each_other_in_order() {
+        let bond = plan("calico-bond");
+        let required: Vec<&str> = bond.required.iter().map(|required| required.kind).collect();
+        assert_eq!(required, ["bond", "vlan"]);
+        let node = namespace_of(&bond, "lab-worker1");
+        let at = |start: &str| node.ip.iter().position(|line| line.starts_with(start)).unwrap();
+        let order = [
+            "link add bond0 ",
+            "link set eno2 master bond0",
+            "link add link bond0 name bond0.100 ",
+            "addr add 10.0.0.11/24",
+        ];
+        assert!(order.map(at).is_sorted(), "{:#?}", node.ip);
+        let ends = bond.links.iter().filter(|link| link.contains("netns lab-worker1 type veth peer name worker1"));
+        assert_eq!(ends.count(), 2);
+        let multus = plan("multus-macvlan");
+        let node = namespace_of(&multus, "lab-node1");
+        let line = "link add link ens5 name net1 netns lab-bb1 type macvlan mode bridge";
+        assert!(node.ip.iter().any(|have| have == line), "{:#?}", node.ip);
     }
 
     #[test]

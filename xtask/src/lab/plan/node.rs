@@ -4,12 +4,16 @@ use std::fmt::Display;
 
 use super::super::profile::{Cni, Node, Pod, Profile, TunnelKind};
 use super::super::rules;
-use super::{Namespace, base, optional, required, tunnel};
+use super::{Namespace, base, links, optional, required, tunnel};
 
 pub(super) fn set_up(lab: &str, profile: &Profile, node: &Node) -> Namespace {
     let nic = &profile.nic;
     let mut namespace = base(lab, &node.host, true);
-    namespace.sysctls.push(required(format!("ipv4/conf/{nic}/rp_filter"), "2"));
+    // Settings are written before links are made.
+    if profile.stack.is_none() {
+        namespace.sysctls.push(required(format!("ipv4/conf/{nic}/rp_filter"), "2"));
+    }
+    links::stack(&mut namespace, profile);
     let subnet = profile.subnet_of(node);
     namespace.ip.extend([
         format!("addr add {}/{} brd + dev {nic}", node.address, subnet.subnet.prefix_len()),
@@ -38,6 +42,7 @@ pub(super) fn set_up(lab: &str, profile: &Profile, node: &Node) -> Namespace {
         namespace.idle.push(bridge.name.clone());
     }
     pods(&mut namespace, profile, node);
+    links::attach(&mut namespace, lab, profile, node);
     namespace.tunnel = profile.tunnel.as_ref().map(|tunnel| tunnel::plan(lab, profile, node, tunnel));
     for other in profile.nodes.iter().filter(|other| other.host != node.host) {
         routes(&mut namespace, profile, node, other);

@@ -2,10 +2,10 @@
 
 use super::super::profile::{Cni, Node, Pod, Profile};
 use super::node::pod_gateway;
-use super::{Namespace, base, required};
+use super::{Namespace, base, links, required};
 
 /// The next hop Calico gives to every pod; no one has it, the node answers ARP for it.
-const CALICO_GATEWAY: &str = "169.254.1.1";
+pub(super) const CALICO_GATEWAY: &str = "169.254.1.1";
 /// The same in IPv6: the link-local address that the node's end has by its MAC address.
 const CALICO_GATEWAY6: &str = "fe80::ecee:eeff:feee:eeee";
 
@@ -44,5 +44,6 @@ pub(super) fn set_up(lab: &str, profile: &Profile, node: &Node, pod: &Pod) -> Na
         namespace.ip.push(format!("addr add {address}/128 dev eth0 nodad"));
         namespace.ip.push(format!("route add default via {CALICO_GATEWAY6} dev eth0"));
     }
+    links::attached(&mut namespace, profile, pod);
     namespace
 }

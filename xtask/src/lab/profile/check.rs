@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use anyhow::{Result, ensure};
 
-use super::{GATEWAY, INTERNET, Node, Pod, Profile, Subnet, WIRE};
+use super::{GATEWAY, INTERNET, Node, Pod, Profile, Stack, Subnet, WIRE};
 
 /// The longest interface name Linux takes (`IFNAMSIZ` less its NUL); a node's wire port is named after it.
 const INTERFACE_NAME_MAX: usize = 15;
@@ -19,10 +19,25 @@ impl Profile {
         for Subnet { subnet, gateway } in self.subnets() {
             ensure!(subnet.contains(&gateway), "gateway {gateway} is not in subnet {subnet}");
         }
+        self.check_links()?;
         for node in &self.nodes {
             self.check_node(node)?;
             node.pods.iter().try_for_each(|pod| self.check_pod(node, pod))?;
         }
+        Ok(())
+    }
+
+    fn check_links(&self) -> Result<()> {
+        if let Some(Stack { ports, bond, vlan }) = &self.stack {
+            let several = ports.len() > 1;
+            ensure!(!ports.is_empty() && several == bond.is_some(), "stack: one port, or several and a bond of them");
+            ensure!(vlan.is_some() || bond.is_some(), "stack: neither bond nor VLAN: leave it out");
+            let top = vlan.is_none() && bond.as_ref().is_some_and(|bond| bond.name == self.nic);
+            ensure!(top || vlan.is_some(), "stack: nic {} is neither the bond nor a VLAN on it", self.nic);
+        }
+        let pods = |name: &String| self.nodes.iter().any(|node| node.pods.iter().any(|pod| pod.name == *name));
+        let stranger = self.attached.iter().flat_map(|attached| attached.addresses.keys()).find(|name| !pods(name));
+        ensure!(stranger.is_none(), "attached: no pod {}", stranger.map_or("", String::as_str));
         Ok(())
     }
 

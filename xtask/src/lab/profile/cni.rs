@@ -1,10 +1,10 @@
 //! What connects the pods of a cluster.
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use sha1::{Digest, Sha1};
 
 /// A CNI, with what differs between its clusters.
-#[derive(Debug, Clone, Deserialize, Serialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 pub(crate) enum Cni {
     /// Pods are routed by their /32 and see a next hop that no one has.
@@ -28,7 +28,7 @@ pub(crate) enum Cni {
 }
 
 /// How Calico programs netfilter.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Rules {
     #[default]
@@ -37,7 +37,7 @@ pub(crate) enum Rules {
 }
 
 /// A device that takes pods' packets across the wire inside of others.
-#[derive(Debug, Clone, Deserialize, Serialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Tunnel {
     pub(crate) name: String,
@@ -46,7 +46,7 @@ pub(crate) struct Tunnel {
 }
 
 /// Which nodes' pods are reached through the tunnel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Reach {
     /// Those of every other node.
@@ -56,7 +56,7 @@ pub(crate) enum Reach {
 }
 
 /// The way of encapsulation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(crate) enum TunnelKind {
     /// IP in IP.

@@ -5,13 +5,15 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context, Result, bail};
 use ipnet::{Ipv4Net, Ipv6Net};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 mod check;
 mod cni;
+mod links;
 mod variant;
 
 pub(crate) use cni::{Cni, Reach, Rules, Tunnel, TunnelKind};
+pub(crate) use links::{Attached, AttachedKind, Pair, Stack};
 
 macro_rules! profiles {
     ($($name:literal),* $(,)?) => {
@@ -22,10 +24,13 @@ macro_rules! profiles {
 /// Every profile by name. A new cluster is a new file and a word here.
 const PROFILES: &[(&str, &str)] = profiles![
     "calico-bgp",
+    "calico-bond",
     "calico-dual",
     "calico-ipip",
     "calico-ipip-crosssubnet",
+    "calico-netkit",
     "calico-nft",
+    "calico-vlan",
     "calico-vms",
     "calico-vxlan",
     "calico-wireguard",
@@ -33,16 +38,21 @@ const PROFILES: &[(&str, &str)] = profiles![
     "flannel-vxlan",
     "kind-calico",
     "kindnet",
+    "multus-default",
+    "multus-ipvlan",
+    "multus-macvlan",
 ];
 
 /// A cluster that a lab can rebuild.
-#[derive(Debug, Clone, Deserialize, Serialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Profile {
     /// The nodes' interface to the wire.
     pub(crate) nic: String,
     /// MTU of that interface and of the wire, bytes.
     pub(crate) nic_mtu: u32,
+    /// What that interface stands on, where it is no plain one.
+    pub(crate) stack: Option<Stack>,
     /// The subnet of all nodes that are not in one of `far`.
     pub(crate) subnet: Ipv4Net,
     /// Their default gateway.
@@ -58,6 +68,11 @@ pub(crate) struct Profile {
     pub(crate) cni: Cni,
     /// The device that takes pods' packets across the wire, where the cluster has one.
     pub(crate) tunnel: Option<Tunnel>,
+    /// What ties a pod to its node.
+    #[serde(default)]
+    pub(crate) pair: Pair,
+    /// A second network of pods.
+    pub(crate) attached: Option<Attached>,
     /// A bridge without ports on every node, as docker leaves one.
     pub(crate) idle_bridge: Option<IdleBridge>,
     /// What a dual-stack cluster has beyond that.
@@ -72,7 +87,7 @@ pub(crate) struct Profile {
 }
 
 /// A subnet of nodes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Subnet {
     pub(crate) subnet: Ipv4Net,
@@ -81,7 +96,7 @@ pub(crate) struct Subnet {
 }
 
 /// A bridge without ports: up, and yet down for want of a carrier.
-#[derive(Debug, Clone, Deserialize, Serialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct IdleBridge {
     pub(crate) name: String,
@@ -89,7 +104,7 @@ pub(crate) struct IdleBridge {
 }
 
 /// The second address family of a dual-stack cluster.
-#[derive(Debug, Clone, Deserialize, Serialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Ipv6 {
     /// The subnet of all nodes.
@@ -109,7 +124,7 @@ pub(crate) struct Ipv6 {
 }
 
 /// What lies beyond the gateway.
-#[derive(Debug, Clone, Deserialize, Serialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Outside {
     /// The gateway's own address on the outside.
@@ -123,7 +138,7 @@ pub(crate) struct Outside {
     pub(crate) internet: Vec<Ipv4Addr>,
 }
 
-#[derive(Debug, Clone, Deserialize, Serialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Node {
     /// Short name: of the network namespace after the lab's name, and of the wire's port.
@@ -159,7 +174,7 @@ impl Node {
     }
 }
 
-#[derive(Debug, Clone, Deserialize, Serialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Pod {
     /// Name within `namespace`; also the host name that the network namespace is named after.

@@ -49,6 +49,8 @@ pub(crate) fn gateway(profile: &Profile, outside_interface: &str) -> Rules {
     if profile.outside.masquerade {
         rules.extend(profile.subnets().map(|subnet| masquerade(&subnet.subnet)));
     }
+    let attached = profile.attached.as_ref().and_then(profile::Attached::way_out);
+    rules.extend(attached.map(|(_, net)| masquerade(&net)));
     let rules6 = profile.ipv6.iter().map(|ipv6| masquerade(&ipv6.subnet)).collect::<Vec<_>>();
     Rules { iptables: table("nat", &[], &rules), ip6tables: table("nat", &[], &rules6), ..Rules::default() }
 }

@@ -39,9 +39,7 @@ pub(crate) fn expect(network: &Network, ask: &Ask) -> Result<Option<Expected>> {
     let from = world.host(&ask.from)?;
     let dst = address(&world, &ask.to)?;
     let route = fib::lookup(&from.routes, dst).with_context(|| format!("{} has no route to {dst}", ask.from))?;
-    // podpath sends with a node's own address, as the API tells it.
-    let own = from.link(from.nic())?.addresses.first().map(ipnet::Ipv4Net::addr);
-    let src = own.with_context(|| format!("{} has no address", ask.from))?;
+    let src = from.source(route).with_context(|| format!("{} has no address", ask.from))?;
     if route.kind != fib::Kind::Unicast {
         return Ok(None);
     }
