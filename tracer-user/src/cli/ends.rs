@@ -94,6 +94,16 @@ pub(super) async fn resolve(args: &TraceArgs, cluster: &Cluster) -> Result<Resol
     Ok(Resolved { ends, sender, traffic, service, notes })
 }
 
+/// The source is an address outside of the cluster, and the destination one by which a service is shown to the outside: then
+/// only what comes from there by itself can be meant.
+pub(super) fn can_only_be_watched(args: &TraceArgs, cluster: &Cluster) -> bool {
+    let Cluster { directory, .. } = cluster;
+    let of = |typed: &str| directory.resolve(typed, args.namespace()).ok();
+    let outside = |target: Target| target.name.is_none() && target.node.is_none();
+    let shown = |target: Target| front_on_nodes(directory, &target, args.traffic()).is_some();
+    !args.passive && of(&args.source).is_some_and(outside) && of(&args.destination).is_some_and(shown)
+}
+
 /// An end, and the addresses that may be used of it.
 struct Found {
     target: Target,

@@ -36,7 +36,15 @@ pub(super) const MOST_ROUNDS: usize = 3;
 /// # Errors
 /// It could not trace.
 pub(super) async fn run(args: &TraceArgs) -> Result<u8, Error> {
-    let (mut cluster, args) = nodes::find(args).await?;
+    let (mut cluster, mut args) = nodes::find(args).await?;
+    if ends::can_only_be_watched(&args, &cluster) {
+        args.passive = true;
+        write_stderr(&format!(
+            "podpath: {} is no pod and no node here, and sends nothing for us: what it sends itself is waited for, as with \
+             --passive (up to 5m, --for; Ctrl-C ends)\n",
+            args.source
+        ));
+    }
     if let Some(choice) = &cluster.choice {
         // Not a warning of the trace: it is about the command line.
         write_stderr(&format!("podpath: {choice}\n"));
@@ -104,7 +112,13 @@ async fn drive(args: &TraceArgs, cluster: &mut Cluster, resolved: &mut Resolved)
     resolved.sender = sender;
     let requests = requests(args, cluster, resolved);
     let record_for = args.passive.then_some(args.wait);
-    let home = cluster.nodes.iter().position(|node| Some(&node.name) == resolved.ends.source.node.as_ref());
+    // Where the exchanges begin: at the source, or if that is outside of the cluster at the node that is asked for a node port.
+    let begin = |name: &String| {
+        let Endpoint { node: asked, .. } = &resolved.ends.destination;
+        let on_node = resolved.service.as_ref().is_some_and(|behind| behind.on_node);
+        Some(name) == resolved.ends.source.node.as_ref().or(asked.as_ref().filter(|_| on_node))
+    };
+    let home = cluster.nodes.iter().position(|node| begin(&node.name));
     let armed_last = home.filter(|_| args.passive);
     let plan =
         Plan { armed_within: args.ready_within, record_for, armed_last, all_needed: cluster.kubernetes.is_none() };

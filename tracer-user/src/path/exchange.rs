@@ -137,7 +137,9 @@ impl<'a> Story<'a> {
             Some(Direction::Reply) => Suspicion::of(world, &reply_end, Direction::Reply),
             None => None,
         };
-        let rtt_ns = shares::rtt(world, &self.request, &self.reply);
+        let round_trip = shares::round_trip(world, &self.request, &self.reply);
+        let rtt_ns = round_trip.as_ref().map(|trip| trip.ns);
+        let rtt_at = round_trip.and_then(|trip| trip.edge).map(|(node, edge)| world.place(node, edge));
         let answer = shares::answer_time(&self.request, &self.reply).map(|(.., ns)| ns);
 
         // A drop that was seen says more than the answer that came of it.
@@ -180,6 +182,7 @@ impl<'a> Story<'a> {
             outcome: verdict.outcome,
             failed_direction: verdict.failed,
             rtt_ns,
+            rtt_at,
             injector_rtt_ns: self.probe.and_then(|p| p.rtt_ns),
             request,
             reply,

@@ -110,6 +110,10 @@ pub struct Exchange {
     pub failed_direction: Option<Direction>,
     /// From the request's `net_dev_queue` to the reply's last `netif_receive_skb` on the source's interface, ns.
     pub rtt_ns: Option<u64>,
+    /// Of a source that is on no traced node: the interface, as `node ens5`, at which `rtt_ns` was measured instead, from the
+    /// request's coming in to the reply's leaving. What lies before it is not in it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rtt_at: Option<String>,
     /// The same by the injector's own clock, ns.
     pub injector_rtt_ns: Option<u64>,
     /// The way there.

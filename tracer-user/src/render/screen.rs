@@ -8,7 +8,7 @@ use super::{
     reply::{one_line, same_way_back},
     summary, table, verbose,
 };
-use crate::path::model::{Direction, Endpoint, Exchange, Outcome, ShareOf, Trace, What};
+use crate::path::model::{Action, Direction, Endpoint, Exchange, Outcome, ShareOf, Trace, What};
 
 /// Ways shown without `-v`.
 const WAYS: usize = 4;
@@ -135,6 +135,10 @@ fn routers(page: &mut Page, trace: &Trace, verbose: bool) {
     if !trace.routers.is_empty() {
         let mut routers: Vec<String> = trace.routers.iter().map(ToString::to_string).collect();
         let beyond = |exchange: &Exchange| exchange.shares.iter().any(|s| matches!(s.of, ShareOf::Beyond { .. }));
+        let begun = |exchange: &Exchange| exchange.request.hops.first().map(|hop| hop.action);
+        if trace.exchanges.iter().any(|exchange| begun(exchange) == Some(Action::Received)) {
+            routers.insert(0, "(before: not traced)".to_owned());
+        }
         if trace.exchanges.iter().any(beyond) {
             let arrived = trace.routers.last() == Some(&trace.destination.address);
             routers.insert(routers.len() - usize::from(arrived), "(beyond: not traced)".to_owned());
