@@ -224,7 +224,7 @@ pub struct NodesArgs {
 pub struct TraceArgs {
     /// Where the probes start: a pod, a node or an address
     pub source: String,
-    /// Where they go: a pod, a service, a node, an address or a host name; with :PORT for --tcp PORT, :PORT/udp for --udp PORT
+    /// Where they go: a pod, a service, a node, an address or a host name; HOST:PORT is HOST --tcp PORT, HOST:PORT/udp is HOST --udp PORT
     pub destination: String,
     /// How many exchanges
     #[arg(short = 'c', long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
