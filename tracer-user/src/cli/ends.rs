@@ -13,7 +13,7 @@ use super::{
     traffic::Traffic,
 };
 use crate::{
-    identity::{Directory, Target},
+    identity::{Directory, Service, Target},
     path::Ends,
     path::model::Endpoint,
 };
@@ -48,6 +48,8 @@ pub(super) async fn resolve(args: &TraceArgs, cluster: &Cluster) -> Result<Resol
         }
         found => (Found::new(&args.destination, found?), false),
     };
+    let destination =
+        if is_outside(&source.target) { destination.from_outside(&args.destination) } else { destination };
     let (from, to) =
         in_common(&source, &destination).into_iter().find(|ends| wanted(args, *ends)).ok_or_else(|| {
             let wanted = if args.ipv4 { Some('4') } else { args.ipv6.then_some('6') };
@@ -60,7 +62,18 @@ pub(super) async fn resolve(args: &TraceArgs, cluster: &Cluster) -> Result<Resol
     }
     let (traffic, service) = match &destination.service {
         Some(service) => {
-            let Front { traffic, behind, note } = front(service, args.traffic())?;
+            let nodes: Vec<IpAddr> = cluster
+                .nodes
+                .iter()
+                .flat_map(|node| node_addresses(directory, &node.name))
+                .filter(|node| node.is_ipv4() == to.is_ipv4())
+                .collect();
+            let from_outside = is_outside(&source) && service.fronts().any(|front| front == to);
+            let nodes = from_outside.then_some(nodes.as_slice());
+            let Front { traffic, mut behind, note } = front(service, args.traffic(), nodes)?;
+            if !service.lets_in(from, to) {
+                behind.asked.not_let_in = service.source_ranges.iter().map(ToString::to_string).collect();
+            }
             notes.extend(note);
             (traffic, Some(behind))
         }
@@ -99,9 +112,18 @@ pub(super) async fn resolve(args: &TraceArgs, cluster: &Cluster) -> Result<Resol
 pub(super) fn can_only_be_watched(args: &TraceArgs, cluster: &Cluster) -> bool {
     let Cluster { directory, .. } = cluster;
     let of = |typed: &str| directory.resolve(typed, args.namespace()).ok();
-    let outside = |target: Target| target.name.is_none() && target.node.is_none();
-    let shown = |target: Target| front_on_nodes(directory, &target, args.traffic()).is_some();
-    !args.passive && of(&args.source).is_some_and(outside) && of(&args.destination).is_some_and(shown)
+    let shown = |target: Target| {
+        let has_front = target.service.as_ref().is_some_and(|service| service.fronts().next().is_some());
+        has_front || front_on_nodes(directory, &target, args.traffic()).is_some()
+    };
+    !args.passive
+        && of(&args.source).is_some_and(|target| is_outside(&target))
+        && of(&args.destination).is_some_and(shown)
+}
+
+/// An address that no pod and no node has.
+fn is_outside(target: &Target) -> bool {
+    target.name.is_none() && target.node.is_none()
 }
 
 /// An end, and the addresses that may be used of it.
@@ -118,6 +140,15 @@ impl Found {
             addresses.extend(&target.other_addresses);
         }
         Self { target, addresses }
+    }
+
+    /// As it is reached from outside of the cluster: a service by the addresses that it has for that, unless one was typed.
+    fn from_outside(mut self, typed: &str) -> Self {
+        let fronts: Vec<IpAddr> = self.target.service.iter().flat_map(Service::fronts).collect();
+        if !fronts.is_empty() && typed.parse::<IpAddr>().is_err() {
+            self.addresses = fronts;
+        }
+        self
     }
 
     fn with(self, address: IpAddr) -> Target {

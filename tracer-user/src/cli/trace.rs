@@ -274,13 +274,15 @@ fn assemble(
         name: node.name,
     });
     let Resolved { ends, sender: _, traffic, service, notes } = resolved;
+    let first = exchanges.iter().find_map(|exchange| exchange.request.hops.first());
+    let service = service.map(|behind| behind.came_in(first.map(|hop| hop.node.as_str())));
     let source = ends.source.address;
     let probe = if args.passive { traffic.watched(source) } else { traffic.sent(source, args.size) };
     Trace {
         schema: "podpath.trace/v1",
         source: ends.source,
         destination: ends.destination,
-        service: service.map(|behind| behind.asked),
+        service,
         exchanges,
         routers,
         lost_events,

@@ -47,7 +47,7 @@ pub struct Trace {
 }
 
 /// A service that was asked, by what the API said when the trace began.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct AskedService {
     /// Its namespace.
     pub namespace: String,
@@ -57,8 +57,11 @@ pub struct AskedService {
     pub endpoints: usize,
     /// and how many of them are ready to be sent new connections.
     pub ready: usize,
-    /// Set where a node is asked by a node port, and the service's `externalTrafficPolicy` is Local.
+    /// Set where the service's `externalTrafficPolicy` is Local, and it is asked from outside, or a node by its node port.
     pub local: Option<LocalEndpoints>,
+    /// `loadBalancerSourceRanges`, where the source is in none of them and came by the load balancer's address.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub not_let_in: Vec<String>,
 }
 
 /// Endpoints on the node that was asked, which alone get what comes from outside.

@@ -239,7 +239,7 @@ fn internet(lab: &str, profile: &Profile) -> Namespace {
 }
 
 /// The way of clients out there to what is behind the gateway.
-pub(super) fn way_in(destination: &dyn Display, gateway: &dyn Display, client: &dyn Display) -> String {
+pub(crate) fn way_in(destination: &dyn Display, gateway: &dyn Display, client: &dyn Display) -> String {
     format!("route add {destination} via {gateway} dev eth0 src {client}")
 }
 
