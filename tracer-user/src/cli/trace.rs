@@ -237,6 +237,10 @@ impl Report {
                 *done = watch.add(new);
                 Some(format!("{done}/{count} seen; Ctrl-C ends"))
             }
+            session::Progress::AllRecord => {
+                *done = watch.start();
+                None
+            }
             session::Progress::Draining => Some("reading back".to_owned()),
             session::Progress::Connecting { .. }
             | session::Progress::Hello { .. }

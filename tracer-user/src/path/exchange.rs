@@ -40,7 +40,7 @@ pub(super) struct Told<'a> {
     pub(super) exchange: Exchange,
     /// Node, and the source address of its ICMP errors.
     pub(super) routers: Vec<(usize, Option<IpAddr>)>,
-    /// Nobody says it is one of the trace's, and its node would have seen it begin.
+    /// Nobody says it is one of the trace's, and its node would have seen it begin, or not all nodes recorded yet.
     pub(super) began_before: bool,
     /// The drop whose rule is still to be named.
     pub(super) suspicion: Option<Suspicion<'a>>,
@@ -81,6 +81,13 @@ impl<'a> Story<'a> {
     pub(super) fn places(&self) -> impl Iterator<Item = (usize, LinkRef)> + '_ {
         let fragments = self.request.fragments.iter().chain(&self.reply.fragments);
         fragments.flat_map(|f| f.touches.iter().map(|t| (f.node, t.at())))
+    }
+
+    /// It was seen when another node, where it may have come by before, may not have recorded yet.
+    fn may_lack_its_beginning(&self, world: &World<'_>) -> bool {
+        let fragments = self.request.fragments.iter().chain(&self.reply.fragments);
+        let mut began = fragments.map(|f| (f.first().start(), world.node(f.node).alone_ns));
+        began.any(|(start, alone)| alone.is_some_and(|until| start <= until))
     }
 
     fn answered(&self) -> bool {
@@ -160,7 +167,8 @@ impl<'a> Story<'a> {
                 hop.time_ns = hop.time_ns.map(|ns| ns.min(first.start()));
             }
         }
-        let began_before = self.probe.is_none() && sender_was_watched(world) && !there.is_from_its_sender();
+        let unbegun = sender_was_watched(world) && !there.is_from_its_sender();
+        let began_before = self.probe.is_none() && (unbegun || self.may_lack_its_beginning(world));
         let mut back = hops::write(world, &self.reply, rejecting);
         if self.answered() {
             back.finish(reply_end, self.confirmed(), None);

@@ -363,4 +363,9 @@ fn a_source_outside_of_all_nodes() {
     w.reply().sent((0, 1, ETH0)).received((0, 0, veth(1))).routed((0, 0, ENS6));
     w.evidence.probes.clear();
     assert_eq!(w.check().exchanges[0].rtt_ns, None);
+    // Seen until another node recorded for certain: it may have come by there.
+    w.evidence.nodes[0].alone_ns = Some(came - 1);
+    assert_eq!(w.join().exchanges.len(), 1);
+    w.evidence.nodes[0].alone_ns = Some(w.now);
+    assert_eq!(w.join().exchanges.len(), 0);
 }
