@@ -44,6 +44,19 @@ const CHAPTERS: &[(&str, &[&str])] = &[
             "a-svc-none",
             "a-svc-refused",
             "a-svc-blackhole",
+            "a-svc-balancer",
+        ],
+    ),
+    (
+        "From outside of the cluster",
+        &[
+            "a-outside-node-port",
+            "a-outside-node-port-local",
+            "a-outside-node-port-nobody",
+            "b-outside-node-port-vxlan",
+            "a-outside-balancer",
+            "a-outside-balancer-nft",
+            "a-outside-balancer-ranges",
         ],
     ),
     (

@@ -291,6 +291,29 @@ items:
         insta::assert_snapshot!(told("10.1.1.1 bb1 --passive", &both).await, @r#"None@None 10.1.1.1 -> Some("default/bb1")@Some("node-1") 100.115.37.81 sender None []"#);
     }
 
+    #[test]
+    fn what_services_show_to_the_outside_is_watched_for_clients_out_there() {
+        const SHOWN: &str = "
+kind: List
+items:
+- {kind: Pod, metadata: {name: bb1, namespace: default}, spec: {nodeName: node-1}, status: {phase: Running, podIP: 100.115.37.81}}
+- {kind: Node, metadata: {name: node-1}, status: {addresses: [{type: InternalIP, address: 172.20.50.50}]}}
+- {kind: Service, metadata: {name: web, namespace: default}, spec: {clusterIP: 100.64.0.7, externalIPs: [198.51.100.20], ports: [{port: 80, nodePort: 30080}]}, status: {loadBalancer: {ingress: [{ip: 198.51.100.10}]}}}
+- {kind: Service, metadata: {name: inner, namespace: default}, spec: {clusterIP: 100.64.0.8, ports: [{port: 80}]}}
+";
+        let cluster = Cluster { directory: Directory::parse(SHOWN, "test").expect("parses"), ..cluster(&["node-1"]) };
+        let watched =
+            |line: &str| can_only_be_watched(&args(line).with_port_of_destination().expect("a port"), &cluster);
+        for shown in ["172.20.50.50:30080", "node-1:30080", "svc/web", "198.51.100.10:80", "198.51.100.20:80"] {
+            assert!(watched(&format!("203.0.113.9 {shown}")), "{shown}");
+            assert!(!watched(&format!("bb1 {shown}")), "a pod sends: {shown}");
+            assert!(!watched(&format!("203.0.113.9 {shown} --passive")), "asked for: {shown}");
+        }
+        for other in ["node-1", "node-1:22", "bb1:80", "svc/inner", "8.8.8.8:80"] {
+            assert!(!watched(&format!("203.0.113.9 {other}")), "{other}");
+        }
+    }
+
     #[tokio::test]
     async fn a_source_that_no_traced_node_has_is_refused() {
         insta::assert_snapshot!(told("10.1.1.1 bb1", &["node-1", "node-2"]).await);
