@@ -122,7 +122,7 @@ pub(super) fn can_only_be_watched(args: &TraceArgs, cluster: &Cluster) -> bool {
 }
 
 /// An address that no pod and no node has.
-fn is_outside(target: &Target) -> bool {
+pub(super) fn is_outside(target: &Target) -> bool {
     target.name.is_none() && target.node.is_none()
 }
 

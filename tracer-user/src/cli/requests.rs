@@ -77,7 +77,7 @@ fn flows(cluster: &Cluster, resolved: &Resolved, flow: &Flow, node: &str) -> Vec
     };
     let seen = if is(&ends.source) || is_asked { flow } else { &beyond };
     let mut flows = vec![seen.clone()];
-    if service.as_ref().is_some_and(|behind| behind.anywhere && behind.through.is_empty()) {
+    if service.as_ref().is_some_and(|behind| behind.anywhere && !behind.masquerades) {
         flows.push(beyond.clone());
     }
     if !is(&ends.source) {
@@ -93,7 +93,7 @@ fn flows(cluster: &Cluster, resolved: &Resolved, flow: &Flow, node: &str) -> Vec
 /// The flow behind a node that puts an address of its own in the source's place. Of a tunnel that address is not known, so all that
 /// comes to the endpoints on this node is recorded; where these are too many, what comes from the addresses that are known.
 fn masqueraded(behind: &Behind, beyond: &Flow, node: &str, room: usize) -> Vec<Flow> {
-    let Behind { through, endpoints, .. } = behind;
+    let Behind { masquerades, through, endpoints, .. } = behind;
     let here = |of: &Option<String>| of.as_deref().is_none_or(|of| of == node);
     let family = |address: &IpAddr| address.is_ipv4() == beyond.a.is_ipv4();
     let own = endpoints.iter().filter(|(address, _, of)| here(of) && family(address));
@@ -102,7 +102,7 @@ fn masqueraded(behind: &Behind, beyond: &Flow, node: &str, room: usize) -> Vec<F
     let from = |a: &IpAddr| Flow { a: *a, a_port: None, ..*beyond };
     match own.clone().count() {
         0 => Vec::new(),
-        _ if through.is_empty() => Vec::new(),
+        _ if !masquerades => Vec::new(),
         count if count <= room => own.map(to).collect(),
         _ => through.iter().map(from).take(room).collect(),
     }
@@ -224,6 +224,7 @@ items:
             target_port: Some(8080),
             on_node: true,
             anywhere: false,
+            masquerades: true,
             through: vec![address(100)],
             endpoints: (0..last).map(|last| (address(last), Some(8080), of("node-1"))).collect(),
             local_nodes: None,

@@ -28,8 +28,9 @@ pub(super) struct Behind {
     pub(super) on_node: bool,
     /// Any node may be where it comes in: from outside, by an address that is no node's.
     pub(super) anywhere: bool,
-    /// The addresses that nodes where it comes in may put in the source's place; there may be others, of tunnels. Empty: the source
-    /// keeps its own.
+    /// The node where it comes in puts an address of its own in the source's place.
+    pub(super) masquerades: bool,
+    /// Such addresses, as far as they are known: not those of tunnels.
     pub(super) through: Vec<IpAddr>,
     /// Who may answer: address, port, node.
     pub(super) endpoints: Vec<(IpAddr, Option<u16>, Option<String>)>,
@@ -69,7 +70,7 @@ pub(super) fn front(service: &Service, asked: Traffic, from_outside: Option<&[Ip
         behind.anywhere = true;
         match service.local_only {
             true => behind.local_nodes = Some(service.ready().filter_map(|endpoint| endpoint.node.clone()).collect()),
-            false => behind.through = nodes.to_vec(),
+            false => (behind.masquerades, behind.through) = (true, nodes.to_vec()),
         }
     }
     Ok(Front { traffic, behind, note })
@@ -106,11 +107,13 @@ pub(super) fn behind(service: &Service, port: &Port, asked: Option<(IpAddr, &str
         service.ready().map(|endpoint| (endpoint.address, port_of(endpoint), endpoint.node.clone())).collect();
     let target_port = target_ports.first().copied().filter(|_| target_ports.len() == 1);
     // With the Local policy the client's address stays.
-    let through = asked.iter().filter(|_| !service.local_only).map(|(address, _)| *address).collect();
+    let masquerades = asked.is_some() && !service.local_only;
+    let through = asked.iter().filter(|_| masquerades).map(|(address, _)| *address).collect();
     Behind {
         target_port,
         on_node: asked.is_some(),
         anywhere: false,
+        masquerades,
         through,
         endpoints,
         local_nodes: None,
