@@ -49,7 +49,7 @@ pub(super) async fn resolve(args: &TraceArgs, cluster: &Cluster) -> Result<Resol
         found => (Found::new(&args.destination, found?), false),
     };
     let destination =
-        if is_outside(&source.target) { destination.from_outside(&args.destination) } else { destination };
+        if is_outside(&source.target) { destination.seen_from_outside(&args.destination) } else { destination };
     let (from, to) =
         in_common(&source, &destination).into_iter().find(|ends| wanted(args, *ends)).ok_or_else(|| {
             let wanted = if args.ipv4 { Some('4') } else { args.ipv6.then_some('6') };
@@ -143,7 +143,7 @@ impl Found {
     }
 
     /// As it is reached from outside of the cluster: a service by the addresses that it has for that, unless one was typed.
-    fn from_outside(mut self, typed: &str) -> Self {
+    fn seen_from_outside(mut self, typed: &str) -> Self {
         let fronts: Vec<IpAddr> = self.target.service.iter().flat_map(Service::fronts).collect();
         if !fronts.is_empty() && typed.parse::<IpAddr>().is_err() {
             self.addresses = fronts;

@@ -235,7 +235,7 @@ items:
             |behind: &Behind, node| masqueraded(behind, &beyond, node, 3).iter().map(|flow| flow.a).collect::<Vec<_>>();
         assert_eq!(from(&behind(3), "node-1"), [address(0), address(1), address(2)]);
         assert_eq!(from(&behind(4), "node-1"), [address(100)]);
-        assert_eq!(from(&behind(4), "node-2"), [IpAddr::from([0; 4]); 0]);
+        assert!(from(&behind(4), "node-2").is_empty());
     }
 
     #[tokio::test]

@@ -25,7 +25,8 @@ pub struct Trace {
     pub service: Option<AskedService>,
     /// In the order of their first packets.
     pub exchanges: Vec<Exchange>,
-    /// What traceroute would list: the source address of an ICMP error at each forwarding node, then the destination.
+    /// What traceroute would list: the source address of an ICMP error at each forwarding node, as it comes back to the source
+    /// (from behind a DNAT as from the address that was asked), then the destination.
     pub routers: Vec<IpAddr>,
     /// Events the kernel side could not record, all nodes together.
     pub lost_events: u64,
