@@ -112,13 +112,7 @@ async fn drive(args: &TraceArgs, cluster: &mut Cluster, resolved: &mut Resolved)
     resolved.sender = sender;
     let requests = requests(args, cluster, resolved);
     let record_for = args.passive.then_some(args.wait);
-    // Where the exchanges begin: at the source, or if that is outside of the cluster at the node that is asked for a node port.
-    let begin = |name: &String| {
-        let Endpoint { node: asked, .. } = &resolved.ends.destination;
-        let on_node = resolved.service.as_ref().is_some_and(|behind| behind.on_node);
-        Some(name) == resolved.ends.source.node.as_ref().or(asked.as_ref().filter(|_| on_node))
-    };
-    let home = cluster.nodes.iter().position(|node| begin(&node.name));
+    let home = cluster.nodes.iter().position(|node| Some(&node.name) == resolved.ends.source.node.as_ref());
     let armed_last = home.filter(|_| args.passive);
     let plan =
         Plan { armed_within: args.ready_within, record_for, armed_last, all_needed: cluster.kubernetes.is_none() };

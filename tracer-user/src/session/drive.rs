@@ -323,7 +323,7 @@ impl<P: FnMut(Progress<'_>)> Driver<P> {
         }
         let source = self.nodes.iter().position(|node| node.request.ping.is_some());
         let Some(source) = source else {
-            if plan.armed_last.is_none() && self.nodes.len() > 1 {
+            if plan.armed_last.is_none() {
                 let settled = Instant::now() + RECORDS_ARRIVE_WITHIN;
                 if self.pump(all_ended, Some(settled), stop.as_mut()).await == Pumped::Stopped {
                     return Ok(true);
