@@ -57,12 +57,10 @@ fn known(skb: Skb, identity: u64, hook: u8, track: &Track, location: u64, reason
         return count(&LOST, hook);
     }
     let found = examine(hook.into());
-    // What is cut was not recognised at a device either: it is another packet, in a reused `sk_buff`.
-    if found & found::CUT != 0 {
+    // What is cut, or no IP packet, was not recognised at a device either: it is another packet, in a reused `sk_buff`. (What a TCP
+    // socket kept until it was acknowledged has no network header of its own, but may say that it is IP.)
+    if found & (found::CUT | found::PACKET) != found::PACKET {
         return;
-    }
-    if found & found::PACKET == 0 {
-        return count(&LOST, hook);
     }
     let Some(Work { headers, .. }) = work(hook.into()) else { return };
     if !flow::is_tracked(track, headers) {

@@ -64,7 +64,7 @@ fn podpath() -> Result<Times> {
             Progress::Probe(_) => times.exchange = begin.elapsed(),
             Progress::Draining => draining = Some(Instant::now()),
             Progress::Ended { .. } => times.detached = draining.map(|since| since.elapsed()).unwrap_or_default(),
-            Progress::Connecting { .. } | Progress::Hello { .. } | Progress::Records { .. } => {}
+            Progress::Connecting { .. } | Progress::Hello { .. } | Progress::AllRecord | Progress::Records { .. } => {}
         })
         .await?;
         ensure!(driven.warnings.is_empty() && times.exchange > Duration::ZERO, "{:?}", driven.warnings);

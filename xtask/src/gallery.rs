@@ -75,6 +75,19 @@ const CHAPTERS: &[(&str, &[&str])] = &[
             "a-svc-blackhole",
             "a-stale-backend",
             "a-stale-rules",
+            "a-svc-balancer",
+        ],
+    ),
+    (
+        "From outside of the cluster",
+        &[
+            "a-outside-node-port",
+            "a-outside-node-port-local",
+            "a-outside-node-port-nobody",
+            "b-outside-node-port-vxlan",
+            "a-outside-balancer",
+            "a-outside-balancer-nft",
+            "a-outside-balancer-ranges",
         ],
     ),
     (

@@ -15,8 +15,10 @@ pub const READY: &str = "ready";
 
 /// Between two questions of a client.
 const PAUSE: Duration = Duration::from_millis(300);
-/// How long a client waits.
+/// How long a client waits for an answer.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How long it waits for a connection: less than the second after which TCP would send its SYN again.
+const CONNECTED: Duration = Duration::from_millis(900);
 /// Beyond any segment: what a bulk sender hands to the kernel at once, bytes.
 const BULK: usize = 128 * 1024;
 /// Larger than any datagram, bytes.
@@ -126,7 +128,7 @@ fn serve_udp(port: u16) -> Result<()> {
 fn get(protocol: Protocol, server: SocketAddr, from: u16) -> std::io::Result<()> {
     match protocol {
         Protocol::Tcp => {
-            let mut stream = TcpStream::connect_timeout(&server, PATIENCE)?;
+            let mut stream = TcpStream::connect_timeout(&server, CONNECTED)?;
             stream.set_read_timeout(Some(PATIENCE))?;
             stream.write_all(QUESTION)?;
             stream.read_to_end(&mut Vec::new())?;

@@ -162,12 +162,37 @@ fn a_node_port_leads_in(lab: &LabInfo) {
     assert_eq!(names(&ask_often(bb1, &node1.address.to_string(), 30_082)), BTreeSet::from(["bb2", "web"]));
 }
 
+/// A client far away, and one that the load balancer does not let in.
+fn balancers_and_external_addresses_lead_in(lab: &LabInfo) {
+    let [balancer, external, local] = ["198.51.100.10", "198.51.100.20", "198.51.100.11"];
+    let client: IpAddr = "203.0.113.9".parse().unwrap();
+    let node3 = IpAddr::from(lab.node("node3").unwrap().address);
+    for address in [balancer, external] {
+        assert_eq!(
+            ask(&lab.internet, address, 80),
+            Ok(("bb2".to_owned(), node3)),
+            "the node takes its place: {address}"
+        );
+    }
+    let bb1 = lab.pod("bb1").unwrap();
+    assert_eq!(ask(&bb1.namespace, balancer, 80), Err(ErrorKind::TimedOut), "not in its source ranges");
+    assert_eq!(ask(&bb1.namespace, external, 80).unwrap().0, "bb2");
+    assert_eq!(
+        ask_often(&lab.internet, local, 80),
+        BTreeSet::from([("bb2".to_owned(), client)]),
+        "it keeps its address"
+    );
+    let inside = BTreeSet::from(["bb2", "web"].map(|name| (name.to_owned(), IpAddr::from(bb1.address))));
+    assert_eq!(ask_often(&bb1.namespace, local, 80), inside);
+}
+
 #[test]
 fn services_lead_where_kube_proxys_would() {
     both_modes("t-services", "calico-bgp", |lab| {
         a_cluster_ip_leads_to_its_endpoints(lab);
         without_endpoints_clients_are_refused(lab);
         a_node_port_leads_in(lab);
+        balancers_and_external_addresses_lead_in(lab);
     });
 }
 

@@ -2,9 +2,9 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, error::ErrorKind};
 
-use super::traffic::Traffic;
+use super::traffic::{Traffic, with_port};
 use crate::cluster::{Access, names};
 
 /// Shows the path that a packet really took through Kubernetes nodes.
@@ -57,7 +57,8 @@ Examples:
   podpath trace bb2 web --tcp 80         a SYN to port 80: open, refused or filtered, and where
   podpath trace bb2 dns --udp 53         a datagram; a server that makes nothing of it stays silent
   podpath trace bb2 svc/web              a service's only port: which endpoint, through which NAT
-  podpath trace bb2 node-1 --tcp 30080   a node port
+  podpath trace bb2 node-1:30080         a node port, the same as node-1 --tcp 30080
+  podpath trace 203.0.113.9 node-1:30080 what a client outside of the cluster sends there
   podpath trace bb2 bb1 -6               between the IPv6 addresses of two pods that have both
   podpath trace bb2 bb1 --passive        send nothing: wait for pings that others send
   podpath trace bb2 web --passive --tcp 80    watch handshakes and data of others
@@ -223,7 +224,7 @@ pub struct NodesArgs {
 pub struct TraceArgs {
     /// Where the probes start: a pod, a node or an address
     pub source: String,
-    /// Where they go: a pod, a service, a node, an address or a host name
+    /// Where they go: a pod, a service, a node, an address or a host name; HOST:PORT is HOST --tcp PORT, HOST:PORT/udp is HOST --udp PORT
     pub destination: String,
     /// How many exchanges
     #[arg(short = 'c', long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
@@ -299,6 +300,30 @@ impl TraceArgs {
         self.namespace.as_deref().unwrap_or("default")
     }
 
+    /// The same, with a port that was typed as part of the destination in its own place.
+    ///
+    /// # Errors
+    /// What is no port, or not the one of --tcp or --udp.
+    pub(super) fn with_port_of_destination(mut self) -> Result<Self, clap::Error> {
+        let wrong = |kind, text: String| Cli::command().error(kind, text);
+        let split = with_port(&self.destination).map_err(|text| wrong(ErrorKind::ValueValidation, text))?;
+        let Some((host, traffic)) = split else { return Ok(self) };
+        if ![traffic, Traffic::Echo].contains(&self.traffic()) {
+            let (typed, option) = (&self.destination, self.traffic().option().unwrap_or_default());
+            return Err(wrong(
+                ErrorKind::ArgumentConflict,
+                format!("{typed} and {option} name two ports: leave one out"),
+            ));
+        }
+        self.destination = host.to_owned();
+        match traffic {
+            Traffic::Tcp(port) => self.tcp = Some(port),
+            Traffic::Udp(port) => self.udp = Some(port),
+            Traffic::Echo => {}
+        }
+        Ok(self)
+    }
+
     /// What is traced.
     pub(super) fn traffic(&self) -> Traffic {
         match (self.tcp, self.udp) {
@@ -356,6 +381,22 @@ mod tests {
     fn the_definition_is_sound() {
         use clap::CommandFactory;
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn two_ports_are_one_too_many() {
+        let parsed = |line: &str| match Cli::parse_from(format!("podpath trace {line}").split(' ')).command {
+            Command::Trace(args) => {
+                args.with_port_of_destination().map(|args| (args.destination.clone(), args.traffic()))
+            }
+            _ => unreachable!("asked for trace"),
+        };
+        let node = |traffic| ("n1".to_owned(), traffic);
+        assert_eq!(parsed("bb1 n1:80").expect("one"), node(Traffic::Tcp(80)));
+        assert_eq!(parsed("bb1 n1:53/udp --udp 53").expect("the same"), node(Traffic::Udp(53)));
+        let error = parsed("bb1 n1:80 --udp 80").expect_err("two").to_string();
+        assert!(error.contains("n1:80 and --udp 80 name two ports: leave one out"), "{error}");
+        assert_eq!(parsed("bb1 n1:http").expect_err("a name").exit_code(), 2);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::{
     traffic::Traffic,
 };
 use crate::{
-    identity::{Directory, Target},
+    identity::{Directory, Service, Target},
     path::Ends,
     path::model::Endpoint,
 };
@@ -50,6 +50,8 @@ pub(super) async fn resolve(args: &TraceArgs, cluster: &Cluster) -> Result<Resol
         }
         found => (Found::new(&args.destination, found?), false),
     };
+    let destination =
+        if is_outside(&source.target) { destination.seen_from_outside(&args.destination) } else { destination };
     let (from, to) =
         in_common(&source, &destination).into_iter().find(|ends| wanted(args, *ends)).ok_or_else(|| {
             let wanted = if args.ipv4 { Some('4') } else { args.ipv6.then_some('6') };
@@ -62,7 +64,18 @@ pub(super) async fn resolve(args: &TraceArgs, cluster: &Cluster) -> Result<Resol
     }
     let (traffic, service) = match &destination.service {
         Some(service) => {
-            let Front { traffic, behind, note } = front(service, args.traffic())?;
+            let nodes: Vec<IpAddr> = cluster
+                .nodes
+                .iter()
+                .flat_map(|node| node_addresses(directory, &node.name))
+                .filter(|node| node.is_ipv4() == to.is_ipv4())
+                .collect();
+            let from_outside = is_outside(&source) && service.fronts().any(|front| front == to);
+            let nodes = from_outside.then_some(nodes.as_slice());
+            let Front { traffic, mut behind, note } = front(service, args.traffic(), nodes)?;
+            if !service.lets_in(from, to) {
+                behind.asked.not_let_in = service.source_ranges.iter().map(ToString::to_string).collect();
+            }
             notes.extend(note);
             (traffic, Some(behind))
         }
@@ -101,6 +114,25 @@ impl Resolved {
     }
 }
 
+/// The source is an address outside of the cluster, and the destination one by which a service is shown to the outside: then
+/// only what comes from there by itself can be meant.
+pub(super) fn can_only_be_watched(args: &TraceArgs, cluster: &Cluster) -> bool {
+    let Cluster { directory, .. } = cluster;
+    let of = |typed: &str| directory.resolve(typed, args.namespace()).ok();
+    let shown = |target: Target| {
+        let has_front = target.service.as_ref().is_some_and(|service| service.fronts().next().is_some());
+        has_front || front_on_nodes(directory, &target, args.traffic()).is_some()
+    };
+    !args.passive
+        && of(&args.source).is_some_and(|target| is_outside(&target))
+        && of(&args.destination).is_some_and(shown)
+}
+
+/// An address that no pod and no node has.
+pub(super) fn is_outside(target: &Target) -> bool {
+    target.name.is_none() && target.node.is_none()
+}
+
 /// An end, and the addresses that may be used of it.
 struct Found {
     target: Target,
@@ -115,6 +147,15 @@ impl Found {
             addresses.extend(&target.other_addresses);
         }
         Self { target, addresses }
+    }
+
+    /// As it is reached from outside of the cluster: a service by the addresses that it has for that, unless one was typed.
+    fn seen_from_outside(mut self, typed: &str) -> Self {
+        let fronts: Vec<IpAddr> = self.target.service.iter().flat_map(Service::fronts).collect();
+        if !fronts.is_empty() && typed.parse::<IpAddr>().is_err() {
+            self.addresses = fronts;
+        }
+        self
     }
 
     fn with(self, address: IpAddr) -> Target {
@@ -255,6 +296,29 @@ items:
         insta::assert_snapshot!(told("bb1 two", &both).await, @r#"Some("default/bb1")@Some("node-1") 100.115.37.81 -> Some("default/two")@Some("node-2") 100.106.133.2 sender Some(0) []"#);
         insta::assert_snapshot!(told("10.1.1.1 bb1", &["node-1"]).await, @r#"None@Some("node-1") 10.1.1.1 -> Some("default/bb1")@Some("node-1") 100.115.37.81 sender Some(0) []"#);
         insta::assert_snapshot!(told("10.1.1.1 bb1 --passive", &both).await, @r#"None@None 10.1.1.1 -> Some("default/bb1")@Some("node-1") 100.115.37.81 sender None []"#);
+    }
+
+    #[test]
+    fn what_services_show_to_the_outside_is_watched_for_clients_out_there() {
+        const SHOWN: &str = "
+kind: List
+items:
+- {kind: Pod, metadata: {name: bb1, namespace: default}, spec: {nodeName: node-1}, status: {phase: Running, podIP: 100.115.37.81}}
+- {kind: Node, metadata: {name: node-1}, status: {addresses: [{type: InternalIP, address: 172.20.50.50}]}}
+- {kind: Service, metadata: {name: web, namespace: default}, spec: {clusterIP: 100.64.0.7, externalIPs: [198.51.100.20], ports: [{port: 80, nodePort: 30080}]}, status: {loadBalancer: {ingress: [{ip: 198.51.100.10}]}}}
+- {kind: Service, metadata: {name: inner, namespace: default}, spec: {clusterIP: 100.64.0.8, ports: [{port: 80}]}}
+";
+        let cluster = Cluster { directory: Directory::parse(SHOWN, "test").expect("parses"), ..cluster(&["node-1"]) };
+        let watched =
+            |line: &str| can_only_be_watched(&args(line).with_port_of_destination().expect("a port"), &cluster);
+        for shown in ["172.20.50.50:30080", "node-1:30080", "svc/web", "198.51.100.10:80", "198.51.100.20:80"] {
+            assert!(watched(&format!("203.0.113.9 {shown}")), "{shown}");
+            assert!(!watched(&format!("bb1 {shown}")), "a pod sends: {shown}");
+            assert!(!watched(&format!("203.0.113.9 {shown} --passive")), "asked for: {shown}");
+        }
+        for other in ["node-1", "node-1:22", "bb1:80", "svc/inner", "8.8.8.8:80"] {
+            assert!(!watched(&format!("203.0.113.9 {other}")), "{other}");
+        }
     }
 
     #[tokio::test]

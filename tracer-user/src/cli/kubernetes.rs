@@ -6,6 +6,7 @@ use futures::future::join_all;
 
 use super::{
     args::TraceArgs,
+    ends,
     error::Error,
     nodes::{Cluster, Node, Reach},
     requests::longest,
@@ -13,7 +14,7 @@ use super::{
 };
 use crate::{
     cluster::{self, Ephemeral, Lookup, Wish},
-    identity::{Directory, Service},
+    identity::{Directory, Service, Target},
     path::{Joined, Names, model::Hop},
     session::Connection,
 };
@@ -23,6 +24,9 @@ const MOST_MET: usize = 16;
 
 /// Nodes of a service's endpoints that are traced from the beginning, at most; others when the path leads there.
 const MOST_BACKENDS: usize = 8;
+
+/// Nodes at which something from outside may come in that are all traced, at most.
+const MOST_ENTRANCES: usize = 16;
 
 /// A cluster, and what has been asked of it.
 #[derive(Debug)]
@@ -57,10 +61,17 @@ pub(super) async fn find(args: &TraceArgs) -> Result<(Cluster, TraceArgs), Error
     }
     let home = directory.resolve(&source, &namespace).ok().and_then(|target| target.node);
     let mut concerned: Vec<String> = home.iter().cloned().collect();
+    let far_is_node = asked.as_ref().is_some_and(Target::is_node);
     let far = asked.and_then(|target| target.node).into_iter().chain(service.iter().flat_map(nodes_behind));
     for node in far {
         if !concerned.contains(&node) {
             concerned.push(node);
+        }
+    }
+    if let Some(service) = service.as_ref().filter(|service| !service.local_only) {
+        let outside = directory.resolve(&source, &namespace).is_ok_and(|source| ends::is_outside(&source));
+        if outside && service.fronts().next().is_some() && !far_is_node {
+            entrances(&mut lookup, &mut concerned).await;
         }
     }
     let args = TraceArgs { source, destination, namespace: Some(namespace), ..args.clone() };
@@ -83,6 +94,24 @@ pub(super) async fn find(args: &TraceArgs) -> Result<(Cluster, TraceArgs), Error
         return Err(error);
     }
     Ok((found, args))
+}
+
+/// What comes from outside by an address that is no node's may come in at any node: all of them, if they are few.
+async fn entrances(lookup: &mut Lookup, concerned: &mut Vec<String>) {
+    let why = match lookup.cluster.machines().await {
+        Ok(machines) if machines.len() <= MOST_ENTRANCES => {
+            let names = machines.into_iter().filter(|machine| machine.ready).map(|machine| machine.name);
+            let new: Vec<String> = names.filter(|name| !concerned.contains(name)).collect();
+            concerned.extend(new);
+            return;
+        }
+        Ok(machines) => format!("there are {}", machines.len()),
+        Err(error) => error.to_string(),
+    };
+    lookup.notes.push(format!(
+        "at which node it comes in is not known, and not all nodes are traced ({why}): what comes in by another than these and goes on \
+         to one of them is not seen; name the node's port instead, if it has one"
+    ));
 }
 
 /// Nodes of those that may answer for a service, some of them: which it will be only the path shows.

@@ -35,7 +35,10 @@ pub fn main() -> ExitCode {
     // Prints help and version itself, and ends with 2 on wrong usage.
     let cli = Cli::from_arg_matches(&definition.get_matches()).unwrap_or_else(|error| error.exit());
     let result = match &cli.command {
-        Command::Trace(args) => block_on(trace::run(args)),
+        Command::Trace(args) => {
+            let args = args.clone().with_port_of_destination().unwrap_or_else(|error| error.exit());
+            block_on(trace::run(&args))
+        }
         Command::Nodes(args) => block_on(survey::run(args)),
         Command::Doctor(args) => doctor::run(args),
         Command::Install(args) => block_on(install::install(args)),

@@ -103,22 +103,46 @@ fn flows(cluster: &Cluster, resolved: &Resolved, flow: &Flow, node: &str) -> Vec
     let Resolved { ends, service, .. } = resolved;
     let is = |end: &Endpoint| end.node.as_deref() == Some(node);
     // Where a node port is asked of a node, it is that node which does what the source's does for a service.
-    let on_node = service.as_ref().is_some_and(|behind| behind.on_node);
-    let through = service.as_ref().and_then(|behind| behind.through);
+    let is_asked = match service {
+        Some(behind) => behind.anywhere || behind.on_node && is(&ends.destination),
+        None => false,
+    };
     let beyond = match service {
         // A service's address has given way to one of its endpoints'.
         Some(Behind { target_port, .. }) => Flow { b: None, b_port: *target_port, ..flow.clone() },
         None => flow.clone(),
     };
-    let seen = if is(&ends.source) || on_node && is(&ends.destination) { flow } else { &beyond };
+    let seen = if is(&ends.source) || is_asked { flow } else { &beyond };
     let mut flows = vec![seen.clone()];
+    if service.as_ref().is_some_and(|behind| behind.anywhere && !behind.masquerades) {
+        flows.push(beyond.clone());
+    }
     if !is(&ends.source) {
         flows.extend(home_address(cluster, resolved).map(|a| Flow { a, a_port: None, ..seen.clone() }));
     }
-    if !is(&ends.destination) {
-        flows.extend(through.map(|a| Flow { a, a_port: None, ..beyond }));
+    if let Some(behind) = service.as_ref().filter(|_| !is(&ends.destination)) {
+        let room = MAX_FLOWS - flows.len();
+        flows.extend(masqueraded(behind, &beyond, node, room));
     }
     flows
+}
+
+/// The flow behind a node that puts an address of its own in the source's place. Of a tunnel that address is not known, so all that
+/// comes to the endpoints on this node is recorded; where these are too many, what comes from the addresses that are known.
+fn masqueraded(behind: &Behind, beyond: &Flow, node: &str, room: usize) -> Vec<Flow> {
+    let Behind { masquerades, through, endpoints, .. } = behind;
+    let here = |of: &Option<String>| of.as_deref().is_none_or(|of| of == node);
+    let family = |address: &IpAddr| address.is_ipv4() == beyond.a.is_ipv4();
+    let own = endpoints.iter().filter(|(address, _, of)| here(of) && family(address));
+    let to =
+        |(a, a_port, _): &(IpAddr, Option<u16>, _)| Flow { a: *a, a_port: *a_port, b: None, b_port: None, ..*beyond };
+    let from = |a: &IpAddr| Flow { a: *a, a_port: None, ..*beyond };
+    match own.clone().count() {
+        0 => Vec::new(),
+        _ if !masquerades => Vec::new(),
+        count if count <= room => own.map(to).collect(),
+        _ => through.iter().map(from).take(room).collect(),
+    }
 }
 
 /// What the source's node may put in the source's place.
@@ -135,7 +159,7 @@ mod tests {
         super::nodes::{Node, Reach},
         *,
     };
-    use crate::session::ProbeKind;
+    use crate::{path::model::AskedService, session::ProbeKind};
 
     const PODS: &str = "
 kind: List
@@ -143,15 +167,20 @@ items:
 - {kind: Node, metadata: {name: node-1}, status: {addresses: [{type: InternalIP, address: 172.20.50.50}, {type: InternalIP, address: 'fd00:50::50'}]}}
 - {kind: Pod, metadata: {name: bb1, namespace: default}, spec: {nodeName: node-1}, status: {phase: Running, podIP: 100.115.37.81, podIPs: [{ip: 100.115.37.81}, {ip: 'fd00:37::81'}]}}
 - {kind: Node, metadata: {name: node-2}, status: {addresses: [{type: InternalIP, address: 172.20.58.60}]}}
-- {kind: Service, metadata: {name: web, namespace: default}, spec: {clusterIP: 100.64.0.7, ports: [{name: http, port: 80, nodePort: 30080}]}}
+- {kind: Service, metadata: {name: web, namespace: default}, spec: {clusterIP: 100.64.0.7, ports: [{name: http, port: 80, nodePort: 30080}]}, status: {loadBalancer: {ingress: [{ip: 198.51.100.10}, {hostname: lb.example}]}}}
 - kind: EndpointSlice
   metadata: {name: web-x, namespace: default, labels: {kubernetes.io/service-name: web}}
+  ports: [{name: http, port: 8080}]
+  endpoints: [{addresses: [100.106.133.5], nodeName: node-2}]
+- {kind: Service, metadata: {name: local, namespace: default}, spec: {clusterIP: 100.64.0.8, externalTrafficPolicy: Local, ports: [{name: http, port: 80}]}, status: {loadBalancer: {ingress: [{ip: 198.51.100.11}]}}}
+- kind: EndpointSlice
+  metadata: {name: local-x, namespace: default, labels: {kubernetes.io/service-name: local}}
   ports: [{name: http, port: 8080}]
   endpoints: [{addresses: [100.106.133.5], nodeName: node-2}]
 ";
 
     /// What each of two nodes is asked; the source lives on the first.
-    async fn asked(line: &str) -> Vec<Request> {
+    async fn asked_of(line: &str) -> Vec<Request> {
         let (args, cluster, resolved) = resolved(line).await;
         requests(&args, &cluster, &resolved, &[])
     }
@@ -163,6 +192,7 @@ items:
         let Command::Trace(args) = Cli::parse_from(format!("podpath trace {line}").split(' ')).command else {
             unreachable!("asked for trace")
         };
+        let args = args.with_port_of_destination().expect("one port");
         let cluster = Cluster {
             context: None,
             nodes: ["node-1", "node-2"].map(|name| Node { name: name.to_owned(), reach: Reach::Here }).into(),
@@ -171,7 +201,7 @@ items:
             choice: None,
         };
         let resolved = ends::resolve(&args, &cluster).await.expect("known");
-        (*args, cluster, resolved)
+        (args, cluster, resolved)
     }
 
     /// The flows of each node, in short.
@@ -229,7 +259,7 @@ items:
 
     #[tokio::test]
     async fn other_nodes_also_record_the_flow_as_it_looks_behind_the_sources_node() {
-        let requests = asked("bb1 172.20.58.60").await;
+        let requests = asked_of("bb1 172.20.58.60").await;
         let flows: Vec<Vec<_>> =
             requests.iter().map(|r| r.flows.iter().map(|f| (f.a.to_string(), f.a_port.is_some())).collect()).collect();
         let (pod, node) = (("100.115.37.81".to_owned(), true), ("172.20.50.50".to_owned(), false));
@@ -239,8 +269,9 @@ items:
     #[tokio::test]
     async fn what_a_name_stands_for_may_send_from_another_address() {
         let mut resolved = resolved("bb1 10.56.0.12").await;
-        let ping =
-            |resolved: &(TraceArgs, Cluster, Resolved)| requests(&resolved.0, &resolved.1, &resolved.2, &[]).remove(0).ping;
+        let ping = |resolved: &(TraceArgs, Cluster, Resolved)| {
+            requests(&resolved.0, &resolved.1, &resolved.2, &[]).remove(0).ping
+        };
         let first = ping(&resolved).expect("it sends");
         assert_eq!((first.any_source, first.home), (true, None));
         resolved.2.send_from("10.56.0.11".parse().expect("an address"));
@@ -248,13 +279,13 @@ items:
         let known = "100.115.37.81".parse().ok();
         assert_eq!((again.any_source, again.home, again.src.to_string().as_str()), (false, known, "10.56.0.11"));
         // Who types an address means that one.
-        let typed = asked("100.115.37.81 10.56.0.12").await;
+        let typed = asked_of("100.115.37.81 10.56.0.12").await;
         assert_eq!(typed[0].ping.as_ref().map(|ping| ping.any_source), Some(false));
     }
 
     #[tokio::test]
     async fn beyond_the_sources_node_a_services_flow_is_that_to_its_endpoints() {
-        let web = asked("bb1 svc/web").await;
+        let web = asked_of("bb1 svc/web").await;
         let beyond = ["6 100.115.37.81 any -> any 8080", "6 172.20.50.50 any -> any 8080"];
         assert_eq!(flows(&web), [vec!["6 100.115.37.81 any -> 100.64.0.7 80"], beyond.to_vec()]);
         assert_eq!(web[0].ping.as_ref().map(|ping| ping.kind), Some(ProbeKind::Tcp { dst_port: 80 }));
@@ -262,27 +293,68 @@ items:
 
     #[tokio::test]
     async fn behind_a_node_port_the_node_may_stand_in_the_sources_place() {
-        let port = asked("bb1 node-2 --tcp 30080").await;
-        let through = "6 172.20.58.60 any -> any 8080";
+        let port = asked_of("bb1 node-2 --tcp 30080").await;
         let asked = ["6 100.115.37.81 any -> 172.20.58.60 30080", "6 172.20.50.50 any -> 172.20.58.60 30080"];
-        assert_eq!(flows(&port), [vec![asked[0], through], asked.to_vec()]);
+        // Nobody answers for it on the first.
+        assert_eq!(flows(&port), [vec![asked[0]], asked.to_vec()]);
+        let other = asked_of("203.0.113.9 172.20.50.50:30080 --passive").await;
+        let masqueraded = "6 100.106.133.5 8080 -> any any";
+        assert_eq!(
+            flows(&other),
+            [vec!["6 203.0.113.9 any -> 172.20.50.50 30080"], vec!["6 203.0.113.9 any -> any 8080", masqueraded]]
+        );
+    }
+
+    #[tokio::test]
+    async fn from_outside_a_balancer_may_lead_to_any_node() {
+        let seen = "6 203.0.113.9 any -> 198.51.100.10 80";
+        let cluster = flows(&asked_of("203.0.113.9 svc/web --passive").await);
+        assert_eq!(cluster, [vec![seen], vec![seen, "6 100.106.133.5 8080 -> any any"]]);
+        let local = flows(&asked_of("203.0.113.9 198.51.100.11:80 --passive").await);
+        assert_eq!(local, [[seen.replace("100.10", "100.11").as_str(), "6 203.0.113.9 any -> any 8080"]; 2]);
+        // A pod's node does it for the pod.
+        let inside = flows(&asked_of("bb1 198.51.100.10:80").await);
+        let beyond = ["6 100.115.37.81 any -> any 8080", "6 172.20.50.50 any -> any 8080"];
+        assert_eq!(inside, [vec!["6 100.115.37.81 any -> 198.51.100.10 80"], beyond.to_vec()]);
+    }
+
+    #[test]
+    fn endpoints_that_are_too_many_are_left_to_the_nodes_addresses() {
+        let address = |last| IpAddr::from([100, 64, 0, last]);
+        let of = |node: &str| Some(node.to_owned());
+        let behind = |last| Behind {
+            target_port: Some(8080),
+            on_node: true,
+            anywhere: false,
+            masquerades: true,
+            through: vec![address(100)],
+            endpoints: (0..last).map(|last| (address(last), Some(8080), of("node-1"))).collect(),
+            local_nodes: None,
+            asked: AskedService::default(),
+        };
+        let beyond = Flow { a: address(200), b: None, protocol: 6, a_port: None, b_port: Some(8080) };
+        let from =
+            |behind: &Behind, node| masqueraded(behind, &beyond, node, 3).iter().map(|flow| flow.a).collect::<Vec<_>>();
+        assert_eq!(from(&behind(3), "node-1"), [address(0), address(1), address(2)]);
+        assert_eq!(from(&behind(4), "node-1"), [address(100)]);
+        assert!(from(&behind(4), "node-2").is_empty());
     }
 
     #[tokio::test]
     async fn flows_to_a_port_leave_the_sources_port_open() {
-        let tcp = asked("bb1 172.20.58.60 --tcp 80").await;
+        let tcp = asked_of("bb1 172.20.58.60 --tcp 80").await;
         let seen = "6 100.115.37.81 any -> 172.20.58.60 80";
         let masqueraded = "6 172.20.50.50 any -> 172.20.58.60 80";
         assert_eq!(flows(&tcp), [vec![seen], vec![seen, masqueraded]]);
         assert_eq!(tcp[0].ping.as_ref().map(|ping| ping.kind), Some(ProbeKind::Tcp { dst_port: 80 }));
         assert!(!tcp[0].trace_rules);
-        let udp = asked("bb1 fd00:58::60 --udp 53 --passive --trace-rules").await;
+        let udp = asked_of("bb1 fd00:58::60 --udp 53 --passive --trace-rules").await;
         let seen = "17 fd00:37::81 any -> fd00:58::60 53";
         let masqueraded = "17 fd00:50::50 any -> fd00:58::60 53";
         assert_eq!(flows(&udp), [vec![seen], vec![seen, masqueraded]]);
         assert_eq!(udp[0].ping, None);
         assert!(udp.iter().all(|request| request.trace_rules));
-        let echo = asked("bb1 fd00:58::60 --passive").await;
+        let echo = asked_of("bb1 fd00:58::60 --passive").await;
         assert_eq!(flows(&echo)[0], ["58 fd00:37::81 any -> fd00:58::60 any"]);
     }
 }

@@ -37,7 +37,15 @@ pub(super) const MOST_ROUNDS: usize = 3;
 /// # Errors
 /// It could not trace.
 pub(super) async fn run(args: &TraceArgs) -> Result<u8, Error> {
-    let (mut cluster, args) = nodes::find(args).await?;
+    let (mut cluster, mut args) = nodes::find(args).await?;
+    if ends::can_only_be_watched(&args, &cluster) {
+        args.passive = true;
+        write_stderr(&format!(
+            "podpath: {} is no pod and no node here, and sends nothing for us: what it sends itself is waited for, as with \
+             --passive (up to 5m, --for; Ctrl-C ends)\n",
+            args.source
+        ));
+    }
     if let Some(choice) = &cluster.choice {
         // Not a warning of the trace: it is about the command line.
         write_stderr(&format!("podpath: {choice}\n"));
@@ -257,6 +265,10 @@ impl Report {
                 *done = watch.add(new);
                 Some(format!("{done}/{count} seen; Ctrl-C ends"))
             }
+            session::Progress::AllRecord => {
+                *done = watch.start();
+                None
+            }
             session::Progress::Draining => Some("reading back".to_owned()),
             session::Progress::Connecting { .. }
             | session::Progress::Hello { .. }
@@ -299,13 +311,15 @@ fn assemble(
         name: node.name,
     });
     let Resolved { ends, sender: _, home: _, traffic, service, notes } = resolved;
+    let first = exchanges.iter().find_map(|exchange| exchange.request.hops.first());
+    let service = service.map(|behind| behind.came_in(first.map(|hop| hop.node.as_str())));
     let source = ends.source.address;
     let probe = if args.passive { traffic.watched(source) } else { traffic.sent(source, args.size) };
     Trace {
         schema: "podpath.trace/v1",
         source: ends.source,
         destination: ends.destination,
-        service: service.map(|behind| behind.asked),
+        service,
         exchanges,
         routers,
         lost_events,

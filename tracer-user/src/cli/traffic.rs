@@ -15,6 +15,25 @@ pub(super) enum Traffic {
     Udp(u16),
 }
 
+/// `node-1:30080`, `10.0.0.1:53/udp`, `[fd00::1]:80`: what stands before the port, and what is sent there; None: no port is typed.
+///
+/// # Errors
+/// What is no port.
+pub(super) fn with_port(typed: &str) -> Result<Option<(&str, Traffic)>, String> {
+    let Some((host, port)) = typed.rsplit_once(':').filter(|_| typed.parse::<IpAddr>().is_err()) else {
+        return Ok(None);
+    };
+    let (number, protocol) = port.split_once('/').unwrap_or((port, "tcp"));
+    let number = number.parse().ok().filter(|number| *number > 0);
+    let traffic = match (number, protocol.to_ascii_lowercase().as_str()) {
+        (Some(number), "tcp") => Traffic::Tcp(number),
+        (Some(number), "udp") => Traffic::Udp(number),
+        _ => return Err(format!("`{port}` in {typed} is no port: write HOST:PORT, HOST:PORT/udp, or HOST --tcp PORT")),
+    };
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    Ok(Some((host, traffic)))
+}
+
 impl Traffic {
     /// The probes; echoes have this identifier.
     pub(super) fn probes(self, id: u16) -> ProbeKind {
@@ -83,6 +102,19 @@ fn icmp(source: IpAddr) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_port_may_be_part_of_the_destination() {
+        assert_eq!(with_port("node-1:30080"), Ok(Some(("node-1", Traffic::Tcp(30080)))));
+        assert_eq!(with_port("shop/svc/dns:53/UDP"), Ok(Some(("shop/svc/dns", Traffic::Udp(53)))));
+        assert_eq!(with_port("[fd00::1]:80"), Ok(Some(("fd00::1", Traffic::Tcp(80)))));
+        for none in ["bb1", "shop/web", "10.0.0.1", "fd00::80"] {
+            assert_eq!(with_port(none), Ok(None));
+        }
+        for wrong in ["node-1:", "node-1:http", "node-1:0", "node-1:65536", "node-1:80/sctp", "https://node-1"] {
+            with_port(wrong).expect_err(wrong);
+        }
+    }
 
     #[test]
     fn probes_are_named_with_their_length_on_the_wire() {

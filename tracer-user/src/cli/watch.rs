@@ -13,12 +13,14 @@ pub(super) struct Watch {
     /// What tells the source's packets apart, as it sent them: the same packet is seen at many hooks, on other nodes, and
     /// beyond a NAT with another identifier or port.
     begun: HashSet<(u16, u64, u16)>,
+    /// How many of them do not count: they may have begun before all nodes recorded.
+    before: usize,
 }
 
 impl Watch {
     /// Counts the exchanges that `source` begins.
     pub(super) fn new(source: IpAddr) -> Self {
-        Self { source, begun: HashSet::new() }
+        Self { source, begun: HashSet::new(), before: 0 }
     }
 
     /// How many began, with those in `records`.
@@ -31,7 +33,13 @@ impl Watch {
                 self.begun.insert(key);
             }
         }
-        self.begun.len()
+        self.begun.len() - self.before
+    }
+
+    /// What began until now does not count; answers how many do: none.
+    pub(super) fn start(&mut self) -> usize {
+        self.before = self.begun.len();
+        0
     }
 }
 
@@ -87,6 +95,16 @@ mod tests {
         assert_eq!(watch.add(&[seen("10.0.0.1", 0, 7, 2)]), 1, "a reply");
         assert_eq!(watch.add(&[seen("10.0.0.1", 8, 7, 2), seen("10.0.0.1", 8, 8, 2)]), 3, "two programs");
     }
+
+    #[test]
+    fn what_began_before_all_nodes_recorded_does_not_count() {
+        let mut watch = Watch::new("10.0.0.1".parse().expect("address"));
+        assert_eq!(watch.add(&[seen("10.0.0.1", 8, 7, 1)]), 1);
+        assert_eq!(watch.start(), 0);
+        assert_eq!(watch.add(&[seen("10.0.0.1", 8, 7, 1)]), 0, "seen by another node, too");
+        assert_eq!(watch.add(&[seen("10.0.0.1", 8, 7, 2)]), 1);
+    }
+
     #[test]
     fn of_tcp_what_is_to_be_acknowledged_counts() {
         let mut watch = Watch::new("10.0.0.1".parse().expect("address"));

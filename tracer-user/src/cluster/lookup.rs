@@ -125,7 +125,8 @@ impl Lookup {
         if let Ok(address) = typed.parse() {
             self.address(address).await?;
             if !self.objects.iter().any(|object| addresses(object).contains(&address)) {
-                let asked = self.services_with(&format!("spec.clusterIP={address}"), |_| true).await?;
+                let asked = self.services_with(&format!("spec.clusterIP={address}"), |_| true).await?
+                    && self.balancer(address).await?;
                 if !asked {
                     self.notes.push(format!(
                         "whether {address} is a service's was not asked: API servers before 1.31 do not take that question; name the service"

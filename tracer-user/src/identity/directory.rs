@@ -272,7 +272,9 @@ fn node(object: NodeObject) -> Node {
 }
 
 fn service(object: ServiceObject) -> Service {
-    let ServiceObject { metadata, spec } = object;
+    let ServiceObject { metadata, spec, status } = object;
+    let ingress = status.load_balancer.unwrap_or_default().ingress.unwrap_or_default();
+    let ranges = spec.load_balancer_source_ranges.iter().flatten();
     let others = spec.cluster_ips.iter().flatten().map(String::as_str);
     let ports = spec.ports.unwrap_or_default().into_iter().map(|port| Port {
         name: port.name.unwrap_or_default(),
@@ -285,6 +287,10 @@ fn service(object: ServiceObject) -> Service {
         name: metadata.name,
         // A headless service has `None` here, which is no address.
         addresses: parsed(spec.cluster_ip.as_deref().into_iter().chain(others)),
+        balancers: parsed(ingress.iter().filter_map(|entry| entry.ip.as_deref())),
+        external_ips: parsed(spec.external_ips.iter().flatten().map(String::as_str)),
+        // Some write blanks between them (kube-proxy takes them off).
+        source_ranges: ranges.filter_map(|range| range.trim().parse().ok()).collect(),
         external_name: spec.external_name,
         ports: ports.collect(),
         local_only: spec.external_traffic_policy.as_deref() == Some("Local"),

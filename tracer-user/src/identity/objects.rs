@@ -80,6 +80,8 @@ pub(super) struct ServiceObject {
     pub(super) metadata: Metadata,
     #[serde(default)]
     pub(super) spec: ServiceSpec,
+    #[serde(default)]
+    pub(super) status: ServiceStatus,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -92,8 +94,32 @@ pub(super) struct ServiceSpec {
     pub(super) external_traffic_policy: Option<String>,
     #[serde(rename = "externalName", default)]
     pub(super) external_name: Option<String>,
+    #[serde(rename = "externalIPs", default)]
+    pub(super) external_ips: Option<Vec<String>>,
+    #[serde(rename = "loadBalancerSourceRanges", default)]
+    pub(super) load_balancer_source_ranges: Option<Vec<String>>,
     #[serde(default)]
     pub(super) ports: Option<Vec<ServicePortObject>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct ServiceStatus {
+    #[serde(default)]
+    pub(super) load_balancer: Option<LoadBalancerObject>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct LoadBalancerObject {
+    #[serde(default)]
+    pub(super) ingress: Option<Vec<IngressObject>>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct IngressObject {
+    /// None where the balancer is known by a host name.
+    #[serde(default)]
+    pub(super) ip: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]

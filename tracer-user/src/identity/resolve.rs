@@ -56,7 +56,11 @@ impl Directory {
     }
 
     fn by_address(&self, address: IpAddr) -> Result<Target, Error> {
-        if let Some(service) = self.services.iter().find(|service| service.addresses.contains(&address)) {
+        if let Some(service) = self
+            .services
+            .iter()
+            .find(|service| service.addresses.iter().copied().chain(service.fronts()).any(|known| known == address))
+        {
             let mut target = self.service_target(service)?;
             target.use_address(address);
             return Ok(target);
@@ -202,7 +206,7 @@ impl Directory {
         Ok(Target {
             name: Some(service.full_name()),
             address,
-            other_addresses: others.to_vec(),
+            other_addresses: others.iter().copied().chain(service.fronts()).collect(),
             node: None,
             host_network: false,
             service: Some(service.clone()),

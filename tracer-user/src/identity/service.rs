@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
+
 /// A Service, and its endpoints.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
@@ -11,6 +13,12 @@ pub struct Service {
     pub name: String,
     /// Its ClusterIPs; none of a headless one.
     pub addresses: Vec<IpAddr>,
+    /// Addresses of its load balancer.
+    pub balancers: Vec<IpAddr>,
+    /// `spec.externalIPs`.
+    pub external_ips: Vec<IpAddr>,
+    /// Who may come by the load balancer; empty: all.
+    pub source_ranges: Vec<IpNet>,
     /// Of an ExternalName: the host name that DNS answers with.
     pub external_name: Option<String>,
     /// Its ports.
@@ -51,6 +59,17 @@ impl Service {
     /// As it can be typed: `namespace/svc/name`.
     pub fn full_name(&self) -> String {
         format!("{}/svc/{}", self.namespace, self.name)
+    }
+
+    /// The addresses by which it is shown to the outside.
+    pub fn fronts(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.balancers.iter().chain(&self.external_ips).copied()
+    }
+
+    /// What comes from `source` by the load balancer's address `front` is let in, as far as kube-proxy has to say.
+    pub fn lets_in(&self, source: IpAddr, front: IpAddr) -> bool {
+        let ranges = &self.source_ranges;
+        ranges.is_empty() || !self.balancers.contains(&front) || ranges.iter().any(|range| range.contains(&source))
     }
 
     /// Those that get new connections. Where none is ready kube-proxy takes none, whatever else is listed.

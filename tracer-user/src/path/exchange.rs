@@ -40,7 +40,7 @@ pub(super) struct Told<'a> {
     pub(super) exchange: Exchange,
     /// Node, and the source address of its ICMP errors.
     pub(super) routers: Vec<(usize, Option<IpAddr>)>,
-    /// Nobody says it is one of the trace's, and its node would have seen it begin.
+    /// Nobody says it is one of the trace's, and its node would have seen it begin, or not all nodes recorded yet.
     pub(super) began_before: bool,
     /// The drop whose rule is still to be named.
     pub(super) suspicion: Option<Suspicion<'a>>,
@@ -84,6 +84,13 @@ impl<'a> Story<'a> {
     pub(super) fn places(&self) -> impl Iterator<Item = (usize, LinkRef)> + '_ {
         let fragments = self.request.fragments.iter().chain(&self.reply.fragments);
         fragments.flat_map(|f| f.touches.iter().map(|t| (f.node, t.at())))
+    }
+
+    /// It was seen when another node, where it may have come by before, may not have recorded yet.
+    fn may_lack_its_beginning(&self, world: &World<'_>) -> bool {
+        let fragments = self.request.fragments.iter().chain(&self.reply.fragments);
+        let mut began = fragments.map(|f| (f.first().start(), world.node(f.node).alone_ns));
+        began.any(|(start, alone)| alone.is_some_and(|until| start <= until))
     }
 
     fn answered(&self) -> bool {
@@ -140,7 +147,9 @@ impl<'a> Story<'a> {
             Some(Direction::Reply) => Suspicion::of(world, &reply_end, Direction::Reply),
             None => None,
         };
-        let rtt_ns = shares::rtt(world, &self.request, &self.reply);
+        let round_trip = shares::round_trip(world, &self.request, &self.reply);
+        let rtt_ns = round_trip.as_ref().map(|trip| trip.ns);
+        let rtt_at = round_trip.and_then(|trip| trip.edge).map(|(node, edge)| world.place(node, edge));
         let answer = shares::answer_time(&self.request, &self.reply).map(|(.., ns)| ns);
 
         // A drop that was seen says more than the answer that came of it.
@@ -165,7 +174,8 @@ impl<'a> Story<'a> {
                 hop.time_ns = hop.time_ns.map(|ns| ns.min(first.start()));
             }
         }
-        let began_before = self.probe.is_none() && sender_was_watched(world) && !there.is_from_its_sender();
+        let unbegun = sender_was_watched(world) && !there.is_from_its_sender();
+        let began_before = self.probe.is_none() && (unbegun || self.may_lack_its_beginning(world));
         let mut back = hops::write(world, &self.reply, rejecting);
         if self.answered() {
             back.finish(reply_end, self.confirmed(), None);
@@ -189,6 +199,7 @@ impl<'a> Story<'a> {
             outcome: verdict.outcome,
             failed_direction: verdict.failed,
             rtt_ns,
+            rtt_at,
             injector_rtt_ns: self.probe.and_then(|p| p.rtt_ns),
             request,
             reply,

@@ -55,7 +55,7 @@ pub(super) struct Walk<'w, 'a> {
     chain: &'w Chain<'a>,
     pub(super) hops: Vec<Timed>,
     pub(super) notes: Vec<String>,
-    /// The sources of the ICMP errors of the routers passed; None: not known.
+    /// The sources of the ICMP errors of the routers passed, as the sender sees them; None: not known.
     pub(super) routers: Vec<(usize, Option<std::net::IpAddr>)>,
     /// TCP data in the packet when it was last seen, bytes.
     data: Option<u16>,
@@ -361,6 +361,14 @@ impl<'a> Walk<'_, 'a> {
         self.chain.rewrites.iter().rev().find(within).map(|(_, r)| r.time_ns)
     }
 
+    /// Conntrack puts the address that was asked for in the place of the sources of all errors from behind a DNAT, those of
+    /// the node that did it too (`nf_nat_icmp_reply_translation`).
+    fn router(&mut self, node: usize, answer: Option<&RouteAnswer>) {
+        let dnat = self.hops.iter().find(|timed| timed.hop.action == Action::Dnat);
+        let asked = dnat.and_then(|timed| Some(timed.hop.detail.nat.as_ref()?.before.dst));
+        self.routers.push((node, asked.or(answer.and_then(|answer| answer.icmp_source))));
+    }
+
     fn routed(&mut self, spot: Spot, header: Header, answer: Option<&RouteAnswer>) {
         let route = answer.and_then(|a| a.route.as_ref());
         // An answer that names another interface is not about the way this packet took.
@@ -404,7 +412,7 @@ impl<'a> Walk<'_, 'a> {
             }
             _ if before.ttl != after.ttl => {
                 let answer = self.world.answer(node, &route::forwarding(p, q));
-                self.routers.push((node, answer.and_then(|a| a.icmp_source)));
+                self.router(node, answer);
                 self.routed(leaving, header, answer);
             }
             _ => {}
@@ -539,7 +547,7 @@ impl<'a> Walk<'_, 'a> {
         let Some(answer) = self.world.answer(node, &route::dying(last, Some(free), translation)) else { return };
         let Some(ifindex) = answer.route.as_ref().and_then(|route| route.out_ifindex) else { return };
         let at = LinkRef { netns: last.at().netns, ifindex };
-        self.routers.push((node, answer.icmp_source));
+        self.router(node, Some(answer));
         self.routed(Spot { node, at, time_ns: free.time_ns }, Header::of(free), Some(answer));
     }
 

@@ -59,6 +59,9 @@ pub struct NodeEvidence {
     pub watched: Vec<Flow>,
     /// When it stopped recording, by its `CLOCK_MONOTONIC`, ns; None: not told.
     pub stopped_ns: Option<u64>,
+    /// Until when others may not have recorded yet, by the same clock, ns: what was seen until then may lack its beginning. None: it
+    /// is known that all did, or nothing was seen before.
+    pub alone_ns: Option<u64>,
 }
 
 /// One injected probe, by the injector's own account.

@@ -25,7 +25,8 @@ pub struct Trace {
     pub service: Option<AskedService>,
     /// In the order of their first packets.
     pub exchanges: Vec<Exchange>,
-    /// What traceroute would list: the source address of an ICMP error at each forwarding node, then the destination.
+    /// What traceroute would list: the source address of an ICMP error at each forwarding node, as it comes back to the source
+    /// (from behind a DNAT as from the address that was asked), then the destination.
     pub routers: Vec<IpAddr>,
     /// Events the kernel side could not record, all nodes together.
     pub lost_events: u64,
@@ -47,7 +48,7 @@ pub struct Trace {
 }
 
 /// A service that was asked, by what the API said when the trace began.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct AskedService {
     /// Its namespace.
     pub namespace: String,
@@ -59,8 +60,11 @@ pub struct AskedService {
     pub ready: usize,
     /// The addresses of all its endpoints.
     pub addresses: Vec<IpAddr>,
-    /// Set where a node is asked by a node port, and the service's `externalTrafficPolicy` is Local.
+    /// Set where the service's `externalTrafficPolicy` is Local, and it is asked from outside, or a node by its node port.
     pub local: Option<LocalEndpoints>,
+    /// `loadBalancerSourceRanges`, where the source is in none of them and came by the load balancer's address.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub not_let_in: Vec<String>,
 }
 
 /// What is said at a DNAT that no rule chose since the trace began.
@@ -148,6 +152,10 @@ pub struct Exchange {
     pub failed_direction: Option<Direction>,
     /// From the request's `net_dev_queue` to the reply's last `netif_receive_skb` on the source's interface, ns.
     pub rtt_ns: Option<u64>,
+    /// Of a source that is on no traced node: the interface, as `node ens5`, at which `rtt_ns` was measured instead, from the
+    /// request's coming in to the reply's leaving. What lies before it is not in it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rtt_at: Option<String>,
     /// The same by the injector's own clock, ns.
     pub injector_rtt_ns: Option<u64>,
     /// The way there.

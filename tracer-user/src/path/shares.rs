@@ -8,6 +8,7 @@ use super::{
     touch::{Fragment, Touch, Way},
     world::World,
 };
+use crate::node::facts::LinkRef;
 
 /// Times of one wire, between a pair of nodes.
 #[derive(Default)]
@@ -73,8 +74,31 @@ pub(super) fn answer_time(request: &Chain<'_>, reply: &Chain<'_>) -> Option<(usi
     (turned && same).then_some((a, arrived.at().netns, ns))
 }
 
+/// A round trip.
+pub(super) struct RoundTrip {
+    /// How long it took.
+    pub(super) ns: u64,
+    /// The node's uplink where it was measured, if that is not the source's own place.
+    pub(super) edge: Option<(usize, LinkRef)>,
+}
+
+pub(super) fn round_trip(world: &World<'_>, request: &Chain<'_>, reply: &Chain<'_>) -> Option<RoundTrip> {
+    let own = rtt(world, request, reply).map(|ns| RoundTrip { ns, edge: None });
+    own.or_else(|| at_the_edge(world, request, reply))
+}
+
+/// Of a source that is on no traced node: from when its request came in from outside until the reply left the same way.
+fn at_the_edge(world: &World<'_>, request: &Chain<'_>, reply: &Chain<'_>) -> Option<RoundTrip> {
+    let ((a, first), (b, last)) = (request.first()?, reply.last()?);
+    let edge = first.at();
+    let there_and_back = (a, edge) == (b, last.at()) && (first.way, last.way) == (Way::In, Way::Out);
+    let outside = world.namespaces(a).leads_out(edge) && world.owner(world.ends.source.address).is_none();
+    let ns = last.end().checked_sub(first.start())?;
+    (there_and_back && outside && last.whole()).then_some(RoundTrip { ns, edge: Some((a, edge)) })
+}
+
 /// From the request's first `net_dev_queue` to the reply's last `netif_receive_skb` in the same namespace, ns.
-pub(super) fn rtt(world: &World<'_>, request: &Chain<'_>, reply: &Chain<'_>) -> Option<u64> {
+fn rtt(world: &World<'_>, request: &Chain<'_>, reply: &Chain<'_>) -> Option<u64> {
     let ((a, first), (b, last)) = (request.first()?, reply.last()?);
     let starts = first.way == Way::Out && !first.queue_unseen();
     let home = a == b && first.at().netns == last.at().netns && last.way == Way::In;

@@ -98,7 +98,7 @@ pub(super) fn explain(page: &mut Page, trace: &Trace, names: &Names, exchange: &
         return;
     }
     if let Some(service) = unserved(trace, exchange) {
-        fact(page, "service", &nobody_serves(service));
+        fact(page, "service", &nobody_serves(service, trace.source.address));
     }
     if let Some(hop) = last_hop(exchange) {
         facts(page, hop);
@@ -125,16 +125,25 @@ pub(super) fn explain(page: &mut Page, trace: &Trace, names: &Names, exchange: &
     }
 }
 
-/// The service that was asked, if nobody could answer for it and the request never got another destination.
+/// The service that was asked, if nobody could answer for it or it does not let the source in, and the request never got another destination.
 pub(super) fn unserved<'t>(trace: &'t Trace, exchange: &Exchange) -> Option<&'t AskedService> {
     let translated = exchange.request.hops.iter().any(|hop| hop.action == Action::Dnat);
-    let none =
-        |service: &&AskedService| service.ready == 0 || service.local.as_ref().is_some_and(|local| local.ready == 0);
+    let none = |service: &&AskedService| {
+        service.ready == 0
+            || service.local.as_ref().is_some_and(|local| local.ready == 0)
+            || !service.not_let_in.is_empty()
+    };
     trace.service.as_ref().filter(|service| none(service) && !translated)
 }
 
-fn nobody_serves(service: &AskedService) -> String {
-    let AskedService { namespace, name, endpoints, ready, addresses: _, local } = service;
+fn nobody_serves(service: &AskedService, source: std::net::IpAddr) -> String {
+    let AskedService { namespace, name, endpoints, ready, addresses: _, local, not_let_in } = service;
+    if !not_let_in.is_empty() {
+        return format!(
+            "{namespace}/svc/{name} lets in by its load balancer only whom its loadBalancerSourceRanges name: {source} is not in {}",
+            not_let_in.join(", ")
+        );
+    }
     if let Some(LocalEndpoints { node, elsewhere, .. }) = local.as_ref().filter(|_| *ready > 0) {
         return format!(
             "{namespace}/svc/{name} has externalTrafficPolicy Local, and no endpoint on node {node}: from outside, ask a node that has \

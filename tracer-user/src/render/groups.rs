@@ -36,8 +36,12 @@ fn alike(a: &Exchange, b: &Exchange) -> bool {
         && a.what == b.what
         && a.outcome == b.outcome
         && a.failed_direction == b.failed_direction
-        && same_way(&a.request, &b.request)
-        && same_way(&a.reply, &b.reply)
+        && same_ways(a, b)
+}
+
+/// Both went the same way, and their replies did.
+pub(super) fn same_ways(a: &Exchange, b: &Exchange) -> bool {
+    same_way(&a.request, &b.request) && same_way(&a.reply, &b.reply)
 }
 
 fn same_way(a: &Path, b: &Path) -> bool {

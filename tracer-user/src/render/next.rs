@@ -27,7 +27,12 @@ struct Site<'a> {
 
 /// Commands that tell more.
 pub(super) fn commands(trace: &Trace, names: &Names, exchange: &Exchange) -> Vec<String> {
-    if let Some(AskedService { namespace, name, .. }) = unserved(trace, exchange) {
+    if let Some(AskedService { namespace, name, not_let_in, .. }) = unserved(trace, exchange) {
+        if !not_let_in.is_empty() {
+            return vec![format!(
+                "kubectl -n {namespace} get service {name} -o jsonpath={{.spec.loadBalancerSourceRanges}}"
+            )];
+        }
         return vec![
             format!("kubectl -n {namespace} get endpointslices -l kubernetes.io/service-name={name}"),
             format!(

@@ -120,6 +120,7 @@ fn exchange(seq: u32, outcome: Outcome, failed_direction: Option<Direction>, pat
         outcome,
         failed_direction,
         rtt_ns: None,
+        rtt_at: None,
         injector_rtt_ns: None,
         request: paths.0,
         reply: paths.1,
@@ -138,6 +139,7 @@ fn delivered(seq: u32, rtt_us: u64) -> Exchange {
     };
     Exchange {
         rtt_ns: Some(rtt_ns),
+        rtt_at: None,
         injector_rtt_ns: Some(rtt_ns + 4_000),
         shares: vec![
             node(NODE2, node2, None, None),
@@ -286,6 +288,7 @@ pub(super) fn same_node() -> Trace {
     let node = ShareOf::Node { node: NODE1.to_owned(), pod_ns: Some(5_000), pod: Some(BB3.0.to_owned()) };
     let exchange = Exchange {
         rtt_ns: Some(25_000),
+        rtt_at: None,
         shares: vec![Share { of: node, ns: 25_000 }],
         ..exchange(1, Outcome::Delivered, None, (way(one, three, 0), way(three, one, 15)))
     };

@@ -8,7 +8,7 @@ use super::{
     reply::{one_line, same_way_back},
     summary, table, verbose,
 };
-use crate::path::model::{Direction, Endpoint, Exchange, Outcome, ShareOf, Trace, What};
+use crate::path::model::{Action, Direction, Endpoint, Exchange, Outcome, ShareOf, Trace, What};
 
 /// Ways shown without `-v`.
 const WAYS: usize = 4;
@@ -27,10 +27,7 @@ pub fn text(trace: &Trace, style: &Style) -> String {
         failure::explain(&mut page, trace, &names, only.median);
     }
     if trace.exchanges.is_empty() {
-        page.line(&[
-            (Paint::Bold, "next    "),
-            (Paint::Plain, "podpath doctor   # is anything in the way? does the source send at all?"),
-        ]);
+        nothing_seen(&mut page, trace, &names);
     }
     if !explained {
         causes(&mut page, &names, &groups);
@@ -50,6 +47,23 @@ pub fn text(trace: &Trace, style: &Style) -> String {
     }
     routers(&mut page, trace, verbose);
     page.finish()
+}
+
+/// What to look at where nothing came.
+fn nothing_seen(page: &mut Page, trace: &Trace, names: &Names) {
+    let Trace { source, destination, .. } = trace;
+    let next = if source.node.is_some() {
+        "podpath doctor   # is anything in the way? does the source send at all?".to_owned()
+    } else {
+        let text = format!(
+            "what {} sends may come here from another address: that of a load balancer, a proxy or a NAT before the nodes",
+            source.address
+        );
+        page.wrapped(Paint::Bold, "note    ", &text, 8);
+        let node = destination.node.as_deref().map_or("each node", |node| names.short(node));
+        format!("on {node}: tcpdump -ni any dst host {}   # does anybody come, and from where?", destination.address)
+    };
+    page.line(&[(Paint::Bold, "next    "), (Paint::Plain, &next)]);
 }
 
 /// Several ways to fail: each in a line, with the exchanges it befell.
@@ -135,6 +149,10 @@ fn routers(page: &mut Page, trace: &Trace, verbose: bool) {
     if !trace.routers.is_empty() {
         let mut routers: Vec<String> = trace.routers.iter().map(ToString::to_string).collect();
         let beyond = |exchange: &Exchange| exchange.shares.iter().any(|s| matches!(s.of, ShareOf::Beyond { .. }));
+        let begun = |exchange: &Exchange| exchange.request.hops.first().map(|hop| hop.action);
+        if trace.exchanges.iter().any(|exchange| begun(exchange) == Some(Action::Received)) {
+            routers.insert(0, "(before: not traced)".to_owned());
+        }
         if trace.exchanges.iter().any(beyond) {
             let arrived = trace.routers.last() == Some(&trace.destination.address);
             routers.insert(routers.len() - usize::from(arrived), "(beyond: not traced)".to_owned());

@@ -2,7 +2,7 @@
 
 use super::{
     failure::cause,
-    groups::Group,
+    groups::{Group, same_ways},
     line::{Page, Paint},
     names::Names,
     reply::same_way_back,
@@ -38,9 +38,9 @@ pub(super) fn verdict(page: &mut Page, trace: &Trace, names: &Names, groups: &[G
     }
     let length: usize = pieces.iter().map(|(_, text)| text.chars().count()).sum();
     let rest = match failures.as_slice() {
-        [] => format!("  {}  {}", rtt(&delivered), way(trace, names, groups)),
+        [] => format!("  {}  {}", rtt(names, &delivered), way(trace, names, groups)),
         [only] if delivered.is_empty() => cause(names, only.median),
-        _ if !delivered.is_empty() => format!("  {}", rtt(&delivered)),
+        _ if !delivered.is_empty() => format!("  {}", rtt(names, &delivered)),
         _ => String::new(),
     };
     let lines = super::line::wrap(&rest, page.width().saturating_sub(length), page.width().saturating_sub(4));
@@ -93,20 +93,23 @@ fn things(direction: Option<Direction>) -> &'static str {
     }
 }
 
-/// `rtt 214 us median (201-243)`.
-fn rtt(delivered: &[&Exchange]) -> String {
+/// `rtt 214 us median (201-243)`; of a source that is not traced ` from ip-172-20-50-50 ens5 and back`.
+fn rtt(names: &Names, delivered: &[&Exchange]) -> String {
     let mut times: Vec<u64> = delivered.iter().filter_map(|exchange| exchange.rtt_ns).collect();
     times.sort_unstable();
     let Some(&median) = times.get(times.len().saturating_sub(1) / 2) else { return "rtt unknown".to_owned() };
     let unit = Unit::of(median);
-    match times.as_slice() {
+    let edge = delivered.iter().find_map(|exchange| exchange.rtt_at.as_ref());
+    let edge = edge.map_or(String::new(), |place| format!(" from {} and back", names.shorten(place)));
+    let told = match times.as_slice() {
         [only] => format!("rtt {}", unit.with_name(*only)),
         [least, .., most] if unit.number(*least) == unit.number(*most) => format!("rtt {}", unit.with_name(median)),
         [least, .., most] => {
             format!("rtt {} median ({}-{})", unit.with_name(median), unit.number(*least), unit.number(*most))
         }
         [] => String::new(),
-    }
+    };
+    told + &edge
 }
 
 /// `routed, no tunnel, no NAT; reply took the same way back`.
@@ -143,8 +146,12 @@ fn way(trace: &Trace, names: &Names, groups: &[Group<'_>]) -> String {
     // Of paths with gaps nobody can say whether they differ.
     let (whole, gaps): (Vec<_>, Vec<_>) = groups.iter().partition(|group| whole(group.median));
     let mut ways = String::new();
-    if whole.len() > 1 {
-        ways = format!("; {} different ways, the usual one first", whole.len());
+    // A handshake and the data after it are told apart, and may go the same way.
+    let new =
+        |(i, group): &(usize, &&Group<'_>)| whole[..*i].iter().all(|known| !same_ways(known.median, group.median));
+    let different = whole.iter().enumerate().filter(new).count();
+    if different > 1 {
+        ways = format!("; {different} different ways, the usual one first");
     }
     if !whole.is_empty() && !gaps.is_empty() {
         let count: usize = gaps.iter().map(|group| group.members.len()).sum();

@@ -83,6 +83,9 @@ fn incomplete_with_lost_events() {
 #[test]
 fn nothing_seen() {
     assert_snapshot!(screen(&samples::nothing()));
+    let mut outside = samples::nothing();
+    (outside.source.name, outside.source.node) = (None, None);
+    assert_snapshot!(screen(&outside));
 }
 
 #[test]

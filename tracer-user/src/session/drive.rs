@@ -30,6 +30,10 @@ use crate::{
 /// slow to attach is slow to detach.
 const DRAINED_WITHIN: Duration = Duration::from_secs(15);
 
+/// Records are this late, at most: the ring is emptied every 10 ms, the rest is the way. Where nobody knows at which node exchanges
+/// begin, so long after the last one began to record what has come by then is taken to be of before.
+const RECORDS_ARRIVE_WITHIN: Duration = Duration::from_millis(100);
+
 /// Then all connections have this long to close. Longer than one waits for its command.
 const CLOSED_WITHIN: Duration = Duration::from_secs(10);
 
@@ -73,6 +77,8 @@ pub enum Progress<'a> {
         /// How long attaching took there.
         took: Duration,
     },
+    /// Whatever is seen from now on was seen by all nodes. Said of a trace without probes, where no node was armed last.
+    AllRecord,
     /// A probe completed.
     Probe(Probe),
     /// A node delivered more records.
@@ -331,6 +337,14 @@ impl<P: FnMut(Progress<'_>)> Driver<P> {
         }
         let source = self.nodes.iter().position(|node| node.request.ping.is_some());
         let Some(source) = source else {
+            if plan.armed_last.is_none() {
+                let settled = Instant::now() + RECORDS_ARRIVE_WITHIN;
+                if self.pump(all_ended, Some(settled), stop.as_mut()).await == Pumped::Stopped {
+                    return Ok(true);
+                }
+                self.nodes.iter_mut().for_each(Node::all_record);
+                (self.progress)(Progress::AllRecord);
+            }
             let deadline = plan.record_for.map(|time| Instant::now() + time);
             return Ok(self.pump(all_ended, deadline, stop).await == Pumped::Stopped);
         };

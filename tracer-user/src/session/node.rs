@@ -80,6 +80,8 @@ pub(super) struct Node {
     drained: bool,
     /// Until when everything was recorded, by its clock, ns.
     stopped_ns: Option<u64>,
+    /// The last that was recorded before all nodes surely did, by its clock, ns.
+    alone_ns: Option<u64>,
 }
 
 impl Node {
@@ -101,7 +103,18 @@ impl Node {
             counters: None,
             drained: false,
             stopped_ns: None,
+            alone_ns: None,
         }
+    }
+
+    /// What has come by now may be of before all nodes recorded.
+    pub(super) fn all_record(&mut self) {
+        let time = |record: &Record| match record {
+            Record::Sighting(s) => s.time_ns,
+            Record::Translation(t) => t.time_ns,
+            Record::Rewrite(r) => r.time_ns,
+        };
+        self.alone_ns = self.records.iter().map(time).max();
     }
 
     /// Whether probes can come from it.
@@ -204,6 +217,7 @@ impl Node {
             counters,
             drained,
             stopped_ns,
+            alone_ns,
             ended,
             requested,
             ..
@@ -244,6 +258,7 @@ impl Node {
             complete: drained && discarded == 0 && unknown == 0,
             watched: request.flows,
             stopped_ns,
+            alone_ns,
         });
         driven.nodes.push(DrivenNode { name, hello, counters, discarded, unknown });
     }

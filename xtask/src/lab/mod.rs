@@ -135,6 +135,19 @@ impl LabInfo {
         })
     }
 
+    /// The network namespace of that host: a node, a pod, `gateway`, `internet` or `wire`.
+    ///
+    /// # Errors
+    /// When there is none; the error lists the hosts.
+    pub fn host(&self, name: &str) -> Result<&str> {
+        let wanted = namespace(&self.name, name);
+        self.namespaces.iter().find(|known| **known == wanted).map(String::as_str).with_context(|| {
+            let hosts: Vec<&str> =
+                self.namespaces.iter().filter_map(|known| known.strip_prefix(&self.name)?.strip_prefix('-')).collect();
+            format!("lab {}: no host `{name}`; hosts: {}", self.name, hosts.join(", "))
+        })
+    }
+
     fn describe(lab: &str, profile_name: &str, profile: &Profile, definition: String) -> LabInfo {
         let directory = state::directory(lab);
         let nodes = profile.nodes.iter().map(|node| LabNode {
@@ -298,6 +311,12 @@ mod tests {
         let info = LabInfo::describe("x", "calico-bgp", &profile, String::new());
         assert_eq!(info.node("ip-172-20-58-60.ec2.internal").unwrap().host, "node2");
         assert_eq!(info.node("node9").unwrap_err().to_string(), "lab x: no node `node9`; nodes: node1, node2, node3");
+        assert_eq!(info.host("internet").unwrap(), "x-internet");
+        let error = info.host("moon").unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "lab x: no host `moon`; hosts: wire, gateway, internet, node1, bb1, web, bb3, node2, bb2, node3"
+        );
         assert_eq!(info.pod("bb9").unwrap_err().to_string(), "lab x: no pod `bb9`; pods: bb1, web, bb3, bb2");
     }
 }

@@ -179,7 +179,9 @@ fn median(exchanges: &[Exchange]) -> Option<&Exchange> {
 /// The path's round trip is not that of the sender's own clock. Only sensible where podpath was the sender. Judged by the
 /// exchange in which the two agree best: others may have been preempted between one clock and the other.
 fn clocks_differ(exchanges: &[Exchange], slower: u32) -> Option<String> {
-    let timed = exchanges.iter().filter_map(|exchange| Some((exchange.rtt_ns?, exchange.injector_rtt_ns)));
+    // Measured elsewhere: then podpath did not send.
+    let at_source = exchanges.iter().filter(|exchange| exchange.rtt_at.is_none());
+    let timed = at_source.filter_map(|exchange| Some((exchange.rtt_ns?, exchange.injector_rtt_ns)));
     let (rtt, injector) = timed.min_by_key(|(rtt, injector)| injector.map_or(u64::MAX, |ns| ns.abs_diff(*rtt)))?;
     let Some(injector) = injector else { return Some("the sender measured no rtt".to_owned()) };
     let allowed = (CLOCKS_DIFFER_NS * u64::from(slower)).max(rtt / CLOCKS_DIFFER_PART);

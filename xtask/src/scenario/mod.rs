@@ -42,12 +42,14 @@ pub struct Scenario {
     pub expect: Expect,
 }
 
-/// A command that runs in a pod from before the trace until after it.
+/// A command that runs somewhere in the lab from before the trace until after it.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Traffic {
-    /// The pod.
-    pub pod: String,
+    /// A host of the lab: a pod, a node, `gateway`, or `internet`, from where clients come with the address
+    /// 203.0.113.9 (2001:db8:9::9).
+    #[serde(alias = "pod")]
+    pub at: String,
     /// Program and arguments, separated by blanks. `xtask traffic` serves and asks where the machine has no program for
     /// it ([`crate::traffic`]).
     pub run: String,

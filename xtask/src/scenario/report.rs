@@ -41,6 +41,8 @@ pub struct Exchange {
     pub failed_direction: Option<String>,
     /// Round trip, ns.
     pub rtt_ns: Option<u64>,
+    /// Where it was measured, if not at the source.
+    pub rtt_at: Option<String>,
     /// The same by the sender's own clock, ns.
     pub injector_rtt_ns: Option<u64>,
     /// The way there.

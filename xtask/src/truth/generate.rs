@@ -9,7 +9,9 @@ use rand::{Rng, SeedableRng};
 
 use super::network::{Ask, Network, Probe, Target};
 use crate::lab::plant::{Iptables, Plant};
-use crate::lab::profile::{Cni, IdleBridge, Node, Outside, Pair, Pod, Profile, Reach, Rules, Subnet, Tunnel, TunnelKind};
+use crate::lab::profile::{
+    Cni, IdleBridge, Node, Outside, Pair, Pod, Profile, Reach, Rules, Subnet, Tunnel, TunnelKind,
+};
 
 mod fault;
 

@@ -2,10 +2,11 @@
 //! (`xtask::kube`). podpath knows nothing of that: against a real cluster runs `real_cluster.rs`. Needs root,
 //! the tools of `xtask::lab::PACKAGES`, `podpath`, `podpath-agent` and `xtask` in the target folder; fails without them.
 
-use std::{path::Path, time::Duration};
+use std::{net::TcpStream, path::Path, sync::mpsc, time::Duration};
 
 use serde_json::{Value, json};
 use xtask::kube::{Fault, Options};
+use xtask::lab::inside;
 
 use harness::{Cluster, Said, assert_warned, nodes, outcomes, podpath, start, until};
 
@@ -169,11 +170,29 @@ fn each_refusal_says_what_to_do() {
     cluster.admin(&["trace", "bb2", "bb1", "--context", "other"]).refuses(&["context other", "kube-refusals"]);
 }
 
+/// Connects again and again from a network namespace, until dropped.
+fn knock(namespace: String, server: &'static str) -> mpsc::Sender<()> {
+    let (sender, dropped) = mpsc::channel::<()>();
+    std::thread::spawn(move || {
+        inside(&namespace, move || {
+            let pause = Duration::from_millis(200);
+            while dropped.recv_timeout(pause) == Err(mpsc::RecvTimeoutError::Timeout) {
+                // Refused: nothing listens.
+                let _ = TcpStream::connect_timeout(&server.parse()?, pause);
+            }
+            Ok(())
+        })
+        .unwrap();
+    });
+    sender
+}
+
 /// Of a service the nodes of its endpoints are traced, of a node port also the node that is asked; both are found by few requests.
 #[test]
 fn a_service_leads_to_its_endpoints() {
     let shop = json!({
         "name": "shop", "cluster_ip": "100.64.0.10", "port": 80, "target_port": 8080, "node_port": 30080, "endpoints": ["bb2"],
+        "load_balancer_ips": ["198.51.100.10"], "announced_by": "node3",
     });
     let plant = serde_json::from_value(json!({ "plant": "services", "mode": "nftables", "services": [shop] })).unwrap();
     let cluster = Cluster::planted("kube-service", "calico-bgp", &plant);
@@ -199,6 +218,17 @@ fn a_service_leads_to_its_endpoints() {
     let trace = podpath(&alice, &port).ends_with(3).trace();
     assert_eq!(nodes(&trace), [NODE1, NODE3, NODE2]);
     assert_eq!(trace["exchanges"][0]["rejection"]["pod"], "default/bb2");
+    // From outside it may come in at any node; who comes is only watched.
+    let client = knock(cluster.lab.internet.clone(), "198.51.100.10:80");
+    for destination in ["198.51.100.10:80", "svc/shop"] {
+        let trace =
+            podpath(&alice, &["trace", "203.0.113.9", destination, "-c", "2", "-o", "json"]).ends_with(3).trace();
+        assert_eq!(nodes(&trace), [NODE2, NODE1, NODE3], "{destination}");
+        assert_eq!(outcomes(&trace), ["rejected"; 2]);
+        assert_eq!(trace["exchanges"][0]["request"]["hops"][0]["node"], NODE3);
+        assert_eq!(trace["exchanges"][0]["rejection"]["pod"], "default/bb2");
+    }
+    drop(client);
     podpath(&alice, &["trace", "svc/shop", "bb1"]).refuses(&["a service sends nothing"]);
     podpath(&alice, &["trace", "bb1", "svc/shop", "--tcp", "81"]).refuses(&["--tcp 81", "80/TCP"]);
 }

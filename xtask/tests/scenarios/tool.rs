@@ -87,11 +87,11 @@ impl Tool {
 
     /// Starts traffic; a server of our own is ready when this returns.
     fn start(&self, traffic: &Traffic, lab: &LabInfo) -> Result<Running> {
-        let Traffic { pod, run } = traffic;
+        let Traffic { at, run } = traffic;
         let words: Vec<&str> = run.split(' ').collect();
         let own = words[0] == "xtask";
         let program = if own { self.0.with_file_name("xtask") } else { words[0].into() };
-        let mut running = inside(&lab.pod(pod)?.namespace, || {
+        let mut running = inside(lab.host(at)?, || {
             let mut command = Command::new(&program);
             command.args(&words[1..]).stdin(Stdio::null()).stdout(if own { Stdio::piped() } else { Stdio::null() });
             command.spawn().map(Running).with_context(|| format!("starting `{run}`"))
@@ -131,7 +131,7 @@ fn text_problems(scenario: &Scenario, output: &proc::Output, reasons: bool) -> V
     problems
 }
 
-/// Traffic in a pod; ends when dropped.
+/// Traffic in the lab; ends when dropped.
 struct Running(Child);
 
 impl Drop for Running {

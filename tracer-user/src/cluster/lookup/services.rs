@@ -1,5 +1,7 @@
 //! Services and their endpoints.
 
+use std::net::IpAddr;
+
 use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 use kube::{Api, api::ListParams};
 use serde_json::Value;
@@ -31,6 +33,15 @@ impl Lookup {
             self.services_with(&format!("spec.type={kind}"), has).await?;
         }
         Ok(())
+    }
+
+    /// Learns the service that has this address by its load balancer; false where the server cannot be asked.
+    pub(super) async fn balancer(&mut self, address: IpAddr) -> Result<bool, Error> {
+        let is_it = |entry: &Value| entry["ip"].as_str().and_then(|ip| ip.parse().ok()) == Some(address);
+        let has = |service: &Value| {
+            service["status"]["loadBalancer"]["ingress"].as_array().is_some_and(|ingress| ingress.iter().any(is_it))
+        };
+        self.services_with("spec.type=LoadBalancer", has).await
     }
 
     /// Learns services of all namespaces; false where the server cannot be asked by these fields: before 1.31.

@@ -65,6 +65,7 @@ mod tests {
             outcome: Outcome::Dropped,
             failed_direction: Some(Direction::Reply),
             rtt_ns: None,
+            rtt_at: None,
             injector_rtt_ns: None,
             request: path(there),
             reply: path(back),

@@ -29,6 +29,7 @@ fn sent_on(text: Option<&str>) -> Exchange {
         outcome: Outcome::Lost,
         failed_direction: None,
         rtt_ns: None,
+        rtt_at: None,
         injector_rtt_ns: None,
         request: Path { hops: vec![hop], incomplete: false },
         reply: Path::default(),
@@ -48,6 +49,7 @@ fn who_sends_to_no_endpoint_is_told() {
         ready: addresses.len(),
         addresses: addresses.iter().map(|text| address(text)).collect(),
         local: None,
+        not_let_in: Vec::new(),
     };
     let told = [
         dns(&["10.0.0.2"]).stranger_in_words(&sent_on(Some(OLD_ENTRY))),

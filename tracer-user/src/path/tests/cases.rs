@@ -345,7 +345,7 @@ fn service_address() {
     let joined = w.check();
     let e = &joined.exchanges[0];
     assert_eq!(e.notes, [""; 0]);
-    assert_eq!(joined.routers, [host(0), host(1), service]);
+    assert_eq!(joined.routers, [service; 3], "errors come back as from the address that was asked");
     let routed = e.request.hops.iter().find(|h| h.action == Action::Routed).expect("a routed hop");
     assert_eq!(routed.detail.route.as_deref(), Some("route to 100.64.1.11"), "routing sees the translated address");
     let undnat = e.reply.hops.iter().find(|h| h.action == Action::Undnat).expect("a rewrite");
@@ -366,4 +366,32 @@ fn host_network_source_behind_snat() {
     let e = &w.check().exchanges[0];
     assert_eq!((e.request.hops[1].src, e.request.hops[2].src), (host(0), new));
     assert_eq!(e.outcome, Outcome::Lost);
+}
+
+/// A client that is on no traced node: what can be measured is from where its packets come in until the answers leave there.
+#[test]
+fn a_source_outside_of_all_nodes() {
+    let client = ip("203.0.113.9");
+    let mut w = Walk::new(2, client, pod(1, 1));
+    let edge = (0, 0, ENS5);
+    w.request(1).received(edge);
+    let came = w.now;
+    w.routed(edge).received((1, 0, ENS5)).routed((1, 0, veth(1))).delivered((1, 1, ETH0));
+    w.reply().sent((1, 1, ETH0)).received((1, 0, veth(1))).routed((1, 0, ENS5)).received(edge).routed(edge);
+    w.evidence.probes.clear();
+    let e = &w.check().exchanges[0];
+    assert_eq!((e.outcome, e.rtt_at.as_deref()), (Outcome::Delivered, Some("node0 ens5")));
+    assert_eq!(e.shares.len(), 3, "two nodes and a wire: {:?}", e.shares);
+    assert!(e.rtt_ns.is_some_and(|ns| ns > 0 && ns <= w.now - came), "{:?}", e.rtt_ns);
+    // Another interface is another edge.
+    let mut w = Walk::new(1, client, pod(0, 1));
+    w.request(1).received(edge).routed((0, 0, veth(1))).delivered((0, 1, ETH0));
+    w.reply().sent((0, 1, ETH0)).received((0, 0, veth(1))).routed((0, 0, ENS6));
+    w.evidence.probes.clear();
+    assert_eq!(w.check().exchanges[0].rtt_ns, None);
+    // Seen until another node recorded for certain: it may have come by there.
+    w.evidence.nodes[0].alone_ns = Some(came - 1);
+    assert_eq!(w.join().exchanges.len(), 1);
+    w.evidence.nodes[0].alone_ns = Some(w.now);
+    assert_eq!(w.join().exchanges.len(), 0);
 }

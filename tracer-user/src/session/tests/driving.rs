@@ -41,6 +41,7 @@ async fn two_nodes_from_hello_to_evidence() {
             Progress::Probe(_) => "probe",
             Progress::Records { .. } => return,
             Progress::Draining => "draining",
+            Progress::AllRecord => "all record",
             Progress::Ended { .. } => "ended",
         });
     })

@@ -1,8 +1,10 @@
 //! From a profile to the commands that build it. Pure: nothing here touches the system.
 
+use std::fmt::Display;
+
 use serde::Serialize;
 
-use super::profile::{Cni, GATEWAY, INTERNET, Pair, Profile, WIRE};
+use super::profile::{CLIENT, CLIENT6, Cni, GATEWAY, INTERNET, Pair, Profile, Subnet, WIRE};
 use super::rules::{self, Rules};
 
 mod links;
@@ -231,16 +233,27 @@ fn gateway(lab: &str, profile: &Profile) -> Namespace {
 fn internet(lab: &str, profile: &Profile) -> Namespace {
     let mut internet = base(lab, INTERNET, false);
     internet.ip.push(format!("addr add {}/{} dev eth0", profile.outside.router, profile.outside.address.prefix_len()));
-    for address in &profile.outside.internet {
+    for address in profile.outside.internet.iter().chain([&CLIENT]) {
         internet.ip.push(format!("addr add {address}/32 dev lo"));
     }
     if let Some(ipv6) = &profile.ipv6 {
         internet.with_ipv6(false, &["lo", "eth0"]);
         internet.ip.push(format!("addr add {}/{} dev eth0 nodad", ipv6.router, ipv6.outside.prefix_len()));
-        internet.ip.extend(ipv6.internet.iter().map(|address| format!("addr add {address}/128 dev lo nodad")));
+        let addresses = ipv6.internet.iter().chain([&CLIENT6]);
+        internet.ip.extend(addresses.map(|address| format!("addr add {address}/128 dev lo nodad")));
     }
     internet.ip.push("link set eth0 up".to_owned());
+    // Whoever comes in is let through by the gateway as he is: no translation on the way in.
+    let via = profile.outside.address.addr();
+    let inwards = profile.subnets().map(|Subnet { subnet, .. }| way_in(&subnet, &via, &CLIENT));
+    internet.ip.extend(inwards);
+    internet.ip.extend(profile.ipv6.iter().map(|ipv6| way_in(&ipv6.subnet, &ipv6.outside.addr(), &CLIENT6)));
     internet
+}
+
+/// The way of clients out there to what is behind the gateway.
+pub(crate) fn way_in(destination: &dyn Display, gateway: &dyn Display, client: &dyn Display) -> String {
+    format!("route add {destination} via {gateway} dev eth0 src {client}")
 }
 
 #[cfg(test)]

@@ -6,7 +6,8 @@ use anyhow::{Context, Result, ensure};
 
 use super::{Planted, Undo, bridge_netfilter, fault, identity, netns, run, words};
 use crate::lab::LabInfo;
-use crate::lab::profile::{Cni, Profile};
+use crate::lab::plan;
+use crate::lab::profile::{CLIENT, Cni, Profile};
 use crate::lab::service::{self, Cluster, Mode, Restore, Service};
 
 impl Planted {
@@ -33,9 +34,32 @@ impl Planted {
                 }
             }
         }
+        for service in services {
+            self.lead_in(lab, service)?;
+        }
         let path = &lab.identity;
         let text = identity::edit(path, |items| service::add(items, &cluster, lab))?;
         self.undo.push(Undo::File { path: path.clone(), text });
+        Ok(())
+    }
+
+    /// The ways from outside to the service's addresses, as a load balancer announces them.
+    fn lead_in(&mut self, lab: &LabInfo, service: &Service) -> Result<()> {
+        let node = match &service.announced_by {
+            Some(node) => lab.node(node)?,
+            None => lab.nodes.first().context("a lab has nodes")?,
+        };
+        let profile = Profile::named(&lab.profile)?;
+        for front in service.fronts() {
+            let ways = [
+                (&lab.gateway, format!("route add {front} via {}", node.address)),
+                (&lab.internet, plan::way_in(&front, &profile.outside.address.addr(), &CLIENT)),
+            ];
+            for (namespace, way) in ways.iter().filter(|(namespace, _)| lab.namespaces.contains(namespace)) {
+                netns::inside(namespace, || run("ip", &way.split(' ').collect::<Vec<_>>(), ""))?;
+                self.undo_by(namespace, "ip", words(&format!("route del {front}")));
+            }
+        }
         Ok(())
     }
 

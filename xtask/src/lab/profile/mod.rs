@@ -254,8 +254,13 @@ impl Profile {
 pub(crate) const WIRE: &str = "wire";
 /// Host that is the nodes' default gateway, and translates a second time.
 pub(crate) const GATEWAY: &str = "gateway";
-/// Host that answers for the Internet.
+/// Host that answers for the Internet, and from where clients come in.
 pub(crate) const INTERNET: &str = "internet";
+
+/// Address of the clients out there: what [`INTERNET`] sends to a cluster's nodes comes from it.
+pub(crate) const CLIENT: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 9);
+/// The same in IPv6.
+pub(crate) const CLIENT6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 9, 0, 0, 0, 0, 9);
 
 /// Names of all profiles.
 pub(crate) fn names() -> impl Iterator<Item = &'static str> {

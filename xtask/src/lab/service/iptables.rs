@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{AFFINITY_SECONDS, Backed, Cluster, hash};
+use super::{AFFINITY_SECONDS, Backed, Cluster, Service, hash};
 use crate::lab::{LabNode, LabPod};
 
 /// The bit by which kube-proxy remembers that a packet is to be masqueraded.
@@ -134,6 +134,15 @@ fn unreachable(table: &mut Table, backed: &Backed, node: &LabNode) {
         table.rule("KUBE-SERVICES", &format!("{comment} {matched} -j {target}"));
     }
     let nobody = endpoints.is_empty() || service.is_local() && backed.local(node).is_empty();
+    for front in service.fronts().filter(|_| nobody) {
+        let matched = format!("-m {protocol} -p {protocol} -d {front} --dport {}", service.port);
+        table.rule("KUBE-EXTERNAL-SERVICES", &format!("{comment} {matched} -j {target}"));
+    }
+    for balancer in service.load_balancer_ips.iter().filter(|_| service.has_firewall() && !endpoints.is_empty()) {
+        let comment = self::comment(&format!("{name} traffic not accepted by {}", firewall_chain(service)));
+        let matched = format!("-m {protocol} -p {protocol} -d {balancer} --dport {}", service.port);
+        table.rule("KUBE-PROXY-FIREWALL", &format!("{comment} {matched} -j DROP"));
+    }
     if let (Some(port), true) = (service.node_port, nobody) {
         let matched = format!("-m addrtype --dst-type LOCAL -m {protocol} -p {protocol} --dport {port}");
         table.rule("KUBE-EXTERNAL-SERVICES", &format!("{comment} {matched} -j {target}"));
@@ -177,10 +186,13 @@ fn service(table: &mut Table, cluster: &Cluster, backed: &Backed, node: &LabNode
     table.rule("KUBE-SERVICES", &format!("{portal} -j {chain}"));
     table.rule(&chain, &format!("{portal} ! -s {} -j KUBE-MARK-MASQ", cluster.pool));
     balance(table, backed, &chain, &backed.endpoints);
-    if let Some(port) = service.node_port {
+    if service.is_external() {
         let external = table.chain(format!("KUBE-EXT-{hash}"));
-        let matched = format!("-m {protocol} -p {protocol} --dport {port}");
-        table.rule("KUBE-NODEPORTS", &format!("{} {matched} -j {external}", comment(&name)));
+        fronts(table, service, node, &external);
+        if let Some(port) = service.node_port {
+            let matched = format!("-m {protocol} -p {protocol} --dport {port}");
+            table.rule("KUBE-NODEPORTS", &format!("{} {matched} -j {external}", comment(&name)));
+        }
         let local = backed.local(node);
         match service.is_local() {
             true => {
@@ -205,6 +217,34 @@ fn service(table: &mut Table, cluster: &Cluster, backed: &Backed, node: &LabNode
     for pod in &backed.endpoints {
         endpoint(table, backed, pod);
     }
+}
+
+fn firewall_chain(service: &Service) -> String {
+    format!("KUBE-FW-{}", hash(&format!("{}{}", service.full_name(), service.protocol), HASH))
+}
+
+/// What comes by further addresses and by the load balancer; by that only who may.
+fn fronts(table: &mut Table, service: &Service, node: &LabNode, external: &str) {
+    let (name, protocol) = (service.full_name(), service.protocol);
+    let firewall = service.has_firewall().then(|| table.chain(firewall_chain(service)));
+    let balanced = firewall.as_deref().unwrap_or(external);
+    let fronts = service.external_ips.iter().map(|front| (front, "external IP", external));
+    for (front, what, chain) in
+        fronts.chain(service.load_balancer_ips.iter().map(|ip| (ip, "loadbalancer IP", balanced)))
+    {
+        let matched = format!("-m {protocol} -p {protocol} -d {front} --dport {}", service.port);
+        table.rule("KUBE-SERVICES", &format!("{} {matched} -j {chain}", comment(&format!("{name} {what}"))));
+    }
+    let Some(firewall) = firewall else { return };
+    let balancer = comment(&format!("{name} loadbalancer IP"));
+    let ranges = &service.load_balancer_source_ranges;
+    // The node itself comes with the load balancer's address as its own.
+    let own = service.load_balancer_ips.iter().filter(|_| ranges.iter().any(|range| range.contains(&node.address)));
+    for source in ranges.iter().map(ToString::to_string).chain(own.map(ToString::to_string)) {
+        table.rule(&firewall, &format!("{balancer} -s {source} -j {external}"));
+    }
+    let rest = comment(&format!("other traffic to {name} will be dropped by KUBE-PROXY-FIREWALL"));
+    table.rule(&firewall, &rest);
 }
 
 fn endpoint_chain(backed: &Backed, pod: &LabPod) -> String {

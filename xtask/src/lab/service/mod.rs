@@ -1,7 +1,7 @@
 //! Kubernetes services of a lab, as kube-proxy and the API show them. Pure: [`super::plant`] carries it out. IPv4 only.
 //!
 //! A service has one port here. Its rules are those of Kubernetes 1.33 (`pkg/proxy/iptables`, `pkg/proxy/nftables`),
-//! without load balancers, external IPs and topology.
+//! without topology.
 
 use std::fmt::{self, Display};
 use std::net::Ipv4Addr;
@@ -49,7 +49,20 @@ pub struct Service {
     /// Its port on every node: then the service is of type NodePort.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_port: Option<u16>,
-    /// Which endpoints a node port leads to.
+    /// Addresses of a load balancer that leaves its clients' addresses alone: then the service is of type LoadBalancer.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub load_balancer_ips: Vec<Ipv4Addr>,
+    /// Who may come by the load balancer; empty: all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub load_balancer_source_ranges: Vec<Ipv4Net>,
+    /// Further addresses, that somebody leads to a node.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub external_ips: Vec<Ipv4Addr>,
+    /// The node to which what comes from outside for the load balancer's and the further addresses is led, by its short name; the
+    /// first, unless said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub announced_by: Option<String>,
+    /// Which endpoints what comes from outside is led to: by a node port, a load balancer or a further address.
     #[serde(default)]
     pub external_traffic_policy: TrafficPolicy,
     /// Whether a client stays with its endpoint.
@@ -123,7 +136,22 @@ impl Service {
     }
 
     fn is_local(&self) -> bool {
-        self.node_port.is_some() && self.external_traffic_policy == TrafficPolicy::Local
+        self.is_external() && self.external_traffic_policy == TrafficPolicy::Local
+    }
+
+    /// It can be reached from outside of the cluster.
+    fn is_external(&self) -> bool {
+        self.node_port.is_some() || self.fronts().next().is_some()
+    }
+
+    /// The addresses by which it is reached from outside.
+    pub(super) fn fronts(&self) -> impl Iterator<Item = Ipv4Addr> + '_ {
+        self.external_ips.iter().chain(&self.load_balancer_ips).copied()
+    }
+
+    /// Not everybody may come by the load balancer.
+    fn has_firewall(&self) -> bool {
+        !self.load_balancer_ips.is_empty() && !self.load_balancer_source_ranges.is_empty()
     }
 
     fn is_sticky(&self) -> bool {

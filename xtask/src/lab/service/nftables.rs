@@ -18,6 +18,7 @@ struct Parts {
     service_nodeports: Vec<String>,
     no_endpoint_services: Vec<String>,
     no_endpoint_nodeports: Vec<String>,
+    firewall_ips: Vec<String>,
 }
 
 pub(super) fn node(cluster: &Cluster, node: &LabNode) -> String {
@@ -33,6 +34,7 @@ pub(super) fn node(cluster: &Cluster, node: &LabNode) -> String {
         service_nodeports,
         no_endpoint_services,
         no_endpoint_nodeports,
+        firewall_ips,
     } = parts;
     let mut text = "table ip kube-proxy {\n  comment \"rules for kube-proxy\"\n".to_owned();
     let by_address = "ipv4_addr . inet_proto . inet_service : verdict";
@@ -52,7 +54,7 @@ pub(super) fn node(cluster: &Cluster, node: &LabNode) -> String {
             "vmap to drop or reject packets to service nodeports with no endpoints",
             no_endpoint_nodeports,
         ),
-        ("map firewall-ips", by_address, "destinations that are subject to LoadBalancerSourceRanges", Vec::new()),
+        ("map firewall-ips", by_address, "destinations that are subject to LoadBalancerSourceRanges", firewall_ips),
         ("map service-ips", by_address, "ClusterIP, ExternalIP and LoadBalancer IP traffic", service_ips),
         ("map service-nodeports", by_port, "NodePort traffic", service_nodeports),
     ];
@@ -150,6 +152,11 @@ impl Parts {
         let nobody = |verdict: &str| format!("comment \"{}\" : {verdict}", service.full_name());
         let portal = format!("{cluster_ip} . {protocol} . {port}");
         let node_port = service.node_port.map(|port| format!("{protocol} . {port}"));
+        let front = |address| format!("{address} . {protocol} . {port}");
+        let fronts = service.fronts().map(front);
+        if service.has_firewall() {
+            self.firewall(service, node);
+        }
         // Two services of one address: the set takes it once.
         if !self.cluster_ips.contains(&cluster_ip.to_string()) {
             self.cluster_ips.push(cluster_ip.to_string());
@@ -158,16 +165,21 @@ impl Parts {
             let verdict = nobody("goto reject-chain");
             self.no_endpoint_services.push(format!("{portal} {verdict}"));
             self.no_endpoint_nodeports.extend(node_port.map(|key| format!("{key} {verdict}")));
+            self.no_endpoint_services.extend(fronts.map(|key| format!("{key} {verdict}")));
             return;
         }
         self.service_ips.push(format!("{portal} : goto service-{name}"));
         let mut rules = vec![format!("ip daddr {cluster_ip} ip saddr != {} jump mark-for-masquerade", cluster.pool)];
         rules.extend(balance(backed, endpoints));
         self.chain(&format!("service-{name}"), &rules);
-        if let Some(key) = node_port {
-            self.service_nodeports.push(format!("{key} : goto external-{name}"));
+        if service.is_external() {
+            let (drop, lead) = (nobody("drop"), format!(": goto external-{name}"));
+            let fronts: Vec<String> = fronts.collect();
+            self.service_ips.extend(fronts.iter().map(|key| format!("{key} {lead}")));
+            self.service_nodeports.extend(node_port.iter().map(|key| format!("{key} {lead}")));
             if service.is_local() && local.is_empty() {
-                self.no_endpoint_nodeports.push(format!("{key} {}", nobody("drop")));
+                self.no_endpoint_services.extend(fronts.iter().map(|key| format!("{key} {drop}")));
+                self.no_endpoint_nodeports.extend(node_port.iter().map(|key| format!("{key} {drop}")));
             }
             self.external(cluster, backed, &local);
         }
@@ -176,7 +188,20 @@ impl Parts {
         }
     }
 
-    /// What comes by the node port.
+    /// Who may come by the load balancer.
+    fn firewall(&mut self, service: &Service, node: &LabNode) {
+        let Service { port, protocol, load_balancer_ips, load_balancer_source_ranges: ranges, .. } = service;
+        let chain = format!("firewall-{}", service_name(service));
+        let (full_name, fronts) = (service.full_name(), load_balancer_ips.iter());
+        let elements =
+            fronts.map(|front| format!("{front} . {protocol} . {port} comment \"{full_name}\" : goto {chain}"));
+        self.firewall_ips.extend(elements);
+        let own = load_balancer_ips.iter().filter(|_| ranges.iter().any(|range| range.contains(&node.address)));
+        let sources: Vec<String> = ranges.iter().map(ToString::to_string).chain(own.map(ToString::to_string)).collect();
+        self.chain(&chain, &[format!("ip saddr != {{ {} }} drop", sources.join(", "))]);
+    }
+
+    /// What comes from outside.
     fn external(&mut self, cluster: &Cluster, backed: &Backed, local: &[&LabPod]) {
         let name = service_name(backed.service);
         let mut rules = Vec::new();

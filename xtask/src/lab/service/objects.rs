@@ -52,7 +52,21 @@ fn service(backed: &Backed) -> Value {
     if let Some(node_port) = service.node_port {
         port["nodePort"] = json!(node_port);
         spec["type"] = json!("NodePort");
+    }
+    if service.is_external() {
         spec["externalTrafficPolicy"] = json!(service.external_traffic_policy);
+    }
+    if !service.external_ips.is_empty() {
+        spec["externalIPs"] = json!(service.external_ips);
+    }
+    let mut balancer = json!({});
+    if !service.load_balancer_ips.is_empty() {
+        spec["type"] = json!("LoadBalancer");
+        let ingress = service.load_balancer_ips.iter().map(|ip| json!({ "ip": ip, "ipMode": "VIP" }));
+        balancer["ingress"] = ingress.collect();
+    }
+    if !service.load_balancer_source_ranges.is_empty() {
+        spec["loadBalancerSourceRanges"] = json!(service.load_balancer_source_ranges);
     }
     if service.is_sticky() {
         spec["sessionAffinityConfig"] = json!({ "clientIP": { "timeoutSeconds": AFFINITY_SECONDS } });
@@ -68,7 +82,7 @@ fn service(backed: &Backed) -> Value {
             "uid": service_uid(backed),
         },
         "spec": spec,
-        "status": { "loadBalancer": {} },
+        "status": { "loadBalancer": balancer },
     })
 }
 

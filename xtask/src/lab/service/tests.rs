@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::*;
+use super::{add as add_objects, *};
 
 fn lab(profile: &str) -> LabInfo {
     let cluster = Profile::named(profile).unwrap();
@@ -107,6 +107,79 @@ fn nftables_has_kube_proxys_table() {
     assert!(text.contains("100.64.0.11 . tcp . 80 comment \"default/none\" : goto reject-chain"), "{text}");
     assert!(text.contains("tcp . 30082 comment \"default/local\" : drop"), "{text}");
     assert!(text.contains("elements = { 172.20.50.50 }"), "{text}");
+}
+
+fn balanced() -> Vec<Service> {
+    services(
+        r#"services = [
+            { name = "shop", cluster_ip = "100.64.0.10", port = 80, target_port = 8080, load_balancer_ips = ["198.51.100.10"], external_ips = ["198.51.100.20"], load_balancer_source_ranges = ["203.0.113.0/25"], endpoints = ["bb2"] },
+            { name = "local", cluster_ip = "100.64.0.12", port = 80, load_balancer_ips = ["198.51.100.12"], external_traffic_policy = "Local", endpoints = ["bb2"] },
+        ]"#,
+    )
+}
+
+#[test]
+fn load_balancers_and_external_addresses_have_kube_proxys_rules() {
+    let (lab, all) = (lab("calico-bgp"), balanced());
+    let cluster = Cluster::new(&lab, &all).unwrap();
+    let add = cluster.iptables(lab.node("node1").unwrap()).add;
+    let (shop, local) = (hash("default/shoptcp", 16), hash("default/localtcp", 16));
+    let comment = |text: &str| format!("-m comment --comment \"{text}\"");
+    let to = |address: &str| format!("-m tcp -p tcp -d {address} --dport 80");
+    for line in [
+        format!("-A KUBE-SERVICES {} {} -j KUBE-EXT-{shop}", comment("default/shop external IP"), to("198.51.100.20")),
+        format!(
+            "-A KUBE-SERVICES {} {} -j KUBE-FW-{shop}",
+            comment("default/shop loadbalancer IP"),
+            to("198.51.100.10")
+        ),
+        format!("-A KUBE-FW-{shop} {} -s 203.0.113.0/25 -j KUBE-EXT-{shop}", comment("default/shop loadbalancer IP")),
+        format!(
+            "-A KUBE-FW-{shop} {}",
+            comment("other traffic to default/shop will be dropped by KUBE-PROXY-FIREWALL")
+        ),
+        format!(
+            "-A KUBE-PROXY-FIREWALL {} {} -j DROP",
+            comment(&format!("default/shop traffic not accepted by KUBE-FW-{shop}")),
+            to("198.51.100.10")
+        ),
+        format!(
+            "-A KUBE-SERVICES {} {} -j KUBE-EXT-{local}",
+            comment("default/local loadbalancer IP"),
+            to("198.51.100.12")
+        ),
+        format!(
+            "-A KUBE-EXTERNAL-SERVICES {} {} -j DROP",
+            comment("default/local has no local endpoints"),
+            to("198.51.100.12")
+        ),
+    ] {
+        assert_says(&add, &line);
+    }
+    assert!(!add.contains("-A KUBE-NODEPORTS"), "{add}");
+
+    let text = cluster.nftables(lab.node("node1").unwrap());
+    let [shop, local] = ["shop", "local"].map(|name| {
+        let path = format!("default/{name}/tcp/");
+        format!("{}-{path}", hash(&path, 8))
+    });
+    for element in [
+        format!("198.51.100.20 . tcp . 80 : goto external-{shop}"),
+        format!("198.51.100.10 . tcp . 80 : goto external-{shop}"),
+        format!("198.51.100.10 . tcp . 80 comment \"default/shop\" : goto firewall-{shop}"),
+        format!("198.51.100.12 . tcp . 80 : goto external-{local}"),
+        "198.51.100.12 . tcp . 80 comment \"default/local\" : drop".to_owned(),
+    ] {
+        assert!(text.contains(&element), "no `{element}` in\n{text}");
+    }
+    assert_says(&text, "ip saddr != { 203.0.113.0/25 } drop");
+
+    let mut items = Vec::new();
+    add_objects(&mut items, &cluster, &lab);
+    assert_eq!(items[0]["spec"]["type"], "LoadBalancer");
+    assert_eq!(items[0]["spec"]["externalIPs"][0], "198.51.100.20");
+    assert_eq!(items[0]["status"]["loadBalancer"]["ingress"][0]["ip"], "198.51.100.10");
+    assert_eq!(items[2]["spec"]["externalTrafficPolicy"], "Local");
 }
 
 #[test]

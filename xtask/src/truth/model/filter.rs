@@ -36,8 +36,10 @@ struct Matches {
     dst: Option<Ipv4Net>,
     protocol: Option<Protocol>,
     out: Option<String>,
-    /// Of a policy: the pod's link, and which way.
+    /// Of a pod's chain: its link, and which way.
     link: Option<(Way, String)>,
+    /// What conntrack knows nothing of, and does not begin with.
+    invalid: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,6 +52,8 @@ pub(super) enum Verdict {
     Masquerade,
     Snat(Ipv4Addr),
     Dnat(Ipv4Addr),
+    /// Calico's, for what is invalid.
+    Invalid,
     /// A network policy: `ingress` or `egress`, and the pod.
     NetworkPolicy(&'static str, String),
 }
@@ -61,6 +65,12 @@ pub(super) struct Passing<'a> {
     pub(super) to: Option<&'a str>,
     /// Conntrack knows its flow, or an error's flow.
     pub(super) established: bool,
+}
+
+impl Passing<'_> {
+    fn is_invalid(&self) -> bool {
+        !self.established && !self.packet.begins()
+    }
 }
 
 impl Filter {
@@ -113,9 +123,23 @@ impl Filter {
 
     /// What Calico makes of a policy: behind `ESTABLISHED`.
     pub(super) fn policy(way: Way, link: String, pod: String, rules: Rules) -> Filter {
-        let (letter, direction) = match way {
-            Way::To => ("t", "ingress"),
-            Way::From => ("f", "egress"),
+        let direction = match way {
+            Way::To => "ingress",
+            Way::From => "egress",
+        };
+        Filter { verdict: Verdict::NetworkPolicy(direction, pod), ..Filter::of_pod(way, link, rules) }
+    }
+
+    /// Calico's second rule of each pod's chains.
+    pub(super) fn invalid(way: Way, link: String, rules: Rules) -> Filter {
+        let filter = Filter::of_pod(way, link, rules);
+        Filter { matches: Matches { invalid: true, ..filter.matches }, verdict: Verdict::Invalid, ..filter }
+    }
+
+    fn of_pod(way: Way, link: String, rules: Rules) -> Filter {
+        let letter = match way {
+            Way::To => "t",
+            Way::From => "f",
         };
         let (table, chain) = match rules {
             Rules::Iptables => ("filter", format!("cali-{letter}w-{link}")),
@@ -126,8 +150,24 @@ impl Filter {
             table: table.to_owned(),
             chain,
             matches: Matches { link: Some((way, link)), ..Matches::default() },
-            verdict: Verdict::NetworkPolicy(direction, pod),
+            verdict: Verdict::Drop,
         }
+    }
+
+    /// Of what looks at a packet at one point, this decides who comes first.
+    pub(super) fn order(&self) -> (u8, u8, u8) {
+        let table = match self.table.as_str() {
+            "raw" => 0,
+            "mangle" => 1,
+            _ => 2,
+        };
+        let chain = match &self.matches.link {
+            None if self.verdict == Verdict::Policy => 3,
+            None => 0,
+            Some((Way::From, _)) => 1,
+            Some((Way::To, _)) => 2,
+        };
+        (table, chain, u8::from(!self.matches.invalid))
     }
 
     pub(super) fn is_translation(&self) -> bool {
@@ -135,9 +175,10 @@ impl Filter {
     }
 
     pub(super) fn fits(&self, passing: &Passing<'_>) -> bool {
-        let Matches { src, dst, protocol, out, link } = &self.matches;
+        let Matches { src, dst, protocol, out, link, invalid } = &self.matches;
         let Passing { packet, from, to, established } = passing;
-        src.is_none_or(|net| net.contains(&packet.src))
+        (!invalid || passing.is_invalid())
+            && src.is_none_or(|net| net.contains(&packet.src))
             && dst.is_none_or(|net| net.contains(&packet.dst))
             && protocol.is_none_or(|protocol| protocol == packet.protocol.iptables())
             && out.as_deref().is_none_or(|out| *to == Some(out))

@@ -21,7 +21,8 @@ mod world;
 pub(crate) struct Expected {
     pub(crate) outcome: String,
     pub(crate) failed: Option<String>,
-    pub(crate) routers: Vec<String>,
+    /// None: a router's errors do not come back, so its name cannot be seen.
+    pub(crate) routers: Option<Vec<String>>,
     pub(crate) request: Vec<String>,
     pub(crate) reply: Vec<String>,
     /// The rule that dropped it: `filter/FORWARD rule 1`.
@@ -53,7 +54,8 @@ pub(crate) fn expect(network: &Network, ask: &Ask) -> Result<Option<Expected>> {
     let mut walk = Walk::new(&world);
     let mut expected = Expected::default();
     let end = walk.send(&ask.from, request)?;
-    expected.routers = walk.routers.drain(..).map(|address| address.to_string()).collect();
+    let mut routers: Vec<String> = walk.routers.drain(..).map(|address| address.to_string()).collect();
+    expected.routers = Some(routers.clone()).filter(|_| !walk.unnamed);
     expected.request = std::mem::take(&mut walk.lines);
     if ask.probe == Probe::Udp && matches!(end, End::Delivered(..)) {
         // Nobody takes it: that is a drop.
@@ -67,9 +69,10 @@ pub(crate) fn expect(network: &Network, ask: &Ask) -> Result<Option<Expected>> {
     let (there, arrived) = match end {
         End::Delivered(host, link, packet) if ask.probe == Probe::Udp => {
             let answered = walk.refuses(&host, &link, packet, &ask.from)?;
-            expected.request.extend(walk.lines.drain(..));
+            expected.request.append(&mut walk.lines);
             if answered {
-                expected.routers.push(dst.to_string());
+                routers.push(dst.to_string());
+                expected.routers = Some(routers).filter(|_| !walk.unnamed);
             }
             return Ok(Some(fail(expected, if answered { "rejected" } else { "dropped" }, "request")));
         }
@@ -107,7 +110,8 @@ pub(crate) fn expect(network: &Network, ask: &Ask) -> Result<Option<Expected>> {
     expected.reply = walk.lines.drain(..).collect();
     Ok(Some(match end {
         End::Delivered(host, ..) if host == ask.from => {
-            expected.routers.push(dst.to_string());
+            routers.push(dst.to_string());
+            expected.routers = Some(routers).filter(|_| !walk.unnamed);
             expected.outcome = if ask.probe == Probe::Tcp { "rejected" } else { "delivered" }.to_owned();
             expected
         }

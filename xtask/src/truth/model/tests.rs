@@ -23,6 +23,7 @@ fn ask(scenario: &Scenario, profile: &Profile) -> Option<Ask> {
     let from = host(words.next()?)?;
     let to = words.next()?;
     let to = match to.parse() {
+        Ok(address) if std::net::Ipv4Addr::is_loopback(&address) => return None,
         Ok(address) => Target::Address(address),
         Err(_) => Target::Host(host(to)?),
     };
@@ -54,6 +55,7 @@ fn it_says_what_was_checked_by_hand() {
         }
         let Ok(Some(expected)) = expect(&network, &ask) else { continue };
         let scenario::Expect { outcome, failed, routers, request, reply, .. } = scenario.expect;
+        let routers = expected.routers.is_some().then_some(routers);
         let checked = Expected { outcome, failed, routers, request, reply, rule: expected.rule.clone() };
         if expected != checked {
             wrong.push(format!("{name}: by hand {checked:#?}\nby the model {expected:#?}"));

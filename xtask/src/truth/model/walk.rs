@@ -49,6 +49,8 @@ pub(super) struct Walk<'a> {
     flows: BTreeMap<&'a str, Vec<Flow>>,
     pub(super) lines: Vec<String>,
     pub(super) routers: Vec<Ipv4Addr>,
+    /// A router behind DNAT whose errors do not come back.
+    pub(super) unnamed: bool,
     steps: u32,
     /// What left a traced host last: the host, its link, the TTL.
     left: Option<(String, String, u8)>,
@@ -59,7 +61,15 @@ const TOO_MANY: u32 = 5_000;
 
 impl<'a> Walk<'a> {
     pub(super) fn new(world: &'a World) -> Walk<'a> {
-        Walk { world, flows: BTreeMap::new(), lines: Vec::new(), routers: Vec::new(), steps: 0, left: None }
+        Walk {
+            world,
+            flows: BTreeMap::new(),
+            lines: Vec::new(),
+            routers: Vec::new(),
+            unnamed: false,
+            steps: 0,
+            left: None,
+        }
     }
 
     /// What becomes of an answer: whether it comes to `who`, and whether it is seen on its way there. Nothing of that way is
@@ -76,6 +86,24 @@ impl<'a> Walk<'a> {
         Ok((matches!(end, End::Delivered(host, ..) if host == who), seen))
     }
 
+    /// By what name the sender hears of a host that says its packet's TTL ran out: conntrack, where it undoes DNAT, puts the
+    /// address that was asked in the place of who says it (`nf_nat_icmp_reply_translation`).
+    fn named(&mut self, host: &'a Host, own: Ipv4Addr, packet: &Packet) -> Result<Ipv4Addr> {
+        let Some(answer) = self.answer(host, packet) else { return Ok(own) };
+        let (lines, routers) = (self.lines.len(), self.routers.len());
+        let end = self.send(&answer.host, answer.error)?;
+        self.lines.truncate(lines);
+        self.routers.truncate(routers);
+        Ok(match end {
+            End::Delivered(_, _, error) => error.src,
+            // Nobody hears of it: which name it would have cannot be seen.
+            _ => {
+                self.unnamed |= self.flows.values().flatten().any(|flow| flow.forth.1 != flow.back.0);
+                own
+            }
+        })
+    }
+
     /// A datagram that came to a host where nobody listens; whether `who` hears of that.
     pub(super) fn refuses(&mut self, host: &str, link: &str, packet: Packet, who: &str) -> Result<bool> {
         let host = self.world.host(host)?;
@@ -87,7 +115,7 @@ impl<'a> Walk<'a> {
     }
 
     /// A packet that `host` sends itself.
-    pub(super) fn send(&mut self, host: &str, packet: Packet) -> Result<End> {
+    pub(super) fn send(&mut self, host: &str, mut packet: Packet) -> Result<End> {
         let host = self.world.host(host)?;
         if host.is_local(packet.dst) {
             bail!("{} to itself", host.name);
@@ -98,6 +126,9 @@ impl<'a> Walk<'a> {
         };
         if route.kind != Kind::Unicast {
             return Ok(End::Dropped(Dropped { traced: host.role != Role::Outside, rule: None, answer: None }));
+        }
+        if packet.about.is_some() {
+            as_sent(self.flows.entry(&host.name).or_default(), &mut packet);
         }
         self.line(host, &route.dev, "sent", packet.ttl, "");
         if matches!(host.role, Role::Node { .. }) {
@@ -393,7 +424,11 @@ impl<'a> Walk<'a> {
         }
         if matches!(host.role, Role::Node { .. }) {
             let back = fib::lookup(&host.routes, packet.src).filter(|route| route.kind == Kind::Unicast);
-            self.routers.extend(back.and_then(|route| host.source(route)));
+            let own = back.and_then(|route| host.source(route));
+            if let Some(own) = own {
+                let name = self.named(host, own, &packet)?;
+                self.routers.push(name);
+            }
             let text = self.text(host, route);
             self.line(host, &route.dev, "routed", shown_ttl(&packet), &text);
         }
@@ -425,20 +460,21 @@ impl<'a> Walk<'a> {
             to: to.map(|link| link.name.as_str()),
             established: self.known(host, packet),
         };
-        let order = |filter: &&Filter| match filter.table.as_str() {
-            "raw" => 0,
-            "mangle" => 1,
-            _ => 2,
-        };
         let here = host.filters.iter().filter(|filter| filter.point == point && !filter.is_translation());
-        let Some(filter) = here.filter(|filter| filter.fits(&passing)).min_by_key(order) else { return Ok(None) };
+        let Some(filter) = here.filter(|filter| filter.fits(&passing)).min_by_key(|filter| filter.order()) else {
+            return Ok(None);
+        };
         let before = host.filters.iter().take_while(|other| !std::ptr::eq(*other, filter));
-        let before = before.filter(|other| other.table == filter.table && other.chain == filter.chain).count();
+        let before = before.filter(|other| other.table == filter.table && other.chain == filter.chain);
+        let before = before.filter(|other| other.verdict != Verdict::Invalid).count();
         let Filter { table, chain, .. } = filter;
         let (why, rule) = match &filter.verdict {
             // Behind ESTABLISHED, INVALID, and the reset of the mark.
             Verdict::NetworkPolicy(direction, pod) => {
                 (format!("{direction} policy at {pod}"), format!("rule {}", 4 + before))
+            }
+            Verdict::Invalid => {
+                ("netfilter rule for packets that conntrack calls invalid".to_owned(), "rule 2".to_owned())
             }
             Verdict::Policy => (format!("the default policy of chain {chain}"), "policy".to_owned()),
             Verdict::Reject => ("netfilter reject rule".to_owned(), format!("rule {}", 1 + before)),
@@ -457,7 +493,8 @@ impl<'a> Walk<'a> {
             let turned = |(a, b): (Ipv4Addr, Ipv4Addr)| (b, a);
             match packet.about {
                 Some(_) => [flow.forth, flow.back, turned(flow.forth), turned(flow.back)].contains(&ends),
-                None => flow.back == ends,
+                // The destination may be translated back already.
+                None => flow.back.0 == ends.0 && [flow.back.1, flow.forth.0].contains(&ends.1),
             }
         })
     }
@@ -465,11 +502,8 @@ impl<'a> Walk<'a> {
     /// Conntrack at PREROUTING.
     fn translate_destination(&mut self, host: &'a Host, link: &'a Link, packet: &mut Packet) -> Result<()> {
         let flows = self.flows.entry(&host.name).or_default();
-        if let Some(about) = packet.about {
-            if let Some(flow) = flows.iter().find(|flow| (flow.back.1, flow.back.0) == about) {
-                packet.dst = flow.forth.0;
-                packet.about = Some(flow.forth);
-            }
+        if packet.about.is_some() {
+            as_sent(flows, packet);
             return Ok(());
         }
         let ends = packet.ends();
@@ -649,6 +683,16 @@ impl<'a> Walk<'a> {
         let basis = if inferred { " (inferred)" } else { "" };
         self.lines.push(format!("{place} {link} {action} ttl {ttl}{colon}{detail}{basis}"));
     }
+}
+
+/// An error about a packet that a host translated: it says what the sender sent, to the sender.
+fn as_sent(flows: &[Flow], error: &mut Packet) {
+    let Some(flow) = flows.iter().find(|flow| Some((flow.back.1, flow.back.0)) == error.about) else { return };
+    if flow.forth.1 != flow.back.0 {
+        error.src = flow.forth.1;
+    }
+    error.dst = flow.forth.0;
+    error.about = Some(flow.forth);
 }
 
 /// What becomes of a source address.

@@ -114,6 +114,15 @@ impl World {
             world.translated.extend(node.external.map(|external| (node.address, external)));
         }
         world.host_mut(GATEWAY)?.masquerades = profile.outside.masquerade;
+        if let Cni::Calico { rules, .. } = profile.cni {
+            for node in &profile.nodes {
+                let links = node.pods.iter().map(|pod| profile.host_interface(pod));
+                let filters =
+                    links.flat_map(|link| [Way::From, Way::To].map(|way| Filter::invalid(way, link.clone(), rules)));
+                let filters: Vec<Filter> = filters.collect();
+                world.host_mut(&node.host)?.filters.extend(filters);
+            }
+        }
         for plant in plants {
             world.plant(plant).with_context(|| format!("the model cannot plant {plant:?}"))?;
         }
