@@ -52,6 +52,7 @@ pub(super) fn of_reason(reason: &str) -> Option<Sign> {
             "the neighbour table is full (net.ipv4.neigh.default.gc_thresh3), or its entry could not be made",
         ),
         "NEIGH_DEAD" | "NEIGH_HH_FILLFAIL" => Sign::Other("the neighbour's entry could not be used"),
+        "OTHERHOST" => Sign::Other("sent to a link-layer address that is not its receiver's: a wrong neighbour entry"),
         "NEIGH_QUEUEFULL" => Sign::NeighbourQueue,
         "QDISC_DROP" | "QDISC_OVERLIMIT" | "QDISC_CONGESTED" | "FULL_RING" => Sign::Queue,
         "DEV_READY" => Sign::Device,

@@ -80,7 +80,9 @@ pub(super) fn add(rng: &mut StdRng, profile: &Profile, asks: &[Ask], plants: &mu
             .last()
             .map(|pod| Plant::LinkDown { at: to.host.clone(), interface: profile.host_interface(pod) })
             .filter(|_| pods.len() == 2 && from.host != to.host),
-        10 => (pods.len() == 2 && from.host != to.host).then(|| Plant::Unresolved { pod: pods[1].name.clone() }),
+        // It sends no question itself either, but to its own link-layer address.
+        10 => (pods.len() == 2 && from.host != to.host && asks.iter().all(|ask| ask.from != pods[1].name))
+            .then(|| Plant::Unresolved { pod: pods[1].name.clone() }),
         11 => Some(nat(at, format!("-s {src} -d {dst} -j MASQUERADE"), "POSTROUTING")),
         12 if matches!(profile.cni, Cni::Kindnet) => Some(Plant::ChainPolicy { at, chain: "FORWARD".to_owned() }),
         13 => {

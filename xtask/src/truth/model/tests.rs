@@ -23,7 +23,7 @@ fn ask(scenario: &Scenario, profile: &Profile) -> Option<Ask> {
     let from = host(words.next()?)?;
     let to = words.next()?;
     let to = match to.parse() {
-        Ok(address) if std::net::Ipv4Addr::is_loopback(&address) => return None,
+        Ok(address) if Ipv4Addr::is_loopback(&address) => return None,
         Ok(address) => Target::Address(address),
         Err(_) => Target::Host(host(to)?),
     };

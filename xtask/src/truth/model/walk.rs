@@ -52,8 +52,8 @@ pub(super) struct Walk<'a> {
     /// A router behind DNAT whose errors do not come back.
     pub(super) unnamed: bool,
     steps: u32,
-    /// What left a traced host last: the host, its link, the TTL.
-    left: Option<(String, String, u8)>,
+    /// What left a traced host last: the host, its link.
+    left: Option<(String, String, Packet)>,
 }
 
 /// More than any TTL allows.
@@ -244,7 +244,7 @@ impl<'a> Walk<'a> {
             self.line(host, &out.name, "transmitted", ttl, "");
         }
         if host.role != Role::Outside {
-            self.left = Some((host.name.clone(), out.name.clone(), ttl));
+            self.left = Some((host.name.clone(), out.name.clone(), packet.clone()));
         }
         match &out.kind {
             LinkKind::Bridge => {
@@ -263,16 +263,17 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Out there a request came to nothing: of what left last, no more is seen.
+    /// Out there a packet came to nothing: of what left last, no more is seen.
     fn gone(&mut self) {
-        let left = self.left.clone();
-        if let Some((host, link, ttl)) =
-            left.and_then(|(host, link, ttl)| Some((self.world.hosts.get(&host)?, link, ttl)))
-        {
-            let Role::Node { name, .. } = &host.role else { return };
-            let text = format!("left {name} {link}; beyond is not traced, no reply came back");
-            self.line(host, &link, "lost", ttl, &text);
-        }
+        let Some((name, link, packet)) = self.left.clone() else { return };
+        let Some(host) = self.world.hosts.get(&name) else { return };
+        let Role::Node { name, .. } = &host.role else { return };
+        let of_pod = |host: &Host| matches!(host.role, Role::Pod { .. });
+        let to_nobody = self.world.owner(packet.dst).is_none_or(|owner| owner.role == Role::Outside);
+        let bare = packet.outer.is_none() && to_nobody && self.world.owner(packet.src).is_some_and(of_pod);
+        let with = if bare { format!(" with the pod's own address {} (no SNAT)", packet.src) } else { String::new() };
+        let text = format!("left {name} {link}{with}; beyond is not traced, no reply came back");
+        self.line(host, &link, "lost", shown_ttl(&packet), &text);
     }
 
     fn swallowed(&mut self, host: &Host, peer: &Host, out: &Link, packet: &mut Packet) -> Option<End> {
