@@ -478,7 +478,7 @@ impl<'a> Walk<'_, 'a> {
                 let detail = Detail { answered_after_ns, ..Detail::default() };
                 let free = delivered_as(self.chain, node, last);
                 if let Some(free) = free {
-                    self.translated_before(spot, free, last);
+                    self.translated_before(spot, free, last, true);
                 }
                 self.push(spot, Action::Delivered, free.map_or(last.header(), Header::of), basis, detail);
                 self.undated(last);
@@ -527,12 +527,14 @@ impl<'a> Walk<'_, 'a> {
         header
     }
 
-    /// What NAT made of the destination between the last device and the end, which `free` shows.
-    fn translated_before(&mut self, spot: Spot, free: &'a Sighting, last: &Touch<'a>) {
+    /// What NAT made of the packet between the last device and the end, which `free` shows: of its destination, and in INPUT of
+    /// its source, too.
+    fn translated_before(&mut self, spot: Spot, free: &'a Sighting, last: &Touch<'a>, input: bool) {
         let rewrites = self.rewrites(spot.node, free, &last.last.packet, &free.packet, false);
-        if let Some((action, nat)) = rewrites.before_routing {
-            let (came, from, to) = (Some(last.at()), Some(last.end()), free.time_ns);
-            let passage = Passage { node: spot.node, skb: free.skb, from, to, came, goes: None };
+        let (came, from, to) = (Some(last.at()), Some(last.end()), free.time_ns);
+        let passage = Passage { node: spot.node, skb: free.skb, from, to, came, goes: None };
+        let source = rewrites.after_routing.filter(|_| input);
+        for (action, nat) in rewrites.before_routing.into_iter().chain(source) {
             self.rewritten(spot, action, nat, &last.last.packet, &passage);
         }
     }
@@ -555,7 +557,7 @@ impl<'a> Walk<'_, 'a> {
         let spot = Spot { node, at: last.at(), time_ns: free.time_ns };
         let header = if free.outer.is_some() == last.wrapped() { Header::of(free) } else { last.header() };
         if last.way == Way::In && !last.wrapped() && free.outer.is_none() {
-            self.translated_before(spot, free, last);
+            self.translated_before(spot, free, last, false);
         }
         self.died_forwarded(node, free, last);
         // That the kernel dropped it was seen; the cause has a basis of its own.
