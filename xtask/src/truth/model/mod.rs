@@ -12,6 +12,7 @@ use world::World;
 
 mod fib;
 mod filter;
+mod nat;
 mod packet;
 mod walk;
 mod world;

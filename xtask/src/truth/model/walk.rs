@@ -45,8 +45,8 @@ pub(super) struct Answer {
 /// Two packets of an exchange share what conntrack remembers.
 #[derive(Debug)]
 pub(super) struct Walk<'a> {
-    world: &'a World,
-    flows: BTreeMap<&'a str, Vec<Flow>>,
+    pub(super) world: &'a World,
+    pub(super) flows: BTreeMap<&'a str, Vec<Flow>>,
     pub(super) lines: Vec<String>,
     pub(super) routers: Vec<Ipv4Addr>,
     /// A router behind DNAT whose errors do not come back.
@@ -128,7 +128,7 @@ impl<'a> Walk<'a> {
             return Ok(End::Dropped(Dropped { traced: host.role != Role::Outside, rule: None, answer: None }));
         }
         if packet.about.is_some() {
-            as_sent(self.flows.entry(&host.name).or_default(), &mut packet);
+            super::nat::as_sent(self.flows.entry(&host.name).or_default(), &mut packet);
         }
         self.line(host, &route.dev, "sent", packet.ttl, "");
         if matches!(host.role, Role::Node { .. }) {
@@ -487,145 +487,6 @@ impl<'a> Walk<'a> {
         Ok(Some(self.drop(host, at, packet.ttl, &why, Some(&rule), Some(packet).filter(|_| answers))))
     }
 
-    fn known(&self, host: &Host, packet: &Packet) -> bool {
-        let flows = self.flows.get(host.name.as_str()).map_or(&[][..], Vec::as_slice);
-        let ends = packet.about.unwrap_or(packet.ends());
-        flows.iter().any(|flow| {
-            let turned = |(a, b): (Ipv4Addr, Ipv4Addr)| (b, a);
-            match packet.about {
-                Some(_) => [flow.forth, flow.back, turned(flow.forth), turned(flow.back)].contains(&ends),
-                // The destination may be translated back already.
-                None => flow.back.0 == ends.0 && [flow.back.1, flow.forth.0].contains(&ends.1),
-            }
-        })
-    }
-
-    /// Conntrack at PREROUTING.
-    fn translate_destination(&mut self, host: &'a Host, link: &'a Link, packet: &mut Packet) -> Result<()> {
-        let flows = self.flows.entry(&host.name).or_default();
-        if packet.about.is_some() {
-            as_sent(flows, packet);
-            return Ok(());
-        }
-        let ends = packet.ends();
-        if let Some(flow) = flows.iter().find(|flow| flow.back == ends).cloned() {
-            if flow.forth.0 != packet.dst {
-                let before = packet.dst;
-                packet.dst = flow.forth.0;
-                let changed = id_changed(packet, flow.id);
-                self.line(host, &link.name, "unsnat", packet.ttl, &format!("dst {before} -> {}{changed}", packet.dst));
-            }
-            return Ok(());
-        }
-        let rule = host.filters.iter().find_map(|filter| match filter.verdict {
-            Verdict::Dnat(to) => {
-                let passing = Passing { packet, from: Some(&link.name), to: None, established: false };
-                (filter.point == Point::Prerouting && filter.fits(&passing)).then_some(to)
-            }
-            _ => None,
-        });
-        let known = flows.iter().find(|flow| flow.forth == ends).map(|flow| flow.back.0);
-        let to = known.or(rule.filter(|_| packet.begins())).unwrap_or(packet.dst);
-        if known.is_none() && packet.begins() {
-            flows.push(Flow { forth: ends, back: (to, packet.src), id: (packet.id, packet.id) });
-        }
-        if to != packet.dst {
-            self.line(host, &link.name, "dnat", packet.ttl, &format!("dst {} -> {to}", packet.dst));
-            packet.dst = to;
-        }
-        Ok(())
-    }
-
-    /// Conntrack at POSTROUTING.
-    fn translate_source(
-        &mut self,
-        host: &'a Host,
-        from: Option<&Link>,
-        out: &'a Link,
-        shown: &str,
-        source: Option<Ipv4Addr>,
-        packet: &mut Packet,
-    ) -> Result<()> {
-        if packet.about.is_some() {
-            return Ok(());
-        }
-        let ends = packet.ends();
-        if from.is_none() && packet.begins() {
-            let flows = self.flows.entry(&host.name).or_default();
-            flows.push(Flow { forth: ends, back: (ends.1, ends.0), id: (packet.id, packet.id) });
-        }
-        let flows = self.flows.entry(&host.name).or_default();
-        // An answer: its source becomes what the sender called it.
-        if let Some(flow) = flows.iter().find(|flow| (flow.back.0, flow.forth.0) == ends && flow.forth.1 != flow.back.0)
-        {
-            let text = format!("src {} -> {}", packet.src, flow.forth.1);
-            packet.src = flow.forth.1;
-            self.line(host, shown, "undnat", packet.ttl, &text);
-            return Ok(());
-        }
-        let Some(place) = flows.iter().position(|flow| flow.forth.0 == ends.0 && flow.back.0 == ends.1) else {
-            return Ok(());
-        };
-        if !packet.begins() {
-            return Ok(());
-        }
-        let masquerade = out.addresses.first().map(ipnet::Ipv4Net::addr).or(source);
-        let to = match self.source_rule(host, out, packet) {
-            Some(Source::Masquerade { random }) => masquerade.map(|to| (to, random)),
-            Some(Source::To(to)) => Some((to, false)),
-            None => None,
-        };
-        let Some((to, random)) = to.filter(|(to, _)| *to != packet.src) else { return Ok(()) };
-        let flow = self.flows.get_mut(host.name.as_str()).and_then(|flows| flows.get_mut(place)).context("there")?;
-        let id = if random { packet.id + 1 } else { packet.id };
-        flow.back.1 = to;
-        flow.id = (packet.id, id);
-        let changed = if random { ", id changed" } else { "" };
-        let text = format!("src {} -> {to}{changed}", packet.src);
-        (packet.src, packet.id) = (to, id);
-        self.line(host, shown, "snat", packet.ttl, &text);
-        Ok(())
-    }
-
-    /// The first rule that translates the source of a new flow: planted, else of the CNI or the gateway.
-    fn source_rule(&self, host: &Host, out: &Link, packet: &Packet) -> Option<Source> {
-        let passing = Passing { packet, from: None, to: Some(&out.name), established: false };
-        let planted = host.filters.iter().filter(|filter| filter.point == Point::Postrouting && filter.fits(&passing));
-        for filter in planted {
-            match filter.verdict {
-                Verdict::Masquerade => return Some(Source::Masquerade { random: false }),
-                Verdict::Snat(to) => return Some(Source::To(to)),
-                _ => {}
-            }
-        }
-        let pool = self.world.pool;
-        let (from_pool, to_pool) = (pool.contains(&packet.src), pool.contains(&packet.dst));
-        let random = Some(Source::Masquerade { random: true });
-        match (&host.role, &self.world.cni) {
-            (Role::Outside, _) => match self.world.translated.get(&packet.src) {
-                Some(external) if out.name == "eth1" => Some(Source::To(*external)),
-                _ if host.masquerades && out.name == "eth1" => Some(Source::Masquerade { random: false }),
-                _ => None,
-            },
-            (Role::Pod { .. }, _) => None,
-            (Role::Node { .. }, Cni::Calico { .. }) => {
-                let tunnel = matches!(out.kind, LinkKind::Ipip(_) | LinkKind::Vxlan(_));
-                let own = tunnel && host.is_local(packet.src) && !has(out, packet.src);
-                random.filter(|_| from_pool && !to_pool || own)
-            }
-            (Role::Node { .. }, Cni::Kindnet) => Some(Source::Masquerade { random: false }).filter(|_| !to_pool),
-            (Role::Node { block, .. }, Cni::Flannel { .. }) => {
-                let own = (block.contains(&packet.src), block.contains(&packet.dst));
-                let stays = match own {
-                    (true, _) if to_pool => true,
-                    (_, true) => true,
-                    _ => false,
-                };
-                random.filter(|_| !stays && (from_pool || to_pool))
-            }
-        }
-    }
-
     fn drop(
         &mut self,
         host: &Host,
@@ -674,7 +535,7 @@ impl<'a> Walk<'a> {
     }
 
     /// As scenario files write a hop.
-    fn line(&mut self, host: &Host, link: &str, action: &str, ttl: u8, detail: &str) {
+    pub(super) fn line(&mut self, host: &Host, link: &str, action: &str, ttl: u8, detail: &str) {
         if host.role == Role::Outside {
             return;
         }
@@ -686,34 +547,11 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// An error about a packet that a host translated: it says what the sender sent, to the sender.
-fn as_sent(flows: &[Flow], error: &mut Packet) {
-    let Some(flow) = flows.iter().find(|flow| Some((flow.back.1, flow.back.0)) == error.about) else { return };
-    if flow.forth.1 != flow.back.0 {
-        error.src = flow.forth.1;
-    }
-    error.dst = flow.forth.0;
-    error.about = Some(flow.forth);
-}
-
-/// What becomes of a source address.
-enum Source {
-    Masquerade { random: bool },
-    To(Ipv4Addr),
-}
-
-fn has(link: &Link, address: Ipv4Addr) -> bool {
+pub(super) fn has(link: &Link, address: Ipv4Addr) -> bool {
     link.addresses.iter().any(|own| own.addr() == address)
 }
 
 /// Of the outermost header.
 fn shown_ttl(packet: &Packet) -> u8 {
     packet.outer.as_ref().map_or(packet.ttl, |outer| outer.ttl)
-}
-
-/// The identifier goes back to what it was: of an echo it is both ports at once, of the others the other one.
-fn id_changed(packet: &mut Packet, (before, after): (u32, u32)) -> &'static str {
-    packet.id = before;
-    let echo = matches!(packet.protocol, Protocol::EchoRequest | Protocol::EchoReply);
-    if echo && before != after { ", id changed" } else { "" }
 }
