@@ -107,6 +107,25 @@ fn bridge_then_route() {
     assert_eq!(joined.exchanges[0].notes, [""; 0]);
 }
 
+/// br_netfilter hands packets to PREROUTING at the port, before the bridge itself has them.
+#[test]
+fn nat_at_a_bridges_port_is_shown_there() {
+    let front = ip("198.51.100.7");
+    let mut w = Walk::new(2, pod(0, 3), front);
+    let (port, bridge) = ((0, 0, veth(3)), (0, 0, CNI0));
+    w.request(1).sent((0, 3, ETH0)).received(port);
+    w.packet.dst = pod(1, 3);
+    w.ended(port, "dnat").received(bridge).routed((0, 0, ENS5));
+    w.received((1, 0, ENS5)).routed((1, 0, CNI0)).transmitted((1, 0, veth(3))).delivered((1, 3, ETH0));
+    w.reply().sent((1, 3, ETH0)).received((1, 0, veth(3))).received((1, 0, CNI0)).routed((1, 0, ENS5));
+    w.received((0, 0, ENS5)).decrement().ended(bridge, "routed");
+    w.packet.src = front;
+    w.ended(bridge, "undnat").transmitted(bridge).transmitted(port).delivered((0, 3, ETH0)).confirm();
+    w.answer(RouteKind::Unicast, None);
+    let joined = w.check();
+    assert_eq!(joined.exchanges[0].outcome, Outcome::Delivered);
+}
+
 #[test]
 fn tunnels() {
     for kind in [Encapsulation::Ipip, Encapsulation::Vxlan] {

@@ -11,3 +11,4 @@ mod snapshot;
 mod stacked;
 mod tcp;
 mod translated;
+mod unsent;
