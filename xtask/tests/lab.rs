@@ -309,7 +309,7 @@ fn down_removes_a_half_built_lab_without_state_and_nothing_else() {
 #[test]
 fn a_refused_lab_is_not_begun() {
     let error = lab::up("t-refused", "no-such-profile").unwrap_err().to_string();
-    assert!(error.contains("profiles: calico-bgp, calico-dual, "), "{error}");
+    assert!(error.contains("profiles: calico-bgp, "), "{error}");
     let error = lab::up("T", "calico-bgp").unwrap_err().to_string();
     assert!(error.contains("cannot name a lab"), "{error}");
     assert_eq!(namespaces_of("t-refused"), BTreeSet::new());

@@ -29,6 +29,9 @@ const LAST_REPLY: Duration = Duration::from_secs(1);
 /// Traced, and not all that was asked for completed.
 const NOT_ALL: u8 = 3;
 
+/// Payload that every link takes, bytes.
+const SHORT: u16 = 56;
+
 /// How often a path may lead over nodes that were not asked the time before.
 pub(super) const MOST_ROUNDS: usize = 3;
 
@@ -120,12 +123,38 @@ async fn rounds(args: &TraceArgs, cluster: &mut Cluster) -> Result<(Trace, bool)
         {
             (*name, *node) = (Some(pod), Some(on));
         }
+        if let Some(note) = black_hole(args, cluster, &mut resolved, &joined, &translated).await {
+            joined.exchanges.iter_mut().for_each(|exchange| exchange.notes.push(note.clone()));
+        }
         let unsent =
             if args.passive { 0 } else { usize::from(args.count).saturating_sub(driven.evidence.probes.len()) };
         // Who ends it early knows that; what ended it otherwise took exchanges away that were asked for.
         let cut_short = unsent > 0 && !driven.interrupted;
         return Ok((assemble(args, cluster, resolved, started, (driven, joined)), cut_short));
     }
+}
+
+/// Long probes were all lost without a word: would a short one have been? One more round tells; in words, if so.
+async fn black_hole(
+    args: &TraceArgs,
+    cluster: &mut Cluster,
+    resolved: &mut Resolved,
+    joined: &Joined,
+    translated: &[Flow],
+) -> Option<String> {
+    let lost = joined.exchanges.iter().all(|exchange| exchange.outcome == Outcome::Lost);
+    if args.passive || args.size <= SHORT || !lost || joined.exchanges.is_empty() {
+        return None;
+    }
+    let short = TraceArgs { size: SHORT, count: 1, ..args.clone() };
+    // What is known already is not lost for that.
+    let driven = drive(&short, cluster, resolved, translated).await.ok()?;
+    let joined = join(&driven.evidence, &resolved.ends, &cluster.directory);
+    let passes = joined.exchanges.iter().any(|exchange| exchange.outcome == Outcome::Delivered);
+    let source = resolved.ends.source.address;
+    let [short, long] = [SHORT, args.size].map(|size| resolved.traffic.length(source, size));
+    let says = "what lies there takes less, and tells nobody (an MTU black hole)";
+    passes.then(|| format!("a probe of {short} bytes came through, those of {long} did not: {says}"))
 }
 
 /// Not all that was to be seen of it was.

@@ -61,18 +61,26 @@ impl Traffic {
         }
     }
 
-    /// Probes with `size` bytes of payload, in words: `icmp echo 84 B`. Lengths are those of the IP packets.
-    pub(super) fn sent(self, source: IpAddr, size: u16) -> String {
+    /// Length of a probe's IP packet with `size` bytes of payload.
+    pub(super) fn length(self, source: IpAddr, size: u16) -> u32 {
         /// A SYN with its options.
         const SYN: u32 = 40;
         /// The header of ICMP, or UDP.
         const HEADER: u32 = 8;
         let ip = if source.is_ipv4() { 20 } else { 40 };
-        let size = ip + HEADER + u32::from(size);
         match self {
-            Self::Echo => format!("{} echo {size} B", icmp(source)),
-            Self::Tcp(port) => format!("tcp syn to port {port}, {} B", ip + SYN),
-            Self::Udp(port) => format!("udp to port {port}, {size} B"),
+            Self::Tcp(_) => ip + SYN,
+            Self::Echo | Self::Udp(_) => ip + HEADER + u32::from(size),
+        }
+    }
+
+    /// Probes with `size` bytes of payload, in words: `icmp echo 84 B`. Lengths are those of the IP packets.
+    pub(super) fn sent(self, source: IpAddr, size: u16) -> String {
+        let length = self.length(source, size);
+        match self {
+            Self::Echo => format!("{} echo {length} B", icmp(source)),
+            Self::Tcp(port) => format!("tcp syn to port {port}, {length} B"),
+            Self::Udp(port) => format!("udp to port {port}, {length} B"),
         }
     }
 

@@ -69,6 +69,13 @@ pub enum Plant {
         /// Which packets.
         icmp: Echo,
     },
+    /// The wire swallows what it would bring to `node` and is longer than that.
+    WireMtu {
+        /// Short or Kubernetes name.
+        node: String,
+        /// Bytes, with the IP header.
+        mtu: u32,
+    },
     /// A network policy that lets nothing new reach the pod, or leave it.
     PolicyDrop {
         /// The pod's name.
@@ -248,6 +255,7 @@ impl Plant {
             Plant::NodeDelay { node, ms, to } => planted.node_delay(lab, node, *ms, *to),
             Plant::WireDelay { between, ms, direction } => planted.wire_delay(lab, between, *ms, *direction),
             Plant::WireDrop { node, way, icmp } => planted.wire_drop(lab, node, *way, *icmp),
+            Plant::WireMtu { node, mtu } => planted.wire_rule(lab, &format!("oifname \"{}\" meta length > {mtu}", port(lab, node)?)),
             Plant::PolicyDrop { pod, way } => planted.policy_drop(lab, pod, *way),
             Plant::Rule { at, tool, rule } => planted.rule(place(lab, at)?, tool.tool(), quoted(rule)),
             Plant::ChainPolicy { at, chain } => planted.chain_policy(place(lab, at)?, chain),
@@ -371,10 +379,15 @@ impl Planted {
             Echo::EchoRequest => "echo-request",
             Echo::EchoReply => "echo-reply",
         };
+        self.wire_rule(lab, &format!("{interface} \"{port}\" icmp type {icmp}"))
+    }
+
+    /// The wire swallows what `matches` describes.
+    fn wire_rule(&mut self, lab: &LabInfo, matches: &str) -> Result<()> {
         let table = format!("podpath-drop-{}", next_number());
         let text = format!(
             "table bridge {table} {{\n chain forward {{\n type filter hook forward priority 0\n \
-             {interface} \"{port}\" icmp type {icmp} counter drop\n }}\n}}\n"
+             {matches} counter drop\n }}\n}}\n"
         );
         netns::inside(&lab.wire, || run("nft", &["-f", "-"], &text))?;
         self.undo.push(Undo::Run {
