@@ -70,7 +70,11 @@ impl<'a> Walk<'a> {
         source: Option<Ipv4Addr>,
         packet: &mut Packet,
     ) -> Result<()> {
-        if packet.about.is_some() {
+        if let Some(about) = packet.about {
+            let flows = self.flows.entry(&host.name).or_default();
+            // What DNAT hid stays hidden.
+            let fronted = flows.iter().find(|flow| flow.forth == about && flow.forth.1 != flow.back.0);
+            packet.src = fronted.map_or(packet.src, |flow| flow.forth.1);
             return Ok(());
         }
         let ends = packet.ends();
@@ -151,12 +155,10 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// An error about a packet that a host translated: it says what the sender sent, to the sender.
+/// An error about a packet that a host translated: it says what the sender sent, to the sender. Who says it is rewritten later,
+/// in POSTROUTING.
 pub(super) fn as_sent(flows: &[Flow], error: &mut Packet) {
     let Some(flow) = flows.iter().find(|flow| Some((flow.back.1, flow.back.0)) == error.about) else { return };
-    if flow.forth.1 != flow.back.0 {
-        error.src = flow.forth.1;
-    }
     error.dst = flow.forth.0;
     error.about = Some(flow.forth);
 }
