@@ -17,7 +17,7 @@ use super::{
 use crate::{
     path::{
         Joined, Names, join,
-        model::{Endpoint, Exchange, Outcome, Trace, TracedNode},
+        model::{Action, Endpoint, Exchange, Outcome, Trace, TracedNode},
         pod_with,
     },
     render,
@@ -157,9 +157,13 @@ async fn black_hole(
     passes.then(|| format!("a probe of {short} bytes came through, those of {long} did not: {says}"))
 }
 
-/// Not all that was to be seen of it was.
+/// Not all that was to be seen of it was. Who rejected what left a node may be another node.
 fn has_gaps(exchange: &Exchange) -> bool {
-    exchange.outcome == Outcome::Incomplete || exchange.request.incomplete || exchange.reply.incomplete
+    let left = exchange.request.hops.last().is_some_and(|hop| hop.action == Action::Transmitted);
+    exchange.outcome == Outcome::Incomplete
+        || exchange.request.incomplete
+        || exchange.reply.incomplete
+        || exchange.outcome == Outcome::Rejected && left
 }
 
 /// One round: sessions on all nodes, probes from the source's.
