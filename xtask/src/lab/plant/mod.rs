@@ -255,7 +255,9 @@ impl Plant {
             Plant::NodeDelay { node, ms, to } => planted.node_delay(lab, node, *ms, *to),
             Plant::WireDelay { between, ms, direction } => planted.wire_delay(lab, between, *ms, *direction),
             Plant::WireDrop { node, way, icmp } => planted.wire_drop(lab, node, *way, *icmp),
-            Plant::WireMtu { node, mtu } => planted.wire_rule(lab, &format!("oifname \"{}\" meta length > {mtu}", port(lab, node)?)),
+            Plant::WireMtu { node, mtu } => {
+                planted.wire_rule(lab, &format!("oifname \"{}\" meta length > {mtu}", port(lab, node)?))
+            }
             Plant::PolicyDrop { pod, way } => planted.policy_drop(lab, pod, *way),
             Plant::Rule { at, tool, rule } => planted.rule(place(lab, at)?, tool.tool(), quoted(rule)),
             Plant::ChainPolicy { at, chain } => planted.chain_policy(place(lab, at)?, chain),
