@@ -89,7 +89,8 @@ impl<'a> Walk<'a> {
     /// By what name the sender hears of a host that says its packet's TTL ran out: conntrack, where it undoes DNAT, puts the
     /// address that was asked in the place of who says it (`nf_nat_icmp_reply_translation`).
     fn named(&mut self, host: &'a Host, own: Ipv4Addr, packet: &Packet) -> Result<Ipv4Addr> {
-        let Some(answer) = self.answer(host, packet) else { return Ok(own) };
+        let answer = self.answer(host, packet).filter(|_| !host.is_local(packet.src));
+        let Some(answer) = answer else { return Ok(own) };
         let (lines, routers) = (self.lines.len(), self.routers.len());
         let end = self.send(&answer.host, answer.error)?;
         self.lines.truncate(lines);
