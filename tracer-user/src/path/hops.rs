@@ -478,7 +478,9 @@ impl<'a> Walk<'_, 'a> {
                 let detail = Detail { answered_after_ns, ..Detail::default() };
                 let free = delivered_as(self.chain, node, last);
                 if let Some(free) = free {
-                    self.translated_before(spot, free, last, true);
+                    // In INPUT the source is rewritten, too.
+                    self.translated_before(spot, free, last, Side::Destination);
+                    self.translated_before(spot, free, last, Side::Source);
                 }
                 self.push(spot, Action::Delivered, free.map_or(last.header(), Header::of), basis, detail);
                 self.undated(last);
@@ -527,15 +529,17 @@ impl<'a> Walk<'_, 'a> {
         header
     }
 
-    /// What NAT made of the packet between the last device and the end, which `free` shows: of its destination, and in INPUT of
-    /// its source, too.
-    fn translated_before(&mut self, spot: Spot, free: &'a Sighting, last: &Touch<'a>, input: bool) {
+    /// What NAT made of the packet between the last device and the end, which `free` shows: of its destination, or of its source.
+    fn translated_before(&mut self, spot: Spot, free: &'a Sighting, last: &Touch<'a>, side: Side) {
         let rewrites = self.rewrites(spot.node, free, &last.last.packet, &free.packet, false);
         let (came, from, to) = (Some(last.at()), Some(last.end()), free.time_ns);
         let passage = Passage { node: spot.node, skb: free.skb, from, to, came, goes: None };
-        let source = rewrites.after_routing.filter(|_| input);
-        for (action, nat) in rewrites.before_routing.into_iter().chain(source) {
-            self.rewritten(spot, action, nat, &last.last.packet, &passage);
+        let (rewrite, packet) = match side {
+            Side::Destination => (rewrites.before_routing, &last.last.packet),
+            Side::Source => (rewrites.after_routing, &free.packet),
+        };
+        if let Some((action, nat)) = rewrite {
+            self.rewritten(spot, action, nat, packet, &passage);
         }
     }
 
@@ -556,10 +560,18 @@ impl<'a> Walk<'_, 'a> {
     fn dropped(&mut self, node: usize, free: &'a Sighting, cause: Cause<'_>, last: &Touch<'a>) {
         let spot = Spot { node, at: last.at(), time_ns: free.time_ns };
         let header = if free.outer.is_some() == last.wrapped() { Header::of(free) } else { last.header() };
-        if last.way == Way::In && !last.wrapped() && free.outer.is_none() {
-            self.translated_before(spot, free, last, false);
+        let plain = last.way == Way::In && !last.wrapped() && free.outer.is_none();
+        if plain {
+            self.translated_before(spot, free, last, Side::Destination);
         }
         self.died_forwarded(node, free, last);
+        if plain {
+            // Behind POSTROUTING it died of its next hop.
+            let out =
+                self.hops.last().filter(|last| last.hop.action == Action::Routed).and_then(|last| last.hop.ifindex);
+            let at = LinkRef { ifindex: out.unwrap_or(spot.at.ifindex), ..spot.at };
+            self.translated_before(Spot { at, ..spot }, free, last, Side::Source);
+        }
         // That the kernel dropped it was seen; the cause has a basis of its own.
         let basis = if free.hook == Hook::Drop { Basis::Observed } else { Basis::Inferred };
         self.push(spot, Action::Dropped, header, basis, cause.into_detail());

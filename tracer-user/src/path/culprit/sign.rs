@@ -52,6 +52,9 @@ pub(super) fn of_reason(reason: &str) -> Option<Sign> {
             "the neighbour table is full (net.ipv4.neigh.default.gc_thresh3), or its entry could not be made",
         ),
         "NEIGH_DEAD" | "NEIGH_HH_FILLFAIL" => Sign::Other("the neighbour's entry could not be used"),
+        "IP_LOCAL_SOURCE" => Sign::Other(
+            "its source is an address of this node itself: it came back (a routing loop), or somebody else uses that address",
+        ),
         "OTHERHOST" => Sign::Other("sent to a link-layer address that is not its receiver's: a wrong neighbour entry"),
         "NEIGH_QUEUEFULL" => Sign::NeighbourQueue,
         "QDISC_DROP" | "QDISC_OVERLIMIT" | "QDISC_CONGESTED" | "FULL_RING" => Sign::Queue,

@@ -118,6 +118,9 @@ impl<'a> Walk<'a> {
     /// A packet that `host` sends itself.
     pub(super) fn send(&mut self, host: &str, mut packet: Packet) -> Result<End> {
         let host = self.world.host(host)?;
+        if packet.about.is_some() {
+            super::nat::as_sent(self.flows.entry(&host.name).or_default(), &mut packet);
+        }
         if host.is_local(packet.dst) {
             bail!("{} to itself", host.name);
         }
@@ -127,9 +130,6 @@ impl<'a> Walk<'a> {
         };
         if route.kind != Kind::Unicast {
             return Ok(End::Dropped(Dropped { traced: host.role != Role::Outside, rule: None, answer: None }));
-        }
-        if packet.about.is_some() {
-            super::nat::as_sent(self.flows.entry(&host.name).or_default(), &mut packet);
         }
         self.line(host, &route.dev, "sent", packet.ttl, "");
         if matches!(host.role, Role::Node { .. }) {
@@ -397,6 +397,10 @@ impl<'a> Walk<'a> {
             }
         }
         let src = packet.outer.as_ref().map_or(packet.src, |outer| outer.src);
+        if host.is_local(src) {
+            let why = "its source is an address of this node itself: it came back (a routing loop), or somebody else uses that address";
+            return Ok(self.drop(host, link, ttl, why, None, None));
+        }
         if self.reverse_path_fails(host, link, src) {
             return Ok(self.drop(host, link, ttl, "reverse path filter", None, None));
         }
