@@ -5,7 +5,7 @@ use super::{
     culprit::Cause,
     drops::{End, delivered_as},
     group::Role,
-    model::{Action, Basis, Detail, DropDetail, Hop, Nat, OLD_ENTRY, Segmentation, Segments, Tunnel},
+    model::{Action, Basis, Detail, DropCause, DropDetail, Hop, Nat, OLD_ENTRY, Segmentation, Segments, Tunnel},
     nat, nat_rule, route,
     touch::{self, Header, Touch, Way},
     world::World,
@@ -565,8 +565,12 @@ impl<'a> Walk<'_, 'a> {
             self.translated_before(spot, free, last, Side::Destination);
         }
         self.died_forwarded(node, free, last);
-        if plain {
-            // Behind POSTROUTING it died of its next hop.
+        let of_next_hop = matches!(
+            cause.detail.cause,
+            DropCause::Neighbour | DropCause::NoCarrier | DropCause::InterfaceDown | DropCause::QueueFull
+        );
+        if plain && of_next_hop {
+            // That is behind POSTROUTING.
             let out =
                 self.hops.last().filter(|last| last.hop.action == Action::Routed).and_then(|last| last.hop.ifindex);
             let at = LinkRef { ifindex: out.unwrap_or(spot.at.ifindex), ..spot.at };
