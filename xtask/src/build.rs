@@ -1,4 +1,4 @@
-//! `cargo xtask build`: the kernel object.
+//! `cargo xtask build`: the kernel object; and podpath itself for what runs it.
 
 use std::{
     fs,
@@ -7,7 +7,7 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
 use crate::{
@@ -128,6 +128,22 @@ fn copy_if_changed(from: &Path, to: &Path) -> Result<bool> {
     fs::write(&new, &bytes).with_context(|| format!("write {}", new.display()))?;
     fs::rename(&new, to).with_context(|| format!("move {} to {}", new.display(), to.display()))?;
     Ok(true)
+}
+
+/// Compiles `podpath` and its agent; the program is beside this very one, in the folder that cargo writes to.
+///
+/// # Errors
+/// They do not compile, or this program was not started by cargo.
+pub(crate) fn podpath() -> Result<PathBuf> {
+    let mut cargo = Command::new(crate::cargo());
+    cargo.args(["build", "-p", "tracer-user", "--bins"]).current_dir(workspace_root());
+    proc::step("podpath, podpath-agent: compile", || proc::quiet(&mut cargo))?;
+    let own = std::env::current_exe().context("find the own program")?;
+    let podpath = own.with_file_name("podpath");
+    if !podpath.is_file() {
+        bail!("no podpath beside {}\nway out: start it by `cargo xtask ...`", own.display());
+    }
+    Ok(podpath)
 }
 
 #[cfg(test)]

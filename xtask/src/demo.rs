@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::{build, interrupt, lab, packages, proc, workspace_root};
+use crate::{build, interrupt, lab, packages, proc};
 
 const LAB: &str = "demo";
 const PROFILE: &str = "calico-bgp";
@@ -31,10 +31,7 @@ pub fn run() -> Result<ExitCode> {
     packages::need_root("the demo", "cargo xtask demo")?;
     packages::ensure(packages::LAB)?;
     build::kernel_object()?;
-    let mut cargo = Command::new(crate::cargo());
-    cargo.args(["build", "-p", "tracer-user", "--bins"]).current_dir(workspace_root());
-    proc::step("podpath, podpath-agent: compile", || proc::quiet(&mut cargo))?;
-    let podpath = podpath()?;
+    let podpath = build::podpath()?;
 
     let result = traces(&podpath);
     // Also after a failure in `up`: half a lab is to go too.
@@ -46,16 +43,6 @@ pub fn run() -> Result<ExitCode> {
         (Err(error), Ok(())) | (Ok(_), Err(error)) => Err(error),
         (Err(error), Err(down)) => Err(error.context(format!("{down:#}"))),
     }
-}
-
-/// `podpath` beside this very program: `cargo xtask` runs from the folder the build writes to.
-fn podpath() -> Result<std::path::PathBuf> {
-    let own = std::env::current_exe().context("find the own program")?;
-    let podpath = own.with_file_name("podpath");
-    if !podpath.is_file() {
-        bail!("no podpath beside {}\nway out: start the demo by `cargo xtask demo`", own.display());
-    }
-    Ok(podpath)
 }
 
 /// True when every trace ended well.

@@ -9,6 +9,7 @@
 //! nodes), the *gateway* (default gateway; it translates a second time, as a cloud provider does) and the
 //! *internet*.
 
+use std::fs;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
@@ -263,6 +264,19 @@ pub fn status() -> Result<Vec<LabInfo>> {
         labs.extend(state.read(&name)?);
     }
     Ok(labs)
+}
+
+/// The turn of whoever runs scenarios or generated networks on this machine: their labs are called the same for all. It ends
+/// when the file is closed.
+///
+/// # Errors
+/// The folder of the labs cannot be made or locked.
+pub fn turn() -> Result<fs::File> {
+    const FOLDER: &str = "/run/podpath";
+    fs::create_dir_all(FOLDER).with_context(|| format!("creating {FOLDER}"))?;
+    let folder = fs::File::open(FOLDER).with_context(|| format!("opening {FOLDER}"))?;
+    folder.lock().with_context(|| format!("locking {FOLDER}"))?;
+    Ok(folder)
 }
 
 /// A name that is a file name and a beginning of a namespace's name, and looks the same in a shell.

@@ -1,15 +1,12 @@
 //! The labs that stand: one per profile, one scenario at a time in each.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::File;
 use std::sync::Mutex;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use xtask::interrupt;
 use xtask::lab::{self, LabInfo};
-
-/// Locked by whoever runs scenarios on this machine: the labs' names are the same for all.
-const FOLDER: &str = "/run/podpath";
 
 #[derive(Default)]
 pub(crate) struct Labs(Mutex<Standing>);
@@ -31,7 +28,7 @@ impl Labs {
             bail!("interrupted");
         }
         if standing.turn.is_none() {
-            standing.turn = Some(turn()?);
+            standing.turn = Some(lab::turn()?);
         }
         let lab = match standing.by_profile.remove(profile) {
             Some(lab) if !poisoned => lab,
@@ -59,13 +56,6 @@ impl Labs {
         }
         result
     }
-}
-
-fn turn() -> Result<File> {
-    fs::create_dir_all(FOLDER).with_context(|| format!("creating {FOLDER}"))?;
-    let folder = File::open(FOLDER).with_context(|| format!("opening {FOLDER}"))?;
-    folder.lock().with_context(|| format!("locking {FOLDER}"))?;
-    Ok(folder)
 }
 
 /// Never one that an earlier, killed run left: that may have faults planted.
