@@ -14,5 +14,7 @@ pub mod node;
 pub mod path;
 #[cfg(live)]
 pub mod probe;
+pub mod recording;
 pub mod render;
+pub mod report;
 pub mod session;

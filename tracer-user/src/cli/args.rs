@@ -22,6 +22,12 @@ pub enum Command {
     /// Show the path a ping, a TCP SYN or a datagram takes, hop by hop, there and back
     #[command(after_help = TRACE_EXAMPLES)]
     Trace(Box<TraceArgs>),
+    /// Record what others send, for `podpath report`
+    #[command(after_help = RECORD_EXAMPLES)]
+    Record(Box<RecordArgs>),
+    /// Show where the time went in a recording: each segment of the path, its share, and what was lost
+    #[command(after_help = REPORT_EXAMPLES)]
+    Report(ReportArgs),
     /// Show what this machine's kernel and user can do, what is missing, and what that costs
     #[command(after_help = DOCTOR_EXAMPLES)]
     Doctor(DoctorArgs),
@@ -77,6 +83,24 @@ Kubernetes they come from an inventory file:
 
 Exit codes: 0 every exchange completed; 1 could not trace; 2 wrong usage;
 3 traced, and at least one exchange did not complete (dropped, rejected, lost)";
+
+const RECORD_EXAMPLES: &str = "\
+Examples:
+  podpath record shop/web svc/db --tcp 5432 -w slow.ppr    a minute of a service's live traffic
+  podpath record bb2 bb1 --for 5m -w pings.ppr             five minutes of pings that others send
+  podpath report slow.ppr                                  what it shows
+
+Nothing is sent. Names and nodes are those of `podpath trace`.
+
+Exit codes: 0 recorded; 1 could not record; 2 wrong usage; 3 recorded, but nothing was seen, or not all could be written";
+
+const REPORT_EXAMPLES: &str = "\
+Examples:
+  podpath report slow.ppr               where the time went
+  podpath report slow.ppr --slowest 5   the five slowest exchanges, hop by hop
+  podpath report slow.ppr -o json       for programs, with the distributions (HdrHistogram)
+
+Exit codes: 0 reported; 1 the file cannot be read; 2 wrong usage; 3 reported, but exchanges did not complete";
 
 const DOCTOR_EXAMPLES: &str = "\
 Examples:
@@ -219,23 +243,17 @@ pub struct NodesArgs {
     pub access: Access,
 }
 
-/// Arguments of `podpath trace`.
+/// Between whom, and by which nodes.
 #[derive(Clone, Debug, PartialEq, Args)]
-pub struct TraceArgs {
-    /// Where the probes start: a pod, a node or an address
+pub struct Between {
+    /// Who sends: a pod, a node or an address
     pub source: String,
-    /// Where they go: a pod, a service, a node, an address or a host name; HOST:PORT is HOST --tcp PORT, HOST:PORT/udp is HOST --udp PORT
+    /// Who is asked: a pod, a service, a node, an address or a host name; HOST:PORT is HOST --tcp PORT, HOST:PORT/udp is HOST --udp PORT
     pub destination: String,
-    /// How many exchanges
-    #[arg(short = 'c', long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
-    pub count: u16,
-    /// Time between two probes, seconds
-    #[arg(short, long, value_name = "SECONDS", default_value = "0.2", value_parser = seconds)]
-    pub interval: Duration,
-    /// Send TCP SYNs to this port instead of pings, and reset what opens
-    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..), conflicts_with_all = ["udp", "size"])]
+    /// TCP to this port, instead of pings
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..), conflicts_with = "udp")]
     pub tcp: Option<u16>,
-    /// Send UDP datagrams to this port instead of pings
+    /// UDP to this port, instead of pings
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub udp: Option<u16>,
     /// Between IPv4 addresses; the default where both ends have one
@@ -244,33 +262,9 @@ pub struct TraceArgs {
     /// Between IPv6 addresses
     #[arg(short = '6', long)]
     pub ipv6: bool,
-    /// Payload of a ping or datagram, bytes (8 to 65507); a SYN has none
-    #[arg(short, long, value_name = "BYTES", default_value_t = 56, value_parser = clap::value_parser!(u16).range(8..=65507))]
-    pub size: u16,
-    /// How long to wait for each reply, seconds
-    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
-    pub timeout: Duration,
     /// How long the nodes may take to get ready, and half of it to end, seconds
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds, env = "PODPATH_READY_WITHIN")]
     pub ready_within: Duration,
-    /// Show every step
-    #[arg(short, long)]
-    pub verbose: bool,
-    /// For people or for programs
-    #[arg(short, long, value_name = "FORMAT", value_enum, default_value_t = Format::Text)]
-    pub output: Format,
-    /// Also write the trace to this file, as JSON
-    #[arg(long, value_name = "FILE")]
-    pub save: Option<PathBuf>,
-    /// Send nothing; wait until N exchanges were seen, --for has passed, or Ctrl-C
-    #[arg(long, conflicts_with_all = ["interval", "size", "timeout"])]
-    pub passive: bool,
-    /// With --passive: how long to wait, such as 30s, 5m or 1h
-    #[arg(long = "for", value_name = "DURATION", requires = "passive", value_parser = duration, default_value = "5m")]
-    pub wait: Duration,
-    /// Name the netfilter rules that packets meet: adds one nftables table to each node (`flags owner`) while the trace runs
-    #[arg(long)]
-    pub trace_rules: bool,
     /// Trace on this machine only, without any inventory
     #[arg(long, conflicts_with_all = ["inventory", "lab"])]
     pub local: bool,
@@ -294,10 +288,94 @@ pub struct TraceArgs {
     pub access: Access,
 }
 
+/// Arguments of `podpath trace`.
+#[derive(Clone, Debug, PartialEq, Args)]
+pub struct TraceArgs {
+    /// Between whom: pings, or with --tcp SYNs that are reset when they are answered, or with --udp datagrams.
+    #[command(flatten)]
+    pub between: Between,
+    /// How many exchanges
+    #[arg(short = 'c', long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
+    pub count: u16,
+    /// Time between two probes, seconds
+    #[arg(short, long, value_name = "SECONDS", default_value = "0.2", value_parser = seconds)]
+    pub interval: Duration,
+    /// Payload of a ping or datagram, bytes (8 to 65507); a SYN has none
+    #[arg(short, long, value_name = "BYTES", default_value_t = 56, conflicts_with = "tcp", value_parser = clap::value_parser!(u16).range(8..=65507))]
+    pub size: u16,
+    /// How long to wait for each reply, seconds
+    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
+    pub timeout: Duration,
+    /// Show every step
+    #[arg(short, long)]
+    pub verbose: bool,
+    /// For people or for programs
+    #[arg(short, long, value_name = "FORMAT", value_enum, default_value_t = Format::Text)]
+    pub output: Format,
+    /// Also write the trace to this file, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub save: Option<PathBuf>,
+    /// Send nothing; wait until N exchanges were seen, --for has passed, or Ctrl-C
+    #[arg(long, conflicts_with_all = ["interval", "size", "timeout"])]
+    pub passive: bool,
+    /// With --passive: how long to wait, such as 30s, 5m or 1h
+    #[arg(long = "for", value_name = "DURATION", requires = "passive", value_parser = duration, default_value = "5m")]
+    pub wait: Duration,
+    /// Name the netfilter rules that packets meet: adds one nftables table to each node (`flags owner`) while the trace runs
+    #[arg(long)]
+    pub trace_rules: bool,
+}
+
+/// Arguments of `podpath record`.
+#[derive(Clone, Debug, PartialEq, Args)]
+pub struct RecordArgs {
+    /// Between whom.
+    #[command(flatten)]
+    pub between: Between,
+    /// How long, such as 30s, 5m or 1h; Ctrl-C ends it earlier, and keeps what was recorded
+    #[arg(long = "for", value_name = "DURATION", value_parser = duration, default_value = "60s")]
+    pub wait: Duration,
+    /// The file to write; there must be none of that name yet
+    #[arg(short, long, value_name = "FILE")]
+    pub write: PathBuf,
+}
+
+impl From<RecordArgs> for TraceArgs {
+    /// As a passive trace without an end.
+    fn from(args: RecordArgs) -> Self {
+        Self {
+            between: args.between,
+            count: u16::MAX,
+            interval: Duration::ZERO,
+            size: 0,
+            timeout: Duration::ZERO,
+            verbose: false,
+            output: Format::Text,
+            save: None,
+            passive: true,
+            wait: args.wait,
+            trace_rules: false,
+        }
+    }
+}
+
+/// Arguments of `podpath report`.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct ReportArgs {
+    /// A file that `podpath record` wrote
+    pub recording: PathBuf,
+    /// Show the N slowest exchanges instead, as `podpath trace` shows one
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub slowest: Option<u16>,
+    /// For people or for programs
+    #[arg(short, long, value_name = "FORMAT", value_enum, default_value_t = Format::Text)]
+    pub output: Format,
+}
+
 impl TraceArgs {
     /// Namespace of names given without one.
     pub(super) fn namespace(&self) -> &str {
-        self.namespace.as_deref().unwrap_or("default")
+        self.between.namespace.as_deref().unwrap_or("default")
     }
 
     /// The same, with a port that was typed as part of the destination in its own place.
@@ -306,19 +384,19 @@ impl TraceArgs {
     /// What is no port, or not the one of --tcp or --udp.
     pub(super) fn with_port_of_destination(mut self) -> Result<Self, clap::Error> {
         let wrong = |kind, text: String| Cli::command().error(kind, text);
-        let split = with_port(&self.destination).map_err(|text| wrong(ErrorKind::ValueValidation, text))?;
+        let split = with_port(&self.between.destination).map_err(|text| wrong(ErrorKind::ValueValidation, text))?;
         let Some((host, traffic)) = split else { return Ok(self) };
         if ![traffic, Traffic::Echo].contains(&self.traffic()) {
-            let (typed, option) = (&self.destination, self.traffic().option().unwrap_or_default());
+            let (typed, option) = (&self.between.destination, self.traffic().option().unwrap_or_default());
             return Err(wrong(
                 ErrorKind::ArgumentConflict,
                 format!("{typed} and {option} name two ports: leave one out"),
             ));
         }
-        self.destination = host.to_owned();
+        self.between.destination = host.to_owned();
         match traffic {
-            Traffic::Tcp(port) => self.tcp = Some(port),
-            Traffic::Udp(port) => self.udp = Some(port),
+            Traffic::Tcp(port) => self.between.tcp = Some(port),
+            Traffic::Udp(port) => self.between.udp = Some(port),
             Traffic::Echo => {}
         }
         Ok(self)
@@ -326,7 +404,7 @@ impl TraceArgs {
 
     /// What is traced.
     pub(super) fn traffic(&self) -> Traffic {
-        match (self.tcp, self.udp) {
+        match (self.between.tcp, self.between.udp) {
             (Some(port), _) => Traffic::Tcp(port),
             (None, Some(port)) => Traffic::Udp(port),
             (None, None) => Traffic::Echo,
@@ -387,7 +465,7 @@ mod tests {
     fn two_ports_are_one_too_many() {
         let parsed = |line: &str| match Cli::parse_from(format!("podpath trace {line}").split(' ')).command {
             Command::Trace(args) => {
-                args.with_port_of_destination().map(|args| (args.destination.clone(), args.traffic()))
+                args.with_port_of_destination().map(|args| (args.between.destination.clone(), args.traffic()))
             }
             _ => unreachable!("asked for trace"),
         };

@@ -42,25 +42,25 @@ pub(super) struct Resolved {
 pub(super) async fn resolve(args: &TraceArgs, cluster: &Cluster) -> Result<Resolved, Error> {
     let Cluster { directory, .. } = cluster;
     let mut notes = Vec::new();
-    let source = Found::new(&args.source, directory.resolve(&args.source, args.namespace())?);
-    let (destination, looked_up) = match directory.resolve(&args.destination, args.namespace()) {
+    let source = Found::new(&args.between.source, directory.resolve(&args.between.source, args.namespace())?);
+    let (destination, looked_up) = match directory.resolve(&args.between.destination, args.namespace()) {
         // Only a name with a dot: a mistyped pod must not become whatever a search domain makes of it.
-        Err(unknown) if unknown.is_not_found() && args.destination.contains('.') => {
-            (look_up(&args.destination, unknown.to_string()).await?, true)
+        Err(unknown) if unknown.is_not_found() && args.between.destination.contains('.') => {
+            (look_up(&args.between.destination, unknown.to_string()).await?, true)
         }
-        found => (Found::new(&args.destination, found?), false),
+        found => (Found::new(&args.between.destination, found?), false),
     };
     let destination =
-        if is_outside(&source.target) { destination.seen_from_outside(&args.destination) } else { destination };
+        if is_outside(&source.target) { destination.seen_from_outside(&args.between.destination) } else { destination };
     let (from, to) =
         in_common(&source, &destination).into_iter().find(|ends| wanted(args, *ends)).ok_or_else(|| {
-            let wanted = if args.ipv4 { Some('4') } else { args.ipv6.then_some('6') };
-            let (source, destination) = (source.told(&args.source), destination.told(&args.destination));
+            let wanted = if args.between.ipv4 { Some('4') } else { args.between.ipv6.then_some('6') };
+            let (source, destination) = (source.told(&args.between.source), destination.told(&args.between.destination));
             Error::NoCommonFamily { source_name: source, destination, wanted }
         })?;
     let (source, destination) = (source.with(from), destination.with(to));
     if source.service.is_some() {
-        return Err(Error::ServiceAsSource { name: args.source.clone() });
+        return Err(Error::ServiceAsSource { name: args.between.source.clone() });
     }
     let (traffic, service) = match &destination.service {
         Some(service) => {
@@ -87,9 +87,9 @@ pub(super) async fn resolve(args: &TraceArgs, cluster: &Cluster) -> Result<Resol
         }
     };
     if looked_up {
-        notes.push(format!("{} is {to}: resolved by this machine, not by the pod", args.destination));
+        notes.push(format!("{} is {to}: resolved by this machine, not by the pod", args.between.destination));
     }
-    for (name, target) in [(&args.source, &source), (&args.destination, &destination)] {
+    for (name, target) in [(&args.between.source, &source), (&args.between.destination, &destination)] {
         if target.host_network {
             notes.push(format!("{name} uses its node's network: {} is the node's address", target.address));
         }
@@ -124,8 +124,8 @@ pub(super) fn can_only_be_watched(args: &TraceArgs, cluster: &Cluster) -> bool {
         has_front || front_on_nodes(directory, &target, args.traffic()).is_some()
     };
     !args.passive
-        && of(&args.source).is_some_and(|target| is_outside(&target))
-        && of(&args.destination).is_some_and(shown)
+        && of(&args.between.source).is_some_and(|target| is_outside(&target))
+        && of(&args.between.destination).is_some_and(shown)
 }
 
 /// An address that no pod and no node has.
@@ -177,7 +177,7 @@ fn in_common(source: &Found, destination: &Found) -> Vec<(IpAddr, IpAddr)> {
 
 /// Is this the family that was asked for, if one was?
 fn wanted(args: &TraceArgs, (from, _): (IpAddr, IpAddr)) -> bool {
-    if from.is_ipv4() { !args.ipv6 } else { !args.ipv4 }
+    if from.is_ipv4() { !args.between.ipv6 } else { !args.between.ipv4 }
 }
 
 /// The node that sends the probes.
@@ -185,14 +185,14 @@ fn sender(args: &TraceArgs, cluster: &Cluster, source: &Target) -> Result<usize,
     let nodes = &cluster.nodes;
     let index = match &source.node {
         // This machine's host name need not be its name in the cluster; what it lacks the session says.
-        _ if args.local => Some(0),
+        _ if args.between.local => Some(0),
         Some(node) => nodes.iter().position(|known| known.name == *node),
         // But of a cluster it may be the other end's.
         None if nodes.len() == 1 && cluster.kubernetes.is_none() => Some(0),
         None => None,
     };
     index.ok_or_else(|| Error::SourceOnNoNode {
-        source_name: args.source.clone(),
+        source_name: args.between.source.clone(),
         known: source.name.is_some(),
         node: source.node.clone(),
         nodes: nodes.iter().map(|node| node.name.clone()).collect(),

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::{cluster, identity, session};
+use crate::{cluster, identity, recording, session};
 
 /// Why a command could not do its work. Messages have the form `thing: cause; way out`, as all of the library's.
 #[derive(Debug, thiserror::Error)]
@@ -108,6 +108,9 @@ pub(super) enum Error {
     /// The result could not be written.
     #[error("standard output: {0}; nothing more was written")]
     Output(#[source] io::Error),
+    /// A recording cannot be written or read.
+    #[error(transparent)]
+    Recording(#[from] recording::Error),
     /// The result could not be saved.
     #[error("save the trace to {}: {source}", .path.display())]
     Save {

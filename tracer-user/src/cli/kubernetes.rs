@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use futures::future::join_all;
 
 use super::{
-    args::TraceArgs,
+    args::{Between, TraceArgs},
     ends,
     error::Error,
     nodes::{Cluster, Node, Reach},
@@ -44,12 +44,12 @@ pub(super) struct Kubernetes {
 /// # Errors
 /// The cluster cannot be asked or refuses; no node of the path can be traced, or not the source's.
 pub(super) async fn find(args: &TraceArgs) -> Result<(Cluster, TraceArgs), Error> {
-    let cluster = args.access.cluster().await?;
+    let cluster = args.between.access.cluster().await?;
     let context = Some(cluster.context.clone());
-    let namespace = args.namespace.clone().unwrap_or_else(|| cluster.namespace.clone());
+    let namespace = args.between.namespace.clone().unwrap_or_else(|| cluster.namespace.clone());
     let mut lookup = Lookup::new(cluster);
-    let source = lookup.end(&args.source, &namespace).await?;
-    let destination = lookup.end(&args.destination, &namespace).await?;
+    let source = lookup.end(&args.between.source, &namespace).await?;
+    let destination = lookup.end(&args.between.destination, &namespace).await?;
     let mut directory = lookup.directory()?;
     let asked = directory.resolve(&destination, &namespace).ok();
     let mut service = asked.as_ref().and_then(|target| target.service.clone());
@@ -74,15 +74,18 @@ pub(super) async fn find(args: &TraceArgs) -> Result<(Cluster, TraceArgs), Error
             entrances(&mut lookup, &mut concerned).await;
         }
     }
-    let args = TraceArgs { source, destination, namespace: Some(namespace), ..args.clone() };
-    let wish = args.ephemeral.then(|| Wish {
-        image: args.image.clone(),
+    let args = TraceArgs {
+        between: Between { source, destination, namespace: Some(namespace), ..args.between.clone() },
+        ..args.clone()
+    };
+    let wish = args.between.ephemeral.then(|| Wish {
+        image: args.between.image.clone(),
         lifetime: MOST_ROUNDS as u32 * longest(&args),
-        ready_within: args.ready_within,
+        ready_within: args.between.ready_within,
     });
     let kubernetes = Kubernetes { lookup, missing: Vec::new(), wish, made: Ephemeral::default() };
     let mut found = Cluster { context, nodes: Vec::new(), directory, kubernetes: Some(kubernetes), choice: None };
-    let ephemeral = args.ephemeral;
+    let ephemeral = args.between.ephemeral;
     let begun = tokio::select! {
         begun = found.begin(concerned, home.as_deref(), args.passive) => begun,
         // Pods that are being made would be left to their deadline.

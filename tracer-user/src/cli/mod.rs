@@ -13,6 +13,8 @@ mod install;
 mod kubernetes;
 mod nodes;
 mod plugin;
+mod record;
+mod report;
 mod requests;
 mod service;
 mod survey;
@@ -39,6 +41,8 @@ pub fn main() -> ExitCode {
             let args = args.clone().with_port_of_destination().unwrap_or_else(|error| error.exit());
             block_on(trace::run(&args))
         }
+        Command::Record(args) => block_on(record::run(args)),
+        Command::Report(args) => report::run(args),
         Command::Nodes(args) => block_on(survey::run(args)),
         Command::Doctor(args) => doctor::run(args),
         Command::Install(args) => block_on(install::install(args)),

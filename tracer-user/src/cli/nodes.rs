@@ -115,7 +115,7 @@ fn not_local() -> Failure {
 /// # Errors
 /// No nodes known, a file that cannot be used, or a cluster that cannot be asked.
 pub(super) async fn find(args: &TraceArgs) -> Result<(Cluster, TraceArgs), Error> {
-    if args.local {
+    if args.between.local {
         // Before names are looked up in vain.
         if !cfg!(live) {
             return Err(not_local().into());
@@ -124,7 +124,7 @@ pub(super) async fn find(args: &TraceArgs) -> Result<(Cluster, TraceArgs), Error
         let cluster = Cluster { context: None, nodes, directory: Directory::empty(), kubernetes: None, choice: None };
         return Ok((cluster, args.clone()));
     }
-    let (place, choice) = place(args.inventory.as_deref(), args.lab.as_deref(), &args.access, args.ephemeral)?;
+    let (place, choice) = place(args.between.inventory.as_deref(), args.between.lab.as_deref(), &args.between.access, args.between.ephemeral)?;
     let (cluster, args) = match place {
         Place::Kubernetes => kubernetes::find(args).await?,
         Place::File(path) => (load(&path)?, args.clone()),

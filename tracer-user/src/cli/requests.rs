@@ -40,7 +40,7 @@ pub(super) fn requests(args: &TraceArgs, cluster: &Cluster, resolved: &Resolved,
         src: ends.source.address,
         home: *home,
         // Who types an address means that one.
-        any_source: home.is_none() && args.source.parse::<IpAddr>().is_err(),
+        any_source: home.is_none() && args.between.source.parse::<IpAddr>().is_err(),
         dst: ends.destination.address,
         kind,
         count: args.count,
@@ -61,7 +61,7 @@ pub(super) fn requests(args: &TraceArgs, cluster: &Cluster, resolved: &Resolved,
 /// How long a session may take, at most.
 pub(super) fn longest(args: &TraceArgs) -> Duration {
     let busy = if args.passive { args.wait } else { args.interval * u32::from(args.count) + args.timeout };
-    args.ready_within + busy + MARGIN
+    args.between.ready_within + busy + MARGIN
 }
 
 /// With those of `more` that are new and that the kernel has room for.

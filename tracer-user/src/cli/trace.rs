@@ -46,7 +46,7 @@ pub(super) async fn run(args: &TraceArgs) -> Result<u8, Error> {
         write_stderr(&format!(
             "podpath: {} is no pod and no node here, and sends nothing for us: what it sends itself is waited for, as with \
              --passive (up to 5m, --for; Ctrl-C ends)\n",
-            args.source
+            args.between.source
         ));
     }
     if let Some(choice) = &cluster.choice {
@@ -160,7 +160,7 @@ async fn black_hole(
 /// Not all that was to be seen of it was. Who rejected what left a node may be another node.
 fn has_gaps(exchange: &Exchange) -> bool {
     let left = exchange.request.hops.last().is_some_and(|hop| hop.action == Action::Transmitted);
-    exchange.outcome == Outcome::Incomplete
+    matches!(exchange.outcome, Outcome::Incomplete | Outcome::Lost)
         || exchange.request.incomplete
         || exchange.reply.incomplete
         || exchange.outcome == Outcome::Rejected && left
@@ -178,11 +178,8 @@ async fn drive(
     // Nodes may have been left out.
     resolved.sender = sender;
     let requests = requests::requests(args, cluster, resolved, translated);
-    let record_for = args.passive.then_some(args.wait);
-    let home = cluster.nodes.iter().position(|node| Some(&node.name) == resolved.ends.source.node.as_ref());
-    let armed_last = home.filter(|_| args.passive);
-    let plan =
-        Plan { armed_within: args.ready_within, record_for, armed_last, all_needed: cluster.kubernetes.is_none() };
+    let home = home(cluster, resolved);
+    let plan = plan(args, cluster, home);
     let enough = Notify::new();
     let home = home.map(|index| cluster.nodes[index].name.clone());
     let mut report = Report::new(args, resolved, home);
@@ -207,9 +204,25 @@ async fn drive(
     Ok(driven)
 }
 
+/// Which node the source lives on.
+pub(super) fn home(cluster: &Cluster, resolved: &Resolved) -> Option<usize> {
+    cluster.nodes.iter().position(|node| Some(&node.name) == resolved.ends.source.node.as_ref())
+}
+
+/// How the sessions run; `home`: the source's node.
+pub(super) fn plan(args: &TraceArgs, cluster: &Cluster, home: Option<usize>) -> Plan {
+    Plan {
+        armed_within: args.between.ready_within,
+        record_for: args.passive.then_some(args.wait),
+        armed_last: home.filter(|_| args.passive),
+        all_needed: cluster.kubernetes.is_none(),
+        passes_on: false,
+    }
+}
+
 /// Ctrl-C or another request to end, or a passive trace has seen enough. A second one does not wait for anything: sessions
 /// end with their input, and leave nothing behind.
-async fn stopped(enough: &Notify, line: Line) {
+pub(super) async fn stopped(enough: &Notify, line: Line) {
     tokio::select! {
         () = enough.notified() => tokio::time::sleep(LAST_REPLY).await,
         _code = asked_to_end() => {
@@ -304,6 +317,8 @@ impl Report {
             }
             session::Progress::Draining => Some("reading back".to_owned()),
             session::Progress::Connecting { .. }
+            | session::Progress::Heard { .. }
+            | session::Progress::Lost { .. }
             | session::Progress::Hello { .. }
             | session::Progress::Records { .. }
             | session::Progress::Ended { .. } => None,
@@ -311,7 +326,7 @@ impl Report {
     }
 }
 
-fn plural(count: usize, what: &str) -> String {
+pub(super) fn plural(count: usize, what: &str) -> String {
     if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
 }
 
@@ -408,7 +423,7 @@ fn lost(node: &DrivenNode) -> u64 {
 
 /// UTC with seconds. Days to a date as in Hinnant's "chrono-compatible low-level date algorithms": years that begin in
 /// March, in eras of 400 years.
-fn rfc3339(at: SystemTime) -> String {
+pub(super) fn rfc3339(at: SystemTime) -> String {
     let seconds = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
     let (days, time) = (seconds / 86_400 + 719_468, seconds % 86_400);
     let (era, day) = (days / 146_097, days % 146_097);

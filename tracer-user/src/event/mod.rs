@@ -15,6 +15,17 @@ pub enum Record {
     Rewrite(Rewrite),
 }
 
+impl Record {
+    /// CLOCK_MONOTONIC of that node, ns.
+    pub fn time_ns(&self) -> u64 {
+        match self {
+            Self::Sighting(Sighting { time_ns, .. })
+            | Self::Translation(Translation { time_ns, .. })
+            | Self::Rewrite(Rewrite { time_ns, .. }) => *time_ns,
+        }
+    }
+}
+
 /// A place in the kernel where one of our programs runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Hook {

@@ -57,7 +57,7 @@ pub(super) fn policy(object: PolicyObject, global: bool) -> Option<Policy> {
         ],
     };
     let name = NamedPolicy {
-        kind: if global { "GlobalNetworkPolicy" } else { "NetworkPolicy" },
+        kind: if global { "GlobalNetworkPolicy" } else { "NetworkPolicy" }.to_owned(),
         api_group: group,
         namespace: (!global).then(|| metadata.namespace.unwrap_or_else(|| "default".to_owned())),
         name: metadata.name,

@@ -196,6 +196,7 @@ impl<'a> Story<'a> {
         let exchange = Exchange {
             seq: self.seq,
             what: self.what,
+            again_after_ns: None,
             outcome: verdict.outcome,
             failed_direction: verdict.failed,
             rtt_ns,

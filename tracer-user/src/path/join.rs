@@ -28,12 +28,21 @@ const MOST_WATCHED: usize = 1_000;
 /// The order of the records does not matter, duplicates neither. Missing records lead to missing hops, with a note in
 /// the exchange; never to a hop that was not there.
 pub fn join(evidence: &Evidence, ends: &Ends, names: &dyn Names) -> Joined {
+    join_up_to(MOST_WATCHED, evidence, ends, names)
+}
+
+/// [`join`], of however many exchanges.
+pub fn join_all(evidence: &Evidence, ends: &Ends, names: &dyn Names) -> Joined {
+    join_up_to(usize::MAX, evidence, ends, names)
+}
+
+fn join_up_to(most_watched: usize, evidence: &Evidence, ends: &Ends, names: &dyn Names) -> Joined {
     let world = World { evidence, ends, names };
     let sorted: Vec<Sorted<'_>> = evidence.nodes.iter().map(|n| Sorted::new(&n.records)).collect();
     let by_node = sorted.iter().enumerate().flat_map(|(node, n)| n.sightings.iter().map(move |s| (node, *s)));
     let errors: Vec<_> = by_node.filter(|(_, s)| errors::is_error(s)).collect();
     let mut groups = group::groups(&world, &sorted);
-    let untold = if evidence.probes.is_empty() { groups.len().saturating_sub(MOST_WATCHED) } else { 0 };
+    let untold = if evidence.probes.is_empty() { groups.len().saturating_sub(most_watched) } else { 0 };
     groups.truncate(groups.len() - untold);
     let errors = errors::assign(&groups, &errors);
     let stories: Vec<_> =
@@ -94,7 +103,10 @@ fn sent_again(groups: &[Group<'_>], told: &mut [Told<'_>]) {
             _ => "of which not enough was seen to say what became of it",
         };
         let ms = milliseconds(ns);
-        told[i].exchange.notes.push(format!("a retransmission, {ms} after exchange {seq}, {became}"));
+        let note = format!("a retransmission, {ms} after exchange {seq}, {became}");
+        let exchange = &mut told[i].exchange;
+        exchange.again_after_ns = Some(ns);
+        exchange.notes.push(note);
     }
 }
 

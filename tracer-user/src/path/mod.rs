@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use serde::{Deserialize, Serialize};
+
 use crate::{event::Record, node::facts::NodeFacts, session::Flow};
 
 mod chain;
@@ -26,7 +28,7 @@ mod tests;
 mod touch;
 mod world;
 
-pub use join::{join, pod_with};
+pub use join::{join, join_all, pod_with};
 pub use route::{links_met, route_questions};
 
 /// Everything that is known about one run, as the sessions delivered it.
@@ -126,7 +128,7 @@ pub trait Names {
 }
 
 /// What is known of the network policies that select a pod.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Selecting {
     /// How many were looked at.
     pub read: model::PoliciesRead,
@@ -137,7 +139,7 @@ pub struct Selecting {
 }
 
 /// Who asked and who was asked.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ends {
     /// The end that sends the requests.
     pub source: model::Endpoint,

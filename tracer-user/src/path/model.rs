@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 mod drop;
 mod policy;
@@ -48,7 +48,7 @@ pub struct Trace {
 }
 
 /// A service that was asked, by what the API said when the trace began.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AskedService {
     /// Its namespace.
     pub namespace: String,
@@ -63,7 +63,7 @@ pub struct AskedService {
     /// Set where the service's `externalTrafficPolicy` is Local, and it is asked from outside, or a node by its node port.
     pub local: Option<LocalEndpoints>,
     /// `loadBalancerSourceRanges`, where the source is in none of them and came by the load balancer's address.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub not_let_in: Vec<String>,
 }
 
@@ -104,7 +104,7 @@ impl AskedService {
 }
 
 /// Endpoints on the node that was asked, which alone get what comes from outside.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LocalEndpoints {
     /// The node.
     pub node: String,
@@ -115,7 +115,7 @@ pub struct LocalEndpoints {
 }
 
 /// One end of the trace.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Endpoint {
     /// `namespace/pod`, or a node's name; None where nobody knows it.
     pub name: Option<String>,
@@ -146,6 +146,9 @@ pub struct Exchange {
     /// Passive TCP and UDP: what was exchanged. None: a probe, or an echo.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub what: Option<What>,
+    /// Of a retransmission: how much later it was sent than the first transmission, ns.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub again_after_ns: Option<u64>,
     /// How it ended.
     pub outcome: Outcome,
     /// Which of the two did not arrive; None if both did.
@@ -216,7 +219,7 @@ pub struct Rejection {
 }
 
 /// What traffic that was only watched exchanged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum What {
     /// SYN, and SYN+ACK or RST.
@@ -228,7 +231,7 @@ pub enum What {
 }
 
 /// How an exchange ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
     /// Request and reply arrived.
@@ -244,7 +247,7 @@ pub enum Outcome {
 }
 
 /// There or back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Direction {
     /// From source to destination.
@@ -292,7 +295,7 @@ pub struct Hop {
 }
 
 /// What happened at a hop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Action {
     /// Left its sender's stack.

@@ -124,13 +124,13 @@ fn policies() {
 #[test]
 fn policies_by_name() {
     let kubernetes = |name: &str| NamedPolicy {
-        kind: "NetworkPolicy",
+        kind: "NetworkPolicy".to_owned(),
         api_group: "networking.k8s.io".to_owned(),
         namespace: Some("default".to_owned()),
         name: name.to_owned(),
     };
     let calico = |name: &str| NamedPolicy { api_group: "crd.projectcalico.org".to_owned(), ..kubernetes(name) };
-    let global = |name: &str| NamedPolicy { kind: "GlobalNetworkPolicy", namespace: None, ..calico(name) };
+    let global = |name: &str| NamedPolicy { kind: "GlobalNetworkPolicy".to_owned(), namespace: None, ..calico(name) };
     let base = Policies {
         pod: "default/bb1".to_owned(),
         direction: PolicyDirection::Ingress,

@@ -9,6 +9,7 @@ mod line;
 mod names;
 mod next;
 mod reply;
+mod report;
 #[cfg(test)]
 mod samples;
 mod screen;
@@ -21,6 +22,7 @@ mod verbose;
 
 use crate::path::model::{Exchange, Outcome, Trace};
 
+pub use report::report;
 pub use screen::text;
 
 /// How the text should look.

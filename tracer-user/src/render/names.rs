@@ -15,7 +15,12 @@ impl Names {
         let ends = [&trace.source.node, &trace.destination.node].into_iter().flatten();
         let paths =
             trace.exchanges.iter().flat_map(|exchange| exchange.request.hops.iter().chain(&exchange.reply.hops));
-        let all: BTreeSet<&str> = listed.chain(ends).chain(paths.map(|hop| &hop.node)).map(String::as_str).collect();
+        Names::of_nodes(listed.chain(ends).chain(paths.map(|hop| &hop.node)).map(String::as_str))
+    }
+
+    /// For these nodes.
+    pub(super) fn of_nodes<'n>(nodes: impl Iterator<Item = &'n str>) -> Names {
+        let all: BTreeSet<&str> = nodes.collect();
         let label = |name: &str| name.split('.').next().unwrap_or(name).to_owned();
         let short = |name: &&str| {
             let short = label(name);

@@ -117,6 +117,7 @@ fn exchange(seq: u32, outcome: Outcome, failed_direction: Option<Direction>, pat
     Exchange {
         seq,
         what: None,
+        again_after_ns: None,
         outcome,
         failed_direction,
         rtt_ns: None,

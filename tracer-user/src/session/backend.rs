@@ -18,6 +18,9 @@ use crate::{doctor::Check, event::Record, node::facts::NodeFacts, path::Probe};
 /// How often the ring is emptied.
 const DRAIN_EVERY: Duration = Duration::from_millis(10);
 
+/// How often the peer is told the counters, if records were lost meanwhile.
+const COUNT_EVERY: Duration = Duration::from_secs(1);
+
 /// The node's part of a session: kernel programs, netlink, injector.
 ///
 /// Calls come one at a time, in the order `hello`, then only `checks`, or `arm`, `known`, any of `drain` and `fire`, then `detach`, `drain`, `finish`; they may
@@ -63,6 +66,12 @@ pub trait Backend: Send + 'static {
     /// # Errors
     /// A program could not be detached.
     fn detach(&mut self) -> Result<u64, Failure>;
+
+    /// The kernel side's counters so far.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    fn counters(&mut self) -> Result<Counters, Failure>;
 
     /// Facts for what was drained, and the kernel side's counters.
     ///
@@ -192,6 +201,8 @@ async fn record<B: Backend>(
 ) -> Result<(), Halt> {
     let mut ticks = interval(DRAIN_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut counts = interval(COUNT_EVERY);
+    let mut lost = 0;
     // Dropped on return: that is what tells the injector to end.
     let mut injector: Option<Injector> = None;
     loop {
@@ -212,6 +223,14 @@ async fn record<B: Backend>(
                 None => outbox.send(Message::Fired),
             },
             _ = ticks.tick() => outbox.record(node.call(B::drain).await?),
+            _ = counts.tick() => {
+                let counters = node.call(B::counters).await?;
+                let now = counters.lost() + outbox.discarded();
+                if now > lost {
+                    lost = now;
+                    outbox.send(Message::Counters(counters, outbox.discarded()));
+                }
+            }
         }
     }
 }

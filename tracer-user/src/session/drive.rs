@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use futures::{FutureExt, future::FusedFuture};
 use tokio::{
     sync::mpsc,
@@ -53,6 +54,8 @@ pub struct Plan {
     /// Whether a node whose session dies before it is armed ends the trace. Otherwise it is left out, with a warning, unless it
     /// is where the sender is, or the last one.
     pub all_needed: bool,
+    /// Records are not kept for the evidence: [`Progress::Heard`] passes them on.
+    pub passes_on: bool,
 }
 
 /// What happens, while it happens.
@@ -77,6 +80,13 @@ pub enum Progress<'a> {
         /// How long attaching took there.
         took: Duration,
     },
+    /// A session said something; as it stands on the wire, for [`super::Replay`].
+    Heard {
+        /// Index of its connection.
+        node: usize,
+        /// Content of one frame.
+        frame: &'a Bytes,
+    },
     /// Whatever is seen from now on was seen by all nodes. Said of a trace without probes, where no node was armed last.
     AllRecord,
     /// A probe completed.
@@ -89,6 +99,13 @@ pub enum Progress<'a> {
         total: usize,
         /// Those that are new.
         new: &'a [Record],
+    },
+    /// A node told how many records it lost.
+    Lost {
+        /// Name of the node.
+        node: &'a str,
+        /// So far.
+        total: u64,
     },
     /// All nodes were told to stop.
     Draining,
@@ -281,7 +298,7 @@ pub async fn drive(
         return Err(DriveError::Sources { count, nodes: nodes.len() });
     }
     let mut stop = pin!(stop.fuse());
-    let mut driver = Driver::start(nodes, progress);
+    let mut driver = Driver::start(nodes, plan, progress);
     let result = driver.run(plan, stop.as_mut()).await;
     driver.stop(DRAINED_WITHIN.max(plan.armed_within / 2)).await;
     let interrupted = result?;
@@ -306,12 +323,12 @@ struct Driver<P> {
 }
 
 impl<P: FnMut(Progress<'_>)> Driver<P> {
-    fn start(connections: Vec<(Connection, Request)>, mut progress: P) -> Self {
+    fn start(connections: Vec<(Connection, Request)>, plan: Plan, mut progress: P) -> Self {
         let (sender, events) = mpsc::unbounded_channel();
         let (mut nodes, mut tasks) = (Vec::new(), JoinSet::new());
         for (index, (connection, request)) in connections.into_iter().enumerate() {
             progress(Progress::Connecting { node: &connection.name });
-            let node = Node::new(connection.name.clone(), request);
+            let node = Node::new(connection.name.clone(), request, plan.passes_on);
             tasks.spawn(talk(index, connection, Arc::clone(&node.outbox), sender.clone()));
             nodes.push(node);
         }
@@ -465,12 +482,15 @@ impl<P: FnMut(Progress<'_>)> Driver<P> {
 
     fn take(&mut self, index: usize, event: Event) {
         let Some(node) = self.nodes.get_mut(index) else { return };
+        if let Event::Message(_, frame) = &event {
+            (self.progress)(Progress::Heard { node: index, frame });
+        }
         match event {
-            Event::Message(Message::Probe(probe)) if node.fires() => {
+            Event::Message(Message::Probe(probe), _) if node.fires() => {
                 self.probes.push(probe);
                 (self.progress)(Progress::Probe(probe));
             }
-            Event::Message(message) => node.hear(message, &mut self.progress),
+            Event::Message(message, _) => node.hear(message, &mut self.progress),
             Event::Ended(ended) => {
                 if node.ended.is_none() {
                     node.ended = Some(ended);

@@ -28,7 +28,7 @@ pub async fn examine(connection: Connection, within: Duration) -> Examined {
     let Connection { name: _, reader, writer, host } = connection;
     let outbox = Outbox::new(0);
     let mut examined = Examined::default();
-    let listening = listen(Incoming::new(reader), &outbox, writer, |message| match message {
+    let listening = listen(Incoming::new(reader), &outbox, writer, |message, _| match message {
         Message::Hello(hello) if examined.hello.is_none() => {
             let theirs = examined.hello.insert(hello).protocol;
             ask(theirs, &outbox)

@@ -46,15 +46,24 @@ impl<R: AsyncRead + Unpin> Incoming<R> {
     /// # Errors
     /// Read errors, malformed frames, [`Error::Silent`].
     pub(super) async fn next(&mut self) -> Result<Option<Message>, Error> {
+        Ok(self.next_framed().await?.map(|(message, _)| message))
+    }
+
+    /// The same, with the content of its frame.
+    ///
+    /// # Errors
+    /// As above.
+    pub(super) async fn next_framed(&mut self) -> Result<Option<(Message, Bytes)>, Error> {
         loop {
             let frame = timeout_at(self.heard + SILENCE, self.frames.next())
                 .await
                 .map_err(|_| Error::Silent { after: SILENCE })?;
             let Some(frame) = frame else { return Ok(None) };
-            let message = wire::decode(frame.map_err(broken_frame)?)?;
+            let frame = frame.map_err(broken_frame)?.freeze();
+            let message = wire::decode(frame.clone())?;
             self.heard = Instant::now();
             if !matches!(message, Message::Keepalive | Message::Unknown) {
-                return Ok(Some(message));
+                return Ok(Some((message, frame)));
             }
         }
     }
@@ -84,7 +93,7 @@ pub fn decode_stream(input: &[u8]) -> Result<usize, Error> {
     let (mut codec, mut input, mut good) = (codec(), bytes::BytesMut::from(input), 0);
     let mut collected = wire::Collected::default();
     while let Some(frame) = codec.decode_eof(&mut input).map_err(broken_frame)? {
-        if let Message::Facts(facts) = wire::decode(frame)? {
+        if let Message::Facts(facts) = wire::decode(frame.freeze())? {
             facts.into_iter().try_for_each(|fact| collected.add(fact))?;
         }
         good += 1;

@@ -261,6 +261,10 @@ impl Backend for LiveNode {
         Ok(until_ns)
     }
 
+    fn counters(&mut self) -> Result<Counters, Failure> {
+        self.probe()?.counters().map_err(kernel)
+    }
+
     fn finish(&mut self) -> Result<(facts::NodeFacts, Counters), Failure> {
         let traces = std::mem::take(&mut self.traces);
         let node = self.node()?;
@@ -278,8 +282,7 @@ impl Backend for LiveNode {
         self.notes.of_node(&unread);
         rules.notes.into_iter().for_each(|note| self.notes.add(note));
         facts.notes = std::mem::take(&mut self.notes.0);
-        let counters = self.probe()?.counters().map_err(kernel)?;
-        Ok((facts, counters))
+        Ok((facts, self.counters()?))
     }
 }
 

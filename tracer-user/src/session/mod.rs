@@ -2,6 +2,8 @@
 
 use std::{fmt, net::IpAddr, time::Duration};
 
+use serde::{Deserialize, Serialize};
+
 mod backend;
 mod connection;
 mod drive;
@@ -14,6 +16,7 @@ mod live;
 mod node;
 #[cfg(live)]
 mod process;
+pub mod replay;
 mod serve;
 #[cfg(test)]
 mod tests;
@@ -34,6 +37,7 @@ pub use self::{
     examine::{Examined, examine},
     inventory::{Inventory, InventoryError, InventoryNode},
     link::{KEEPALIVE, SILENCE},
+    replay::Replay,
     serve::{MAX_TIME_LIMIT, serve},
     wire::Malformed,
 };
@@ -115,7 +119,7 @@ impl Request {
 }
 
 /// A wanted flow.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Flow {
     /// One end.
     pub a: IpAddr,

@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::{
@@ -15,7 +16,8 @@ use crate::{event::Record, path::NodeEvidence};
 /// What comes from a connection.
 #[derive(Debug)]
 pub(super) enum Event {
-    Message(Message),
+    /// With the content of its frame.
+    Message(Message, Bytes),
     /// The last one.
     Ended(Result<(), Death>),
 }
@@ -28,9 +30,9 @@ pub(super) async fn talk(
     events: mpsc::UnboundedSender<(usize, Event)>,
 ) {
     let Connection { name: _, reader, writer, host } = connection;
-    let ended = listen(Incoming::new(reader), &outbox, writer, |message| {
+    let ended = listen(Incoming::new(reader), &outbox, writer, |message, frame| {
         // The driver is gone: so is this task, soon.
-        let _gone = events.send((index, Event::Message(message)));
+        let _gone = events.send((index, Event::Message(message, frame)));
         Ok(())
     })
     .await;
@@ -43,16 +45,16 @@ pub(super) async fn listen(
     mut incoming: Incoming<Box<dyn tokio::io::AsyncRead + Send + Unpin>>,
     outbox: &Outbox,
     writer: Box<dyn tokio::io::AsyncWrite + Send + Unpin>,
-    mut heard: impl FnMut(Message) -> Result<(), Error>,
+    mut heard: impl FnMut(Message, Bytes) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let mut write = std::pin::pin!(outbox.write_to(writer));
     let mut writing = true;
     loop {
         tokio::select! {
-            next = incoming.next() => match next? {
-                Some(Message::End) => return Ok(()),
-                Some(Message::Error(failure)) => return Err(Error::Peer(failure)),
-                Some(message) => heard(message)?,
+            next = incoming.next_framed() => match next? {
+                Some((Message::End, _)) => return Ok(()),
+                Some((Message::Error(failure), _)) => return Err(Error::Peer(failure)),
+                Some((message, frame)) => heard(message, frame)?,
                 None => return Err(Error::EndOfInput),
             },
             // A broken pipe alone says little: the other direction may still hold the reason, or at least its end.
@@ -73,7 +75,13 @@ pub(super) struct Node {
     pub(super) ended: Option<Result<(), Death>>,
     /// It died before it was armed, and the trace went on without it.
     pub(super) left_out: bool,
+    /// Its records are passed on only.
+    passes_on: bool,
     records: Vec<Record>,
+    /// How many records came.
+    total: usize,
+    /// The time of the last of them, by its clock, ns.
+    latest_ns: Option<u64>,
     unknown: u64,
     collected: Collected,
     counters: Option<(Counters, u64)>,
@@ -85,7 +93,7 @@ pub(super) struct Node {
 }
 
 impl Node {
-    pub(super) fn new(name: String, request: Request) -> Self {
+    pub(super) fn new(name: String, request: Request, passes_on: bool) -> Self {
         Self {
             name,
             request,
@@ -97,7 +105,10 @@ impl Node {
             fired: false,
             ended: None,
             left_out: false,
+            passes_on,
             records: Vec::new(),
+            total: 0,
+            latest_ns: None,
             unknown: 0,
             collected: Collected::default(),
             counters: None,
@@ -109,12 +120,7 @@ impl Node {
 
     /// What has come by now may be of before all nodes recorded.
     pub(super) fn all_record(&mut self) {
-        let time = |record: &Record| match record {
-            Record::Sighting(s) => s.time_ns,
-            Record::Translation(t) => t.time_ns,
-            Record::Rewrite(r) => r.time_ns,
-        };
-        self.alone_ns = self.records.iter().map(time).max();
+        self.alone_ns = self.latest_ns;
     }
 
     /// Whether probes can come from it.
@@ -163,17 +169,23 @@ impl Node {
             }
             Message::Fired if self.fires() => self.fired = true,
             Message::Records(records, unknown) if self.armed => {
-                let known = self.records.len();
-                self.records.extend(records);
+                self.latest_ns = self.latest_ns.max(records.iter().map(Record::time_ns).max());
+                self.total += records.len();
                 self.unknown += unknown;
-                progress(Progress::Records { node, total: self.records.len(), new: &self.records[known..] });
+                progress(Progress::Records { node, total: self.total, new: &records });
+                if !self.passes_on {
+                    self.records.extend(records);
+                }
             }
             Message::Facts(facts) if self.armed => {
                 for fact in facts {
                     self.collected.add(fact)?;
                 }
             }
-            Message::Counters(counters, discarded) if self.armed => self.counters = Some((counters, discarded)),
+            Message::Counters(counters, discarded) if self.armed => {
+                self.counters = Some((counters, discarded));
+                progress(Progress::Lost { node, total: counters.lost() + discarded });
+            }
             Message::Drained(until_ns) if self.armed => {
                 (self.drained, self.stopped_ns) = (true, Some(until_ns).filter(|ns| *ns != 0));
             }

@@ -195,7 +195,12 @@ fn compare(info: &LabInfo, expected: &Expected, trace: &report::Trace) -> Vec<St
         problems.push("no exchange".to_owned());
     }
     for exchange in &trace.exchanges {
-        let lines = |path: &report::Path| path.hops.iter().map(|hop| hop.line(info)).collect::<Vec<_>>();
+        let line = |hop: &report::Hop| {
+            let line = hop.line(info);
+            let other = expected.instead.iter().find(|(instead, _)| *instead == line);
+            other.map_or(line, |(_, expected)| expected.clone())
+        };
+        let lines = |path: &report::Path| path.hops.iter().map(line).collect::<Vec<_>>();
         let end =
             |outcome: &str, failed: &Option<String>| vec![format!("{outcome} {}", failed.as_deref().unwrap_or("-"))];
         let last = exchange.reply.hops.last().or(exchange.request.hops.last());

@@ -62,6 +62,7 @@ mod tests {
         let exchange = Exchange {
             seq: 1,
             what: None,
+            again_after_ns: None,
             outcome: Outcome::Dropped,
             failed_direction: Some(Direction::Reply),
             rtt_ns: None,

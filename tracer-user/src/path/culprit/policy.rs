@@ -101,7 +101,7 @@ mod tests {
 
     fn named(name: &str) -> NamedPolicy {
         let (api_group, namespace) = ("networking.k8s.io".to_owned(), Some("default".to_owned()));
-        NamedPolicy { kind: "NetworkPolicy", api_group, namespace, name: name.to_owned() }
+        NamedPolicy { kind: "NetworkPolicy".to_owned(), api_group, namespace, name: name.to_owned() }
     }
 
     impl Names for Known {

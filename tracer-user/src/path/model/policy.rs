@@ -1,6 +1,6 @@
 //! Which network policies a drop may be of.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// What is known of the policies behind a drop.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -57,7 +57,7 @@ pub enum PolicyStage {
 }
 
 /// How many of the policies that can matter were looked at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PoliciesRead {
     /// None: nobody asked for them.
@@ -69,10 +69,10 @@ pub enum PoliciesRead {
 }
 
 /// A policy.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NamedPolicy {
     /// `NetworkPolicy` or `GlobalNetworkPolicy`.
-    pub kind: &'static str,
+    pub kind: String,
     /// `networking.k8s.io`, or one of Calico's.
     pub api_group: String,
     /// None: it is of no namespace.
@@ -98,7 +98,7 @@ impl NamedPolicy {
     /// The command that shows it.
     pub fn describe(&self) -> String {
         let Self { kind, api_group, namespace, name } = self;
-        let resource = match (*kind, api_group.as_str()) {
+        let resource = match (kind.as_str(), api_group.as_str()) {
             ("NetworkPolicy", KUBERNETES) => "networkpolicy".to_owned(),
             ("NetworkPolicy", group) => format!("networkpolicies.{group}"),
             (_, group) => format!("globalnetworkpolicies.{group}"),

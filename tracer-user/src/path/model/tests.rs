@@ -26,6 +26,7 @@ fn sent_on(text: Option<&str>) -> Exchange {
     Exchange {
         seq: 1,
         what: None,
+        again_after_ns: None,
         outcome: Outcome::Lost,
         failed_direction: None,
         rtt_ns: None,

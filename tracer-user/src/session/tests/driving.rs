@@ -17,6 +17,7 @@ const PLAN: Plan = Plan {
     record_for: Some(Duration::from_secs(3)),
     armed_last: None,
     all_needed: true,
+    passes_on: false,
 };
 
 async fn driven(nodes: Vec<(Connection, Request)>) -> Result<Driven, DriveError> {
@@ -39,7 +40,7 @@ async fn two_nodes_from_hello_to_evidence() {
             Progress::Hello { .. } => "hello",
             Progress::Armed { .. } => "armed",
             Progress::Probe(_) => "probe",
-            Progress::Records { .. } => return,
+            Progress::Records { .. } | Progress::Heard { .. } | Progress::Lost { .. } => return,
             Progress::Draining => "draining",
             Progress::AllRecord => "all record",
             Progress::Ended { .. } => "ended",

@@ -114,6 +114,10 @@ impl Backend for FakeNode {
         Ok(STOPPED_NS)
     }
 
+    fn counters(&mut self) -> Result<Counters, Failure> {
+        Ok(Counters::default())
+    }
+
     fn finish(&mut self) -> Result<(NodeFacts, Counters), Failure> {
         self.note("finish");
         Ok((facts(), Counters { recorded: 5, lost_queue: 2, ..Counters::default() }))

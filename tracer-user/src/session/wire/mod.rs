@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use prost::Message as _;
 
 mod examine;
@@ -187,7 +187,7 @@ fn sealed(message: &'static str, frame: Frame) -> Result<Bytes, Error> {
 /// # Errors
 /// [`Malformed`] names message and field. Records with unknown enumeration values are counted instead: they come from a
 /// newer peer, whose other records are good.
-pub(super) fn decode(frame: BytesMut) -> Result<Message, Malformed> {
+pub(super) fn decode(frame: Bytes) -> Result<Message, Malformed> {
     Ok(match Frame::decode(frame)?.body {
         Some(Body::Hello(hello)) => Message::Hello(hello.into()),
         Some(Body::Request(request)) => {

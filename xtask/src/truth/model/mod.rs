@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use super::network::{Ask, Network, Probe, Target};
 use packet::{Packet, Protocol};
 use walk::{End, Walk};
-use world::World;
+use world::{Role, World};
 
 mod fib;
 mod filter;
@@ -28,6 +28,8 @@ pub(crate) struct Expected {
     pub(crate) reply: Vec<String>,
     /// The rule that dropped it: `filter/FORWARD rule 1`.
     pub(crate) rule: Option<String>,
+    /// Lines that may stand in place of others of the above.
+    pub(crate) instead: Vec<(String, String)>,
 }
 
 /// Bytes of the headers in front of what a probe of each kind carries by default, and of that.
@@ -38,8 +40,14 @@ const DATAGRAM: u32 = 84;
 /// What one of the asks shows in a network; None: its source cannot even send it.
 pub(crate) fn expect(network: &Network, ask: &Ask) -> Result<Option<Expected>> {
     let world = World::new(&network.profile, &network.plants)?;
+    let mut walk = Walk::new(&world);
+    let expected = walked(&world, &mut walk, ask)?;
+    Ok(expected.map(|expected| Expected { instead: walk.instead, ..expected }))
+}
+
+fn walked<'a>(world: &'a World, walk: &mut Walk<'a>, ask: &Ask) -> Result<Option<Expected>> {
     let from = world.host(&ask.from)?;
-    let dst = address(&world, &ask.to)?;
+    let dst = address(world, &ask.to)?;
     let route = fib::lookup(&from.routes, dst).with_context(|| format!("{} has no route to {dst}", ask.from))?;
     let src = from.source(route).with_context(|| format!("{} has no address", ask.from))?;
     if route.kind != fib::Kind::Unicast {
@@ -52,7 +60,6 @@ pub(crate) fn expect(network: &Network, ask: &Ask) -> Result<Option<Expected>> {
     };
     let size = ask.size.map_or(size, |payload| payload + 28);
     let request = Packet { src, dst, id: 1, ttl: from.default_ttl()?, protocol, size, about: None, outer: None };
-    let mut walk = Walk::new(&world);
     let mut expected = Expected::default();
     let end = walk.send(&ask.from, request)?;
     let mut routers: Vec<String> = walk.routers.drain(..).map(|address| address.to_string()).collect();
@@ -109,6 +116,12 @@ pub(crate) fn expect(network: &Network, ask: &Ask) -> Result<Option<Expected>> {
     };
     let end = walk.send(&there, reply)?;
     expected.reply = walk.lines.drain(..).collect();
+    let unseen = host.role == Role::Outside && expected.reply.iter().all(|line| line.contains(" lost ttl "));
+    if unseen && !matches!(end, End::Delivered(..)) {
+        // Nobody sees that somebody out there answered.
+        expected.request.append(&mut expected.reply);
+        return Ok(Some(fail(expected, "lost", "request")));
+    }
     Ok(Some(match end {
         End::Delivered(host, ..) if host == ask.from => {
             routers.push(dst.to_string());

@@ -51,6 +51,8 @@ pub(super) struct Walk<'a> {
     pub(super) routers: Vec<Ipv4Addr>,
     /// A router behind DNAT whose errors do not come back.
     pub(super) unnamed: bool,
+    /// Lines that may stand in place of others, for reasons that the configuration does not tell.
+    pub(super) instead: Vec<(String, String)>,
     steps: u32,
     /// What left a traced host last: the host, its link.
     left: Option<(String, String, Packet)>,
@@ -67,7 +69,7 @@ impl<'a> Walk<'a> {
             lines: Vec::new(),
             routers: Vec::new(),
             unnamed: false,
-            steps: 0,
+            instead: Vec::new(), steps: 0,
             left: None,
         }
     }
@@ -330,22 +332,50 @@ impl<'a> Walk<'a> {
             if let Some(dropped) = self.filtered(host, Point::Prerouting, Some(link), None, &packet)? {
                 return Ok(dropped);
             }
+            let asked = packet.dst;
             self.translate_destination(host, link, &mut packet)?;
-            self.line(host, &bridge.name, "received", ttl, "");
-            return self.enter(host, bridge, packet);
+            let turned = packet.dst;
+            let back = fib::lookup(&host.routes, turned).filter(|route| route.via.is_none());
+            if turned == asked || host.is_local(turned) || back.is_none_or(|route| route.dev != bridge.name) {
+                self.line(host, &bridge.name, "received", ttl, "");
+                return self.enter(host, bridge, packet);
+            }
+            // What NAT sends to another port is bridged there, not routed (`br_nf_pre_routing_finish`); by way of the bridge's own
+            // device where the node has not sent anything to that neighbour yet.
+            let [bridged, sent] = ["bridged", "transmitted"].map(|action| {
+                self.line(host, &bridge.name, action, ttl, "");
+                self.lines.pop().unwrap_or_default()
+            });
+            self.instead.push((sent, bridged));
+            return self.bridge(host, link, bridge, turned, packet);
         }
+        if let Some(dropped) = self.filtered(host, Point::Prerouting, Some(link), Some(bridge), &packet)? {
+            return Ok(dropped);
+        }
+        self.translate_destination(host, link, &mut packet)?;
+        self.bridge(host, link, bridge, next, packet)
+    }
+
+    /// From one port to another, past iptables.
+    fn bridge(
+        &mut self,
+        host: &'a Host,
+        link: &'a Link,
+        bridge: &'a Link,
+        next: Ipv4Addr,
+        mut packet: Packet,
+    ) -> Result<End> {
+        let ttl = shown_ttl(&packet);
         let other = self.world.owner(next).context("bridged to nobody")?;
         let LinkKind::Veth(_, port) = &other.link("eth0")?.kind else { bail!("no port") };
-        for point in [Point::Prerouting, Point::Forward, Point::Postrouting] {
+        for point in [Point::Forward, Point::Postrouting] {
             if let Some(dropped) = self.filtered(host, point, Some(link), Some(bridge), &packet)? {
                 return Ok(dropped);
             }
-            match point {
-                Point::Prerouting => self.translate_destination(host, link, &mut packet)?,
-                Point::Forward => self.line(host, &bridge.name, "bridged", ttl, ""),
-                _ => self.translate_source(host, Some(link), bridge, port, None, &mut packet)?,
-            }
         }
+        // What POSTROUTING drops does not leave the bridge.
+        self.line(host, &bridge.name, "bridged", ttl, "");
+        self.translate_source(host, Some(link), bridge, port, None, &mut packet)?;
         self.line(host, port, "transmitted", ttl, "");
         self.receive(other, other.link("eth0")?, next, packet)
     }
@@ -522,8 +552,8 @@ impl<'a> Walk<'a> {
             route => host.source(route?)?,
         };
         let about = Some(packet.ends());
-        let error =
-            Packet { src, dst: packet.src, id: 0, ttl: 64, protocol: Protocol::Error, size: 100, about, outer: None };
+        let (ttl, protocol) = (host.default_ttl().ok()?, Protocol::Error);
+        let error = Packet { src, dst: packet.src, id: 0, ttl, protocol, size: 100, about, outer: None };
         Some(Box::new(Answer { host: host.name.clone(), error }))
     }
 

@@ -1,0 +1,268 @@
+//! The file: a signature, then blocks of entries. Pure but for the stream that is written to.
+
+use std::{
+    io::{self, Read, Write},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use flate2::{Compression, read::DeflateDecoder, write::DeflateEncoder};
+use prost::Message as _;
+use serde::{Serialize, de::DeserializeOwned};
+
+use super::{Closing, Header, KnownNames};
+
+/// No text file begins so, and a transfer that mends line ends, or loses the eighth bit, breaks it. The last byte is the version.
+pub(super) const SIGNATURE: [u8; 8] = [0x89, b'P', b'P', b'R', b'\r', b'\n', 0x1a, VERSION];
+
+/// Version of the format. It grows when an old reader would misread what is new; what it can pass over is just added.
+pub(super) const VERSION: u8 = 1;
+
+/// Bytes of a block before what is compressed: its length, the length of what comes out, and the CRC-32 of what is compressed.
+pub(super) const BLOCK_HEADER: usize = 12;
+
+/// A block is closed when so many bytes are in it,
+const BLOCK: usize = 256 * 1024;
+/// or after this time: no more is lost with a crash.
+const BLOCK_TIME: Duration = Duration::from_secs(1);
+/// No block is larger, compressed or not.
+pub(super) const MAX_BLOCK: usize = 1024 * 1024;
+
+/// One thing that a recording says.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Entry {
+    /// The first one.
+    Header(Header),
+    /// A session said something.
+    Heard {
+        /// Index among the header's nodes.
+        node: usize,
+        /// When it came, since the recording began.
+        after: Duration,
+        /// Content of one frame of the session protocol.
+        frame: Bytes,
+    },
+    /// Whatever follows was seen by all nodes.
+    AllRecord,
+    /// Who is who.
+    Names(KnownNames),
+    /// The last one.
+    Closing(Closing),
+    /// Of a later version.
+    Unknown,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Wire {
+    #[prost(oneof = "Body", tags = "1, 2, 3, 4, 5")]
+    body: Option<Body>,
+}
+
+#[derive(Clone, PartialEq, prost::Oneof)]
+enum Body {
+    /// JSON.
+    #[prost(bytes = "bytes", tag = "1")]
+    Header(Bytes),
+    #[prost(message, tag = "2")]
+    Heard(Heard),
+    #[prost(bool, tag = "3")]
+    AllRecord(bool),
+    /// JSON.
+    #[prost(bytes = "bytes", tag = "4")]
+    Names(Bytes),
+    /// JSON.
+    #[prost(bytes = "bytes", tag = "5")]
+    Closing(Bytes),
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Heard {
+    #[prost(uint32, tag = "1")]
+    node: u32,
+    #[prost(uint64, tag = "2")]
+    after_ns: u64,
+    #[prost(bytes = "bytes", tag = "3")]
+    frame: Bytes,
+}
+
+fn json(value: &impl Serialize) -> Bytes {
+    serde_json::to_vec(value).expect("string keys and integers only").into()
+}
+
+fn parsed<T: DeserializeOwned>(bytes: &Bytes) -> Result<T, String> {
+    serde_json::from_slice(bytes).map_err(|error| error.to_string())
+}
+
+impl From<Entry> for Wire {
+    fn from(entry: Entry) -> Self {
+        let body = match entry {
+            Entry::Header(header) => Some(Body::Header(json(&header))),
+            Entry::Heard { node, after, frame } => Some(Body::Heard(Heard {
+                node: u32::try_from(node).unwrap_or(u32::MAX),
+                after_ns: u64::try_from(after.as_nanos()).unwrap_or(u64::MAX),
+                frame,
+            })),
+            Entry::AllRecord => Some(Body::AllRecord(true)),
+            Entry::Names(names) => Some(Body::Names(json(&names))),
+            Entry::Closing(closing) => Some(Body::Closing(json(&closing))),
+            Entry::Unknown => None,
+        };
+        Self { body }
+    }
+}
+
+impl TryFrom<Wire> for Entry {
+    type Error = String;
+
+    fn try_from(wire: Wire) -> Result<Self, String> {
+        Ok(match wire.body {
+            Some(Body::Header(bytes)) => Self::Header(parsed(&bytes)?),
+            Some(Body::Heard(Heard { node, after_ns, frame })) => {
+                Self::Heard { node: node as usize, after: Duration::from_nanos(after_ns), frame }
+            }
+            Some(Body::AllRecord(_)) => Self::AllRecord,
+            Some(Body::Names(bytes)) => Self::Names(parsed(&bytes)?),
+            Some(Body::Closing(bytes)) => Self::Closing(parsed(&bytes)?),
+            None => Self::Unknown,
+        })
+    }
+}
+
+/// Writes a recording.
+#[derive(Debug)]
+pub struct Writer<W: Write> {
+    to: W,
+    block: Vec<u8>,
+    /// When the first entry of the block came.
+    since: Option<Instant>,
+    written: u64,
+}
+
+impl<W: Write> Writer<W> {
+    /// Begins with the header, and writes it at once: who has no right to write learns it before anything is traced.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn new(mut to: W, header: Header) -> io::Result<Self> {
+        to.write_all(&SIGNATURE)?;
+        let mut writer = Self { to, block: Vec::with_capacity(BLOCK), since: None, written: SIGNATURE.len() as u64 };
+        writer.add(Entry::Header(header))?;
+        writer.flush()?;
+        Ok(writer)
+    }
+
+    /// Adds an entry. What is a second old is with the operating system then.
+    ///
+    /// # Errors
+    /// A block cannot be written. What was written before stays good.
+    pub fn add(&mut self, entry: Entry) -> io::Result<()> {
+        let wire = Wire::from(entry);
+        let length = wire.encoded_len();
+        if self.block.len() + length > MAX_BLOCK / 2 {
+            self.flush()?;
+        }
+        wire.encode_length_delimited(&mut self.block).expect("a vector grows");
+        let since = *self.since.get_or_insert_with(Instant::now);
+        if self.block.len() >= BLOCK || since.elapsed() >= BLOCK_TIME {
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    /// Closes the block.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn flush(&mut self) -> io::Result<()> {
+        self.since = None;
+        if self.block.is_empty() {
+            return Ok(());
+        }
+        let block = closed(&self.block)?;
+        self.block.clear();
+        // In one go: less of it is torn.
+        self.to.write_all(&block)?;
+        self.to.flush()?;
+        self.written += block.len() as u64;
+        Ok(())
+    }
+
+    /// Bytes so far, without the block that is open.
+    pub fn written(&self) -> u64 {
+        self.written
+    }
+
+    /// Ends it, with what there is to say at its end.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn finish(mut self, names: KnownNames, closing: Closing) -> io::Result<W> {
+        self.add(Entry::Names(names))?;
+        self.add(Entry::Closing(closing))?;
+        self.flush()?;
+        Ok(self.to)
+    }
+}
+
+/// A block with its header.
+fn closed(entries: &[u8]) -> io::Result<Vec<u8>> {
+    // The fastest level: recording must keep up, and what repeats here repeats within a few bytes.
+    let mut encoder = DeflateEncoder::new(vec![0; BLOCK_HEADER], Compression::fast());
+    encoder.write_all(entries)?;
+    let mut block = encoder.finish()?;
+    let fields = [block.len() - BLOCK_HEADER, entries.len()].map(|length| u32::try_from(length).unwrap_or(u32::MAX));
+    let crc = crc32fast::hash(&block[BLOCK_HEADER..]);
+    for (place, field) in block.chunks_exact_mut(4).zip([fields[0], fields[1], crc]) {
+        place.copy_from_slice(&field.to_be_bytes());
+    }
+    Ok(block)
+}
+
+/// What the header of a block says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct BlockHeader {
+    /// Bytes that follow.
+    pub(super) length: usize,
+    /// Bytes of its entries.
+    pub(super) inflated: usize,
+    crc: u32,
+}
+
+impl BlockHeader {
+    /// None: there is no such block.
+    pub(super) fn parse(bytes: [u8; BLOCK_HEADER]) -> Option<Self> {
+        let [a, b, c, d, e, f, g, h, i, j, k, l] = bytes;
+        let number = |bytes| u32::from_be_bytes(bytes);
+        let (length, inflated) = (number([a, b, c, d]) as usize, number([e, f, g, h]) as usize);
+        let sound = (1..=MAX_BLOCK).contains(&length) && (1..=MAX_BLOCK).contains(&inflated);
+        sound.then_some(Self { length, inflated, crc: number([i, j, k, l]) })
+    }
+
+    /// The block's entries; None: it is not whole.
+    pub(super) fn open(self, compressed: &[u8]) -> Option<Bytes> {
+        if crc32fast::hash(compressed) != self.crc {
+            return None;
+        }
+        let mut entries = Vec::with_capacity(self.inflated);
+        let mut decoder = DeflateDecoder::new(compressed).take(self.inflated as u64 + 1);
+        decoder.read_to_end(&mut entries).ok()?;
+        (entries.len() == self.inflated).then(|| entries.into())
+    }
+}
+
+/// The entries of a block.
+///
+/// # Errors
+/// What is wrong with one.
+pub(super) fn entries(mut block: Bytes) -> impl Iterator<Item = Result<Entry, String>> {
+    std::iter::from_fn(move || {
+        if block.is_empty() {
+            return None;
+        }
+        let entry = Wire::decode_length_delimited(&mut block).map_err(|error| error.to_string());
+        if entry.is_err() {
+            block.clear();
+        }
+        Some(entry.and_then(Entry::try_from))
+    })
+}

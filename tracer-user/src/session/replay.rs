@@ -1,0 +1,73 @@
+//! What sessions said, heard again from a recording.
+
+use bytes::Bytes;
+
+use super::{
+    Driven, Error, Flow, Progress, Request,
+    node::Node,
+    wire::{self, Message},
+};
+use crate::event::Record;
+
+/// Sessions whose frames are at hand: what each says is taken in as [`super::drive`] takes it in, but that records are passed on
+/// and not kept.
+pub struct Replay {
+    nodes: Vec<Node>,
+}
+
+impl Replay {
+    /// Of nodes with these names, which were asked to record these flows.
+    pub fn new(nodes: impl IntoIterator<Item = (String, Vec<Flow>)>) -> Self {
+        let node = |(name, flows)| {
+            let request = Request { flows, time_limit: super::MAX_TIME_LIMIT, ping: None, trace_rules: false };
+            let mut node = Node::new(name, request, true);
+            node.requested = true;
+            node
+        };
+        Self { nodes: nodes.into_iter().map(node).collect() }
+    }
+
+    /// Takes in the content of one frame; the records in it. Where a session makes no sense it is over, and what follows of it is
+    /// passed over, as it would have been then.
+    ///
+    /// # Errors
+    /// The frame is malformed.
+    pub fn hear(&mut self, node: usize, frame: Bytes) -> Result<Vec<Record>, Error> {
+        let mut new = Vec::new();
+        let Some(node) = self.nodes.get_mut(node) else { return Ok(new) };
+        match wire::decode(frame)? {
+            Message::End | Message::Keepalive | Message::Unknown => {}
+            message => node.hear(message, &mut |progress| {
+                if let Progress::Records { new: records, .. } = progress {
+                    new.extend_from_slice(records);
+                }
+            }),
+        }
+        Ok(new)
+    }
+
+    /// Whatever follows was seen by all nodes.
+    pub fn all_record(&mut self) {
+        self.nodes.iter_mut().for_each(Node::all_record);
+    }
+
+    /// What they delivered, without the records.
+    pub fn finish(self) -> Driven {
+        let mut driven = Driven::default();
+        for node in self.nodes {
+            node.conclude(&mut driven);
+        }
+        driven
+    }
+}
+
+/// The records in the content of one frame; none if it has other things to say.
+///
+/// # Errors
+/// The frame is malformed.
+pub fn records(frame: Bytes) -> Result<Vec<Record>, Error> {
+    match wire::decode(frame)? {
+        Message::Records(records, _) => Ok(records),
+        _ => Ok(Vec::new()),
+    }
+}
