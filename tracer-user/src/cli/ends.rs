@@ -55,7 +55,8 @@ pub(super) async fn resolve(args: &TraceArgs, cluster: &Cluster) -> Result<Resol
     let (from, to) =
         in_common(&source, &destination).into_iter().find(|ends| wanted(args, *ends)).ok_or_else(|| {
             let wanted = if args.between.ipv4 { Some('4') } else { args.between.ipv6.then_some('6') };
-            let (source, destination) = (source.told(&args.between.source), destination.told(&args.between.destination));
+            let (source, destination) =
+                (source.told(&args.between.source), destination.told(&args.between.destination));
             Error::NoCommonFamily { source_name: source, destination, wanted }
         })?;
     let (source, destination) = (source.with(from), destination.with(to));

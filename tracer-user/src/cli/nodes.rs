@@ -124,7 +124,12 @@ pub(super) async fn find(args: &TraceArgs) -> Result<(Cluster, TraceArgs), Error
         let cluster = Cluster { context: None, nodes, directory: Directory::empty(), kubernetes: None, choice: None };
         return Ok((cluster, args.clone()));
     }
-    let (place, choice) = place(args.between.inventory.as_deref(), args.between.lab.as_deref(), &args.between.access, args.between.ephemeral)?;
+    let (place, choice) = place(
+        args.between.inventory.as_deref(),
+        args.between.lab.as_deref(),
+        &args.between.access,
+        args.between.ephemeral,
+    )?;
     let (cluster, args) = match place {
         Place::Kubernetes => kubernetes::find(args).await?,
         Place::File(path) => (load(&path)?, args.clone()),

@@ -60,12 +60,15 @@ pub(super) async fn run(args: &RecordArgs) -> Result<u8, Error> {
         (None, Ok(())) => None,
     };
     if let Some(source) = error {
-        let error = recording::Error::File { path: args.write.clone(), what: "write", source };
-        write_stderr(&format!("podpath: {error}\n"));
+        write_stderr(&format!("podpath: {}\n", unwritten(&args.write, source)));
         return Ok(NOT_ALL);
     }
     write_stderr(&told(&args.write, records, lasted));
     Ok(if records == 0 { NOT_ALL } else { 0 })
+}
+
+fn unwritten(path: &Path, source: io::Error) -> recording::Error {
+    recording::Error::File { path: path.to_owned(), what: "write", source }
 }
 
 /// What there is now, and what to do with it.
@@ -165,6 +168,11 @@ async fn record(path: &Path, args: &TraceArgs, cluster: &mut Cluster) -> Result<
     let requests = requests::requests(args, cluster, &resolved, &[]);
     let flows = requests.iter().map(|request| request.flows.clone());
     let mut tape = Tape::create(path, header(cluster, &resolved, flows))?;
+    // For the case that the end, with all names, is never written.
+    let ends = [resolved.ends.source.address, resolved.ends.destination.address];
+    let own = cluster.nodes.iter().flat_map(|node| ends::node_addresses(&cluster.directory, &node.name));
+    let early = KnownNames::of(&cluster.directory, &ends.into_iter().chain(own).collect(), []);
+    tape.writer.add(Entry::Names(early)).map_err(|source| unwritten(path, source))?;
     let plan = Plan { passes_on: true, ..plan(args, cluster, home(cluster, &resolved)) };
     let full = Notify::new();
     let mut error = None;

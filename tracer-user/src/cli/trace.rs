@@ -17,7 +17,7 @@ use super::{
 use crate::{
     path::{
         Joined, Names, join,
-        model::{Action, Endpoint, Exchange, Outcome, Trace, TracedNode},
+        model::{Action, Endpoint, Exchange, Hop, Outcome, Trace, TracedNode},
         pod_with,
     },
     render,
@@ -160,7 +160,14 @@ async fn black_hole(
 /// Not all that was to be seen of it was. Who rejected what left a node may be another node.
 fn has_gaps(exchange: &Exchange) -> bool {
     let left = exchange.request.hops.last().is_some_and(|hop| hop.action == Action::Transmitted);
-    matches!(exchange.outcome, Outcome::Incomplete | Outcome::Lost)
+    // Out by an interface and in again: was there a node between that saw something else of it?
+    let came_back = exchange.request.hops.windows(2).any(|pair| {
+        let [out, into] = pair else { return false };
+        let place = |hop: &'_ Hop| (hop.node.clone(), hop.pod.clone(), hop.interface.clone());
+        (out.action, into.action) == (Action::Transmitted, Action::Received) && place(out) == place(into)
+    });
+    came_back
+        || matches!(exchange.outcome, Outcome::Incomplete | Outcome::Lost)
         || exchange.request.incomplete
         || exchange.reply.incomplete
         || exchange.outcome == Outcome::Rejected && left

@@ -22,7 +22,7 @@ mod nat_rule;
 mod route;
 mod shares;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 mod touch;

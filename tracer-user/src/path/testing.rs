@@ -500,3 +500,29 @@ impl Names for NoNames {
         None
     }
 }
+
+/// Pings that others sent, from a pod of the first of several nodes to one of the last, one every `every` ns. The clocks of the nodes
+/// have nothing in common.
+pub(crate) fn pings(nodes: usize, count: u16, every: u64) -> (Evidence, Ends) {
+    let mut w = Walk::new(nodes, pod(0, 1), pod(nodes - 1, 1));
+    w.clocks = (1..=nodes as u64).map(|node| node * 7_000_000_000_000).collect();
+    for seq in 1..=count {
+        w.request(seq);
+        let mut order: Vec<_> = (0..nodes).collect();
+        for _ in 0..2 {
+            let (first, last) = (order[0], order[nodes - 1]);
+            w.sent((first, 1, ETH0)).received((first, 0, veth(1))).routed((first, 0, ENS5));
+            order[1..nodes - 1].iter().for_each(|&node| {
+                w.received((node, 0, ENS6)).routed((node, 0, ENS5));
+            });
+            w.received((last, 0, ENS6)).routed((last, 0, veth(1))).delivered((last, 1, ETH0));
+            order.reverse();
+            if last != 0 {
+                w.reply();
+            }
+        }
+        w.wait(every);
+    }
+    w.evidence.probes.clear();
+    (w.evidence, w.ends)
+}

@@ -172,8 +172,7 @@ impl Scan {
         let BlockHeader { length, inflated, .. } = header;
         let nodes = self.header.as_ref().map_or(0, |header| header.nodes.len());
         let mut found = Block { at, length, inflated, count: 0, times: vec![None; nodes] };
-        let malformed =
-            |reason| Error::Malformed { path: self.path.clone(), what: "an entry", at, reason };
+        let malformed = |reason| Error::Malformed { path: self.path.clone(), what: "an entry", at, reason };
         for entry in entries(block) {
             match entry.map_err(malformed)? {
                 Entry::Header(header) => {

@@ -1,0 +1,190 @@
+//! Recordings that are whole, cut off, damaged, or no recordings.
+
+use std::{collections::BTreeSet, fs, io::Write as _, path::PathBuf, time::Duration};
+
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use super::{Closing, Entry, Error, Header, KnownNames, RecordedNode, Recording, Writer};
+use crate::{
+    path::{Ends, Evidence, Joined, Names, join_all, testing::pings},
+    session::{Flow, replay},
+};
+
+/// Names for everything.
+struct AllNames;
+
+impl Names for AllNames {
+    fn pod(&self, address: std::net::IpAddr) -> Option<String> {
+        Some(format!("default/pod-{address}"))
+    }
+
+    fn node(&self, _: std::net::IpAddr) -> Option<String> {
+        None
+    }
+}
+
+fn header(evidence: &Evidence, ends: &Ends) -> Header {
+    let flow = Flow { a: ends.source.address, b: None, protocol: 1, a_port: None, b_port: None };
+    let nodes = evidence.nodes.iter();
+    Header {
+        program: "podpath 0.1.0".to_owned(),
+        started: "2026-11-25T14:00:02Z".to_owned(),
+        context: Some("a test".to_owned()),
+        ends: ends.clone(),
+        service: None,
+        traffic: "icmp echo, passive".to_owned(),
+        one_flow_of: None,
+        nodes: nodes.map(|node| RecordedNode { name: node.name.clone(), flows: vec![flow.clone()] }).collect(),
+    }
+}
+
+/// The bytes of a recording; what the nodes say comes a piece of each in turn, each piece in a block of its own.
+fn recorded(evidence: &Evidence, ends: &Ends) -> Vec<u8> {
+    let mut writer = Writer::new(Vec::new(), header(evidence, ends)).expect("a vector");
+    let frames: Vec<_> = evidence.nodes.iter().map(replay::frames).collect();
+    let most = frames.iter().map(Vec::len).max().unwrap_or(0);
+    for turn in 0..most {
+        for (node, frames) in frames.iter().enumerate() {
+            if let Some(frame) = frames.get(turn) {
+                let after = Duration::from_millis(turn as u64 * 10);
+                writer.add(Entry::Heard { node, after, frame: frame.clone() }).expect("a vector");
+            }
+        }
+        if turn == 1 {
+            writer.add(Entry::AllRecord).expect("a vector");
+        }
+        writer.flush().expect("a vector");
+    }
+    let addresses: BTreeSet<_> = [ends.source.address, ends.destination.address].into();
+    let names = KnownNames::of(&AllNames, &addresses, evidence.nodes.iter().map(|node| &node.facts));
+    writer.finish(names, Closing::default()).expect("a vector")
+}
+
+fn file(bytes: &[u8]) -> (TempDir, PathBuf) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("slow.ppr");
+    fs::File::create_new(&path).and_then(|mut file| file.write_all(bytes)).expect("a file");
+    (folder, path)
+}
+
+/// What all windows have together.
+fn joined(recording: &mut Recording) -> (Joined, usize) {
+    let contents = recording.contents.clone();
+    let (mut all, mut windows) = (Joined::default(), 0);
+    for window in recording.windows() {
+        let window = window.expect("it was good a moment ago");
+        let joined = join_all(&window.evidence, &contents.header.ends, &contents.names);
+        all.exchanges.extend(joined.exchanges.into_iter().filter(|exchange| window.has(exchange)));
+        windows += 1;
+    }
+    (all, windows)
+}
+
+#[test]
+fn a_recording_has_what_the_sessions_said() {
+    let (evidence, ends) = pings(3, 5, 0);
+    let (_folder, path) = file(&recorded(&evidence, &ends));
+    let mut recording = Recording::open(&path).expect("a recording");
+    let contents = recording.contents.clone();
+    assert_eq!(contents.header, header(&evidence, &ends));
+    assert!(contents.closed && contents.torn == 0 && contents.driven.warnings.is_empty());
+    assert_eq!(contents.records, evidence.nodes.iter().map(|node| node.records.len() as u64).sum::<u64>());
+    assert_eq!(contents.names.pod(ends.source.address), Some(format!("default/pod-{}", ends.source.address)));
+    let mut known = contents.driven.evidence.nodes.clone();
+    for (known, said) in known.iter_mut().zip(&evidence.nodes) {
+        assert_eq!((&known.facts, known.complete, known.lost), (&said.facts, true, 0));
+        known.records.clone_from(&said.records);
+    }
+    let whole = Evidence { nodes: known, ..evidence };
+    let (joined, windows) = joined(&mut recording);
+    assert_eq!((windows, joined.exchanges), (1, join_all(&whole, &ends, &contents.names).exchanges));
+}
+
+#[test]
+fn windows_have_each_exchange_once() {
+    // More than one window holds, over more time than the margins take.
+    let (evidence, ends) = pings(2, 20_000, 2_000_000);
+    let (_folder, path) = file(&recorded(&evidence, &ends));
+    let mut recording = Recording::open(&path).expect("a recording");
+    let (joined, windows) = joined(&mut recording);
+    assert!(windows > 1, "{windows}");
+    assert_eq!(joined.exchanges.len(), 20_000);
+    let numbers: BTreeSet<u32> = joined.exchanges.iter().map(|exchange| exchange.seq).collect();
+    assert_eq!(numbers.len(), 20_000);
+    let whole = joined.exchanges.iter().all(|exchange| exchange.rtt_ns.is_some() && exchange.notes.is_empty());
+    assert!(whole, "an exchange was cut by a window");
+    let clock = recording.clock();
+    let mut parts = [0; 4];
+    joined.exchanges.iter().for_each(|exchange| parts[clock.part(exchange, 4)] += 1);
+    assert!(parts.iter().all(|part| (4_900..5_100).contains(part)), "{parts:?}");
+}
+
+#[test]
+fn what_is_no_recording_is_said() {
+    let (evidence, ends) = pings(2, 1, 0);
+    let good = recorded(&evidence, &ends);
+    let told = |bytes: &[u8]| {
+        let (folder, path) = file(bytes);
+        let error = Recording::open(&path).expect_err("not good").to_string();
+        error.replace(&folder.path().display().to_string(), "")
+    };
+    let newer = [&good[..7], &[2], &good[8..]].concat();
+    let cases = [told(b""), told(b"#!/bin/sh\n"), told(&good[..8]), told(&good[..100]), told(&newer)];
+    insta::assert_snapshot!(cases.join("\n"), @r"
+    /slow.ppr: no recording of podpath (its first bytes are others); `podpath record ... -w FILE` writes one
+    /slow.ppr: no recording of podpath (its first bytes are others); `podpath record ... -w FILE` writes one
+    recording /slow.ppr: it was cut off before its first block was whole: there is nothing in it; record again
+    recording /slow.ppr: it was cut off before its first block was whole: there is nothing in it; record again
+    recording /slow.ppr: its format is version 2, this podpath reads up to 1; read it with the podpath that wrote it, or a later one
+    ");
+    let error = Recording::open(std::path::Path::new("/nowhere/slow.ppr")).expect_err("there is none").to_string();
+    insta::assert_snapshot!(error, @"recording /nowhere/slow.ppr: open: No such file or directory (os error 2)");
+}
+
+#[test]
+fn a_later_podpaths_entries_are_passed_over() {
+    let (evidence, ends) = pings(2, 1, 0);
+    let mut writer = Writer::new(Vec::new(), header(&evidence, &ends)).expect("a vector");
+    writer.add(Entry::Unknown).expect("a vector");
+    let bytes = writer.finish(KnownNames::default(), Closing::default()).expect("a vector");
+    let (_folder, path) = file(&bytes);
+    assert!(Recording::open(&path).expect("a recording").contents.closed);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// However much of the end is missing: what is there is good, and that it is not all is said.
+    #[test]
+    fn a_recording_that_is_cut_off_is_good_up_to_there(cut in any::<prop::sample::Index>()) {
+        let (evidence, ends) = pings(2, 40, 0);
+        let bytes = recorded(&evidence, &ends);
+        let (_folder, path) = file(&bytes[..cut.index(bytes.len())]);
+        if let Ok(mut recording) = Recording::open(&path) {
+            prop_assert!(!recording.contents.closed);
+            prop_assert!(recording.contents.driven.warnings[0].contains("was cut off"));
+            let (whole, _) = { let (_folder, path) = file(&bytes); joined(&mut Recording::open(&path).expect("whole")) };
+            let (part, _) = joined(&mut recording);
+            for exchange in part.exchanges.iter().filter(|exchange| exchange.rtt_ns.is_some()) {
+                let same = |other: &&crate::path::model::Exchange| other.rtt_ns == exchange.rtt_ns;
+                prop_assert!(whole.exchanges.iter().any(|other| same(&other)));
+            }
+        }
+    }
+
+    /// A byte that changed is found, or is in nothing that matters; nothing panics.
+    #[test]
+    fn a_damaged_recording_is_not_misread(at in any::<prop::sample::Index>(), bit in 0..8u8) {
+        let (evidence, ends) = pings(2, 3, 0);
+        let mut bytes = recorded(&evidence, &ends);
+        let at = at.index(bytes.len());
+        bytes[at] ^= 1 << bit;
+        let (_folder, path) = file(&bytes);
+        match Recording::open(&path) {
+            Ok(recording) => prop_assert!(!recording.contents.closed, "byte {at} is in a block, but nothing was missed"),
+            Err(Error::NotOne { .. } | Error::Newer { .. } | Error::Empty { .. }) => prop_assert!(at < 1_000),
+            Err(other) => prop_assert!(false, "{other}"),
+        }
+    }
+}

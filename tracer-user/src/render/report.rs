@@ -69,11 +69,8 @@ fn verdict(page: &mut Page, report: &Report, contents: &Contents) {
     let mut text = format!("DELIVERED {}/{}", grouped(delivered), grouped(total));
     page_pieces(&mut text, report, total);
     let lost = contents.lost_events();
-    let rest = format!(
-        "  {} retransmissions  {seconds:.1} s  {} events lost",
-        grouped(report.retransmissions),
-        grouped(lost)
-    );
+    let rest =
+        format!("  {} retransmissions  {seconds:.1} s  {} events lost", grouped(report.retransmissions), grouped(lost));
     page.wrapped(paint, &text, &rest, 2);
 }
 

@@ -354,7 +354,8 @@ impl<P: FnMut(Progress<'_>)> Driver<P> {
         }
         let source = self.nodes.iter().position(|node| node.request.ping.is_some());
         let Some(source) = source else {
-            if plan.armed_last.is_none() {
+            // Of a recording that is cut off nobody will know that the sender's node was watched without a gap.
+            if plan.armed_last.is_none() || plan.passes_on {
                 let settled = Instant::now() + RECORDS_ARRIVE_WITHIN;
                 if self.pump(all_ended, Some(settled), stop.as_mut()).await == Pumped::Stopped {
                     return Ok(true);

@@ -71,3 +71,17 @@ pub fn records(frame: Bytes) -> Result<Vec<Record>, Error> {
         _ => Ok(Vec::new()),
     }
 }
+
+/// What a session would have said that saw this, as frames.
+#[cfg(test)]
+pub(crate) fn frames(node: &crate::path::NodeEvidence) -> Vec<Bytes> {
+    use super::{About, Counters, Hello, PROTOCOL};
+
+    let about = About { node: node.name.clone(), kernel: "6.18.0".to_owned(), ..About::default() };
+    let hello = Hello { protocol: PROTOCOL, program: "podpath-agent".to_owned(), about };
+    let mut messages = vec![Message::Hello(hello), Message::Armed(1)];
+    messages.extend(node.records.chunks(50).map(|records| Message::Records(records.to_vec(), 0)));
+    messages.extend(wire::batches(wire::facts(&node.facts)));
+    messages.extend([Message::Counters(Counters::default(), 0), Message::Drained(node.stopped_ns.unwrap_or(0))]);
+    messages.into_iter().map(|message| wire::encode(message).expect("it fits")).collect()
+}

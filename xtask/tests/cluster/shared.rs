@@ -122,7 +122,13 @@ async fn agents_on_one_kernel_record_their_own_nodes_packets_alone() {
     };
     let request =
         |ping| Request { flows: vec![flow.clone()], time_limit: Duration::from_secs(60), ping, trace_rules: false };
-    let plan = Plan { armed_within: Duration::from_secs(40), record_for: None, armed_last: None, all_needed: true, passes_on: false };
+    let plan = Plan {
+        armed_within: Duration::from_secs(40),
+        record_for: None,
+        armed_last: None,
+        all_needed: true,
+        passes_on: false,
+    };
     let agent = beside("podpath-agent");
     let sessions = lab.nodes.iter().map(|node| {
         let command = ["ip", "netns", "exec", &node.namespace, agent.to_str().unwrap(), "session"];

@@ -12,6 +12,7 @@ use crate::{
         model::{Exchange, Outcome},
         testing::{CNI0, ENS5, ENS6, ETH0, Kind, TUNL0, Walk, host, ip, pod, shape, six, veth},
     },
+    report::segments,
 };
 
 /// A way through the network.
@@ -184,7 +185,9 @@ fn is_part(part: &[String], whole: &[String]) -> bool {
 }
 
 fn add_up(e: &Exchange) -> bool {
-    e.rtt_ns.is_none_or(|rtt| e.shares.iter().map(|s| s.ns).sum::<u64>() == rtt)
+    let segments = segments(e);
+    let (sum, bound) = segments.iter().fold((0, 0), |(sum, bound), s| (sum + s.ns, bound + s.error_ns));
+    e.rtt_ns.is_none_or(|rtt| e.shares.iter().map(|s| s.ns).sum::<u64>() == rtt && rtt.abs_diff(sum) <= bound)
 }
 
 /// Shuffles, and repeats some, by a generated seed.
@@ -295,6 +298,8 @@ proptest! {
             let times: Vec<_> = e.request.hops.iter().chain(&e.reply.hops).map(|h| h.at_ns).collect();
             prop_assert!(times.iter().all(Option::is_some) && times.is_sorted(), "{:?}", times);
             prop_assert!(add_up(e));
+            // Where all was seen what one direction of a wire has too much the other has too little.
+            prop_assert_eq!(Some(segments(e).iter().map(|s| s.ns).sum::<u64>()), e.rtt_ns);
         }
     }
 

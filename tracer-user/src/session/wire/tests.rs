@@ -548,9 +548,7 @@ fn values_that_do_not_decode_name_message_and_field() {
     insta::assert_snapshot!(error(field(7, &field(1, &field(1, &[3 << 3, 1])))), @"message sighting: no packet");
     insta::assert_snapshot!(error(vec![0xff]), @"a frame does not decode: failed to decode Protobuf message: invalid varint");
     // facts { link } without a namespace
-    let Message::Facts(facts) = decode(field(8, &field(1, &field(3, &[]))).into()).unwrap() else {
-        panic!("facts")
-    };
+    let Message::Facts(facts) = decode(field(8, &field(1, &field(3, &[]))).into()).unwrap() else { panic!("facts") };
     let order = facts.into_iter().try_for_each(|fact| Collected::default().add(fact)).unwrap_err();
     insta::assert_snapshot!(order, @"message facts: link before its namespace");
 }

@@ -56,7 +56,15 @@ fn it_says_what_was_checked_by_hand() {
         let Ok(Some(expected)) = expect(&network, &ask) else { continue };
         let scenario::Expect { outcome, failed, routers, request, reply, .. } = scenario.expect;
         let routers = expected.routers.is_some().then_some(routers);
-        let checked = Expected { outcome, failed, routers, request, reply, rule: expected.rule.clone(), instead: expected.instead.clone() };
+        let checked = Expected {
+            outcome,
+            failed,
+            routers,
+            request,
+            reply,
+            rule: expected.rule.clone(),
+            instead: expected.instead.clone(),
+        };
         if expected != checked {
             wrong.push(format!("{name}: by hand {checked:#?}\nby the model {expected:#?}"));
         }

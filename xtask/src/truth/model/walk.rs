@@ -69,7 +69,8 @@ impl<'a> Walk<'a> {
             lines: Vec::new(),
             routers: Vec::new(),
             unnamed: false,
-            instead: Vec::new(), steps: 0,
+            instead: Vec::new(),
+            steps: 0,
             left: None,
         }
     }
