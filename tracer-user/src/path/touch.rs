@@ -159,6 +159,47 @@ pub(super) fn touches<'a>(sightings: &[&'a Sighting], namespaces: Namespaces<'_>
     touches
 }
 
+/// The way of the packet itself, and what copies of it touched: a mirror of tc or a flooding bridge clones a packet, sends the
+/// clone, and goes on with the packet (`tcf_mirred_act`, `deliver_clone`). `frees` are the packet's.
+pub(super) fn apart<'a>(
+    touches: Vec<Touch<'a>>,
+    frees: &[&Sighting],
+    namespaces: Namespaces<'_>,
+) -> (Vec<Touch<'a>>, Vec<Touch<'a>>) {
+    let (mut own, mut copies) = (Vec::new(), Vec::new());
+    let mut i = 0;
+    while let Some(touch) = touches.get(i) {
+        let skb = touch.last.skb;
+        if touches.get(i + 1).is_some_and(|next| leads_nowhere(touch, next, namespaces)) {
+            copies.push(*touch);
+            i += 1;
+            continue;
+        }
+        own.push(*touch);
+        let next = i + 1 + touches[i + 1..].iter().take_while(|t| t.first.skb != skb).count();
+        // The buffer that others came after goes on from where it was, or is dropped there.
+        let goes_on = match touches.get(next) {
+            Some(later) => continues(touch, later, namespaces),
+            None => frees.iter().any(|free| {
+                let here = free.skb == skb && place(free) == place(touch.last);
+                here && free.hook == Hook::Drop && free.time_ns >= touch.end()
+            }),
+        };
+        let others = touches.get(i + 1..next).filter(|_| goes_on).unwrap_or_default();
+        copies.extend(others);
+        i += 1 + others.len();
+    }
+    (own, copies)
+}
+
+/// Sent by a device that hands on to no other of its namespace, in a buffer of its own, before the packet is sent by another.
+fn leads_nowhere(p: &Touch<'_>, q: &Touch<'_>, namespaces: Namespaces<'_>) -> bool {
+    let both = (p.way, q.way) == (Way::Out, Way::Out) && p.at().netns == q.at().netns && p.at() != q.at();
+    let copied = p.last.skb != q.first.skb && p.ttl() == q.ttl() && p.wrapped() == q.wrapped();
+    let stacked = namespaces.is_stacked(p.at()) || namespaces.lower(p.at()).is_some();
+    both && copied && !stacked
+}
+
 /// Touches on one node without a gap.
 #[derive(Clone, Debug)]
 pub(super) struct Fragment<'a> {
@@ -183,7 +224,10 @@ pub(super) fn continues(p: &Touch<'_>, q: &Touch<'_>, namespaces: Namespaces<'_>
     let same_namespace = p.at().netns == q.at().netns;
     match (p.way, q.way) {
         (Way::Out, Way::In) => {
-            fall == 0 && p.wrapped() == q.wrapped() && namespaces.joined(p.at(), q.at(), p.last.skb == q.first.skb)
+            let same = p.last.skb == q.first.skb;
+            let joined =
+                namespaces.joined(p.at(), q.at(), same) || (same && same_namespace && namespaces.hands_back(p.at()));
+            fall == 0 && p.wrapped() == q.wrapped() && joined
         }
         (Way::In, Way::Out) => same_namespace && p.wrapped() == q.wrapped() && forwards(p, q, fall, namespaces),
         (Way::In, Way::In) if q.concluded() => std::ptr::eq(p.last, q.first),
