@@ -96,8 +96,9 @@ impl<'a> Chain<'a> {
     fn without_copies(&mut self, world: &World<'_>, node: usize, touches: Vec<Touch<'a>>) -> Vec<Touch<'a>> {
         let frees: Vec<&Sighting> = self.frees.iter().filter(|(n, _)| *n == node).map(|(_, free)| *free).collect();
         let (own, copies) = touch::apart(touches, &frees, world.namespaces(node));
-        let is_in = |touches: &[Touch<'_>], skb| touches.iter().any(|t| t.first.skb == skb || t.last.skb == skb);
-        self.frees.retain(|(n, free)| *n != node || !is_in(&copies, free.skb) || is_in(&own, free.skb));
+        let end = |t: &Touch<'_>| (t.last.skb, touch::place(t.last));
+        let of_copy = |free: &Sighting| copies.iter().any(|copy| end(copy) == (free.skb, touch::place(free)));
+        self.frees.retain(|(n, free)| *n != node || !of_copy(free));
         for copy in copies.iter().filter(|copy| copy.way == Way::Out) {
             let place = world.place(node, copy.at());
             let text = format!("{place} was sent a copy of the packet (by a mirror of tc, or a flooding bridge)");

@@ -160,13 +160,27 @@ pub(super) fn touches<'a>(sightings: &[&'a Sighting], namespaces: Namespaces<'_>
 }
 
 /// The way of the packet itself, and what copies of it touched: a mirror of tc or a flooding bridge clones a packet, sends the
-/// clone, and goes on with the packet (`tcf_mirred_act`, `deliver_clone`). `frees` are the packet's.
+/// clone, and goes on with the packet (`tcf_mirred_act`, `deliver_clone`), which may be what nobody wants: where one of them
+/// arrives, it is the packet. `frees` are the packet's.
 pub(super) fn apart<'a>(
     touches: Vec<Touch<'a>>,
     frees: &[&Sighting],
     namespaces: Namespaces<'_>,
 ) -> (Vec<Touch<'a>>, Vec<Touch<'a>>) {
+    let arrives = |t: &Touch<'_>| t.way == Way::In && !t.wrapped() && namespaces.owns(t.at().netns, t.last.packet.dst);
     let (mut own, mut copies) = (Vec::new(), Vec::new());
+    let mut touches = touches;
+    if touches.iter().any(arrives) {
+        let all = touches;
+        let is_dead_end = |i: usize, t: &Touch<'_>| {
+            t.way == Way::Out
+                && !namespaces.leads_out(t.at())
+                && all[i + 1..].iter().all(|later| later.first.skb != t.last.skb && !continues(t, later, namespaces))
+        };
+        let (dead, rest): (Vec<_>, Vec<_>) = all.iter().copied().enumerate().partition(|(i, t)| is_dead_end(*i, t));
+        copies.extend(dead.into_iter().map(|(_, touch)| touch));
+        touches = rest.into_iter().map(|(_, touch)| touch).collect();
+    }
     let mut i = 0;
     while let Some(touch) = touches.get(i) {
         let skb = touch.last.skb;
@@ -186,6 +200,7 @@ pub(super) fn apart<'a>(
             }),
         };
         let others = touches.get(i + 1..next).filter(|_| goes_on).unwrap_or_default();
+        let others = if others.iter().any(arrives) { &[] } else { others };
         copies.extend(others);
         i += 1 + others.len();
     }
@@ -239,12 +254,13 @@ pub(super) fn continues(p: &Touch<'_>, q: &Touch<'_>, namespaces: Namespaces<'_>
 }
 
 /// A packet that goes through a bridge is for another host as far as its port can tell, and not reported on its way in: it
-/// left by the peer of one port, and in the same buffer with the same TTL by another of the same bridge. The port it came
+/// left by the peer of one port, and with the same TTL by another of the same bridge. The port it came
 /// in by.
 pub(super) fn bridged_unseen(p: &Touch<'_>, q: &Touch<'_>, namespaces: Namespaces<'_>) -> Option<LinkRef> {
     let port = namespaces.link(p.at())?.peer?;
     let bridge = namespaces.bridge_of(port)?;
-    let same = (p.last.skb, p.ttl(), p.wrapped()) == (q.first.skb, q.ttl(), q.wrapped());
+    // A bridge that floods makes a buffer for each port.
+    let same = (p.ttl(), p.wrapped()) == (q.ttl(), q.wrapped());
     let out = (p.way, q.way) == (Way::Out, Way::Out) && q.at() != port;
     (same && out && namespaces.bridge_of(q.at()) == Some(bridge)).then_some(port)
 }

@@ -220,6 +220,7 @@ fn freed(free: &Sighting, detail: &DropDetail) -> String {
         (Some(function), Some(reason)) => format!("{verb} in {function}, reason by the kernel {reason}"),
         (Some(function), None) if free.hook == Hook::Consume => format!("{verb} in {function}"),
         (Some(function), None) => format!("{verb} in {function} (this kernel has no drop reasons)"),
+        (None, _) if free.hook == Hook::Consume => format!("{verb} (this kernel does not say where)"),
         (None, Some(reason)) => format!("{verb} as a drop, reason by the kernel {reason}"),
         (None, None) if free.free.as_ref().is_some_and(|free| free.location != 0) => {
             format!("{verb} as a drop (where is hidden, and this kernel has no drop reasons)")

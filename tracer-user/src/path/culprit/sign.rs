@@ -92,7 +92,10 @@ pub(super) fn of_function(function: &str) -> Option<Sign> {
         | "netif_receive_generic_xdp"
         | "veth_xdp_rcv_skb"
         | "veth_xdp_rcv" => Sign::Program("XDP program"),
-        "sch_handle_ingress" | "sch_handle_egress" | "tc_run" => Sign::Program("traffic control filter or program"),
+        // For IP this frees only what tc, inlined into it, does not let in.
+        "__netif_receive_skb_core" | "sch_handle_ingress" | "sch_handle_egress" | "tc_run" => {
+            Sign::Program("traffic control filter or program")
+        }
         _ => return None,
     })
 }

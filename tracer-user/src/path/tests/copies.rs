@@ -4,7 +4,7 @@ use super::failures::to_the_wire;
 use crate::{
     event::Hook,
     node::facts::RouteKind,
-    path::testing::{ENS5, ENS6, ETH0, Walk, host, pod, veth},
+    path::testing::{CNI0, ENS5, ENS6, ETH0, Walk, host, pod, veth},
 };
 
 /// In by `ens5`, a copy out by `copy`, and on.
@@ -62,4 +62,24 @@ fn what_an_ifb_hands_back_is_no_second_copy() {
     w.routed((0, 0, ENS5)).received((1, 0, ENS5)).routed((1, 0, veth(1))).delivered((1, 1, ETH0));
     let exchange = w.answer(RouteKind::Unicast, None).check().exchanges.remove(0);
     assert_eq!(exchange.notes, ["reply: the request arrived, but no reply to it was seen leaving"]);
+}
+
+#[test]
+fn of_what_a_bridge_floods_the_one_that_arrives_is_the_packet() {
+    let (here, there) = ((0, 3, ETH0), (0, 4, ETH0));
+    let mut w = Walk::new(1, pod(0, 3), pod(0, 4));
+    w.request(1).sent(here);
+    let skb = w.skb;
+    w.skb += 0x1000;
+    w.ended((0, 0, veth(3)), "received").bridged((0, 0, CNI0), (0, 0, veth(4)));
+    // By the port it came from (hairpin), in its first buffer, before the other is received.
+    w.skb = skb;
+    w.queue((0, 0, veth(3))).xmit((0, 0, veth(3)));
+    w.skb += 0x1000;
+    w.delivered(there);
+    w.skb = skb;
+    w.freed(Hook::Drop, (0, 0, veth(3)), "ip_rcv_core", Some("OTHERHOST")).answer(RouteKind::Unicast, None);
+    let exchange = w.check().exchanges.remove(0);
+    let note = "node0 cali3 was sent a copy of the packet (by a mirror of tc, or a flooding bridge)";
+    assert!(exchange.notes.iter().any(|told| told == note), "{:?}", exchange.notes);
 }
