@@ -63,6 +63,21 @@ const CHAPTERS: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "Past IP: eBPF, XDP, tc, copies",
+        &[
+            "d-program-peer",
+            "d-program-neigh",
+            "a-program-tc-neigh",
+            "a-program-tc-drop",
+            "b-program-xdp-drop",
+            "b-program-xdp-pod-drop",
+            "d-bandwidth",
+            "d-mirror",
+            "e-flood",
+            "c-gso-off",
+        ],
+    ),
+    (
         "Services and node ports",
         &[
             "a-svc-cross-node",

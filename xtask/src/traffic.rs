@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Subcommand, ValueEnum};
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockProtocol, SockType};
 
 /// What a server says on its standard output once clients may come.
 pub const READY: &str = "ready";
@@ -49,12 +50,20 @@ pub enum Traffic {
         #[arg(long, default_value_t = 0)]
         from: u16,
     },
+    /// Read every packet of the namespace, as tcpdump does: the kernel clones each for that
+    Sniff,
     /// Send over one TCP connection as much as goes
     Flood {
         /// The server
         address: IpAddr,
         /// Its port
         port: u16,
+        /// At once, bytes
+        #[arg(long, default_value_t = BULK)]
+        bytes: usize,
+        /// Between two of these, milliseconds
+        #[arg(long, default_value_t = 0)]
+        pause: u64,
     },
 }
 
@@ -80,7 +89,10 @@ pub fn run(traffic: &Traffic) -> Result<()> {
             let _ = get(protocol, SocketAddr::new(address, port), from);
             thread::sleep(PAUSE);
         },
-        Traffic::Flood { address, port } => flood(SocketAddr::new(address, port)),
+        Traffic::Sniff => sniff(),
+        Traffic::Flood { address, port, bytes, pause } => {
+            flood(SocketAddr::new(address, port), bytes, Duration::from_millis(pause))
+        }
     }
 }
 
@@ -145,12 +157,24 @@ fn get(protocol: Protocol, server: SocketAddr, from: u16) -> std::io::Result<()>
     Ok(())
 }
 
-fn flood(server: SocketAddr) -> Result<()> {
+fn sniff() -> Result<()> {
+    let all = SockProtocol::EthAll;
+    let socket = socket::socket(AddressFamily::Packet, SockType::Raw, SockFlag::empty(), all)
+        .context("opening a packet socket, which takes root")?;
+    println!("{READY}");
+    let mut buffer = vec![0; DATAGRAM];
+    loop {
+        nix::unistd::read(&socket, &mut buffer).context("reading a packet socket")?;
+    }
+}
+
+fn flood(server: SocketAddr, bytes: usize, pause: Duration) -> Result<()> {
     let mut stream =
         TcpStream::connect_timeout(&server, PATIENCE).with_context(|| format!("connecting to {server}"))?;
-    let block = vec![b'.'; BULK];
+    let block = vec![b'.'; bytes];
     loop {
         stream.write_all(&block).with_context(|| format!("sending to {server}"))?;
+        thread::sleep(pause);
     }
 }
 

@@ -104,6 +104,9 @@ pub struct Link {
     pub addresses: Vec<IpNet>,
     /// How it wraps packets, if it is a tunnel device.
     pub tunnel: Option<TunnelSettings>,
+    /// Number of the XDP program that gets in its driver (or in the hardware) what it receives, before any hook. Not of one
+    /// in generic mode: that comes after `netif_receive_skb`.
+    pub xdp: Option<u32>,
 }
 
 /// How a tunnel device wraps packets.

@@ -84,11 +84,29 @@ impl<'a> Chain<'a> {
             chain.translations.extend(sorted[node].translations_of(sightings).into_iter().map(|t| (node, t)));
             chain.rewrites.extend(sorted[node].rewrites_of(sightings).into_iter().map(|r| (node, r)));
             let touches = touch::touches(&first_copy, world.namespaces(node));
+            let touches = chain.without_copies(world, node, touches);
             chain.fragments.extend(touch::fragments(node, touches, world.namespaces(node)));
         }
         sort(world, &mut chain.fragments);
         chain.doubt(world);
         chain
+    }
+
+    /// What a mirror or a flooding bridge copied is no part of the way, and what becomes of it no end of it.
+    fn without_copies(&mut self, world: &World<'_>, node: usize, touches: Vec<Touch<'a>>) -> Vec<Touch<'a>> {
+        let frees: Vec<&Sighting> = self.frees.iter().filter(|(n, _)| *n == node).map(|(_, free)| *free).collect();
+        let (own, copies) = touch::apart(touches, &frees, world.namespaces(node));
+        let end = |t: &Touch<'_>| (t.last.skb, touch::place(t.last));
+        let of_copy = |free: &Sighting| copies.iter().any(|copy| end(copy) == (free.skb, touch::place(free)));
+        self.frees.retain(|(n, free)| *n != node || !of_copy(free));
+        for copy in copies.iter().filter(|copy| copy.way == Way::Out) {
+            let place = world.place(node, copy.at());
+            let text = format!("{place} was sent a copy of the packet (by a mirror of tc, or a flooding bridge)");
+            if !self.notes.contains(&text) {
+                self.notes.push(text);
+            }
+        }
+        own
     }
 
     /// A network may duplicate a packet, and a driver may be handed one twice. The first pass of each place is shown.
@@ -97,7 +115,11 @@ impl<'a> Chain<'a> {
         let mut kept: Vec<&'a Sighting> = Vec::new();
         for s in seen {
             let outer = s.outer.as_ref().map(|o| o.ttl);
-            if places.insert((touch::place(s), s.hook, s.packet.ttl, outer)) {
+            let again = kept.last().is_some_and(|before| {
+                let back = before.hook == Hook::Xmit && s.hook == Hook::Receive && before.skb == s.skb;
+                back && world.namespaces(node).hands_back(touch::place(before))
+            });
+            if places.insert((touch::place(s), s.hook, s.packet.ttl, outer)) || again {
                 kept.push(s);
             } else if s.hook != Hook::Xmit {
                 let text = format!("a second copy passed {}; the first is shown", world.place(node, touch::place(s)));

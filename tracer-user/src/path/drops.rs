@@ -77,7 +77,12 @@ pub(super) fn end<'a>(world: &World<'a>, chain: &Chain<'a>, answered: bool) -> E
         Some(free) => died(world, chain, (node, last), free),
         None => match culprit::unsent::on_its_way(world, chain, node, last) {
             Some(detail) => End::Unsent { node, at: last.at(), detail: Box::new(detail) },
-            None => End::Unknown(format!("what became of it after {} was not seen", world.place(node, last.at()))),
+            None => {
+                let program = culprit::xdp::got_it(world, node, last);
+                let program = program.map_or_else(String::new, |(at, _)| format!("; {}", culprit::xdp::sentence(&at)));
+                let place = world.place(node, last.at());
+                End::Unknown(format!("what became of it after {place} was not seen{program}"))
+            }
         },
     }
 }
@@ -165,7 +170,9 @@ fn left<'a>(world: &World<'a>, chain: &Chain<'a>, node: usize, last: &Touch<'a>)
             let Header { src, dst, .. } = last.header();
             End::Unknown(format!("it left {from} as {src} -> {dst}, which {next} was not asked to record"))
         }
-        (Some((_, next)), _) => End::Lost(format!("left {from}, never arrived at {next}"), None),
+        (Some((other, next)), _) => {
+            End::Lost(format!("left {from}, never arrived at {next}"), culprit::xdp::at_uplinks(world, other))
+        }
         (None, None) => End::Lost(format!("left {from}; beyond is not traced, no reply came back"), None),
         (None, Some(own)) => End::Lost(
             format!("left {from} with the pod's own address {own} (no SNAT); beyond is not traced, no reply came back"),

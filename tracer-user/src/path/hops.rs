@@ -5,7 +5,9 @@ use super::{
     culprit::Cause,
     drops::{End, delivered_as},
     group::Role,
-    model::{Action, Basis, Detail, DropCause, DropDetail, Hop, Nat, OLD_ENTRY, Segmentation, Segments, Tunnel},
+    model::{
+        Action, Basis, Detail, DropCause, DropDetail, Hop, Nat, OLD_ENTRY, QUEUED, Segmentation, Segments, Tunnel,
+    },
     nat, nat_rule, route,
     touch::{self, Header, Touch, Way},
     world::World,
@@ -35,7 +37,7 @@ struct Spot {
 const BEFORE_QUEUE_NS: u64 = 1_000_000;
 
 /// Routes and rules had no say.
-const REDIRECTED: &str = "redirected before IP (tc, XDP, a CNI's eBPF)";
+pub(super) const REDIRECTED: &str = "redirected before IP (tc, XDP, a CNI's eBPF)";
 
 /// A packet's way through a namespace's netfilter hooks.
 pub(super) struct Passage {
@@ -262,8 +264,11 @@ impl<'a> Walk<'_, 'a> {
             } else if wrapped_next.is_none() && handed_over && !hides_wrapping {
                 let segments = self.segments(node, touch);
                 let (queue_ns, mtu) = (touch.queue_ns(), self.mtu(node, touch.at()));
-                let text =
-                    before.filter(|b| self.redirected(node, b, touch)).map(|_| format!("transmitted; {REDIRECTED}"));
+                let text = match before.filter(|b| self.redirected(node, b, touch)) {
+                    Some(_) if self.world.namespaces(node).hands_back(touch.at()) => Some(QUEUED.to_owned()),
+                    Some(_) => Some(format!("transmitted; {REDIRECTED}")),
+                    None => None,
+                };
                 let detail = Detail { queue_ns, mtu, segments, text, ..Detail::default() };
                 let spot = Spot { node, at: touch.at(), time_ns: touch.end() };
                 self.push(spot, Action::Transmitted, touch.header(), Basis::Observed, detail);

@@ -67,6 +67,9 @@ pub struct AskedService {
     pub not_let_in: Vec<String>,
 }
 
+/// What is said at an `ifb`, by which a packet makes a detour.
+pub const QUEUED: &str = "redirected here by tc, to be queued; then handed back";
+
 /// What is said at a DNAT that no rule chose since the trace began.
 pub const OLD_ENTRY: &str = "by conntrack's entry, which is older than the trace: no rule chose it since";
 

@@ -141,7 +141,9 @@ fn of_packet<'a>(sightings: &[&'a Sighting], sorted: &Sorted<'a>, namespaces: Na
     let translations = sorted.translations_of(sightings);
     let translation = |t: &Touch<'_>| translations.iter().rev().find(|x| x.skb == t.first.skb).copied();
     let mut questions = Vec::new();
-    let fragments = touch::fragments(0, touch::touches(sightings, namespaces), namespaces);
+    let frees: Vec<&Sighting> = sightings.iter().copied().filter(|s| touch::is_free(s)).collect();
+    let (touches, _) = touch::apart(touch::touches(sightings, namespaces), &frees, namespaces);
+    let fragments = touch::fragments(0, touches, namespaces);
     for fragment in &fragments {
         for pair in fragment.touches.windows(2) {
             let [p, q] = pair else { continue };

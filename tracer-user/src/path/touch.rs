@@ -159,6 +159,62 @@ pub(super) fn touches<'a>(sightings: &[&'a Sighting], namespaces: Namespaces<'_>
     touches
 }
 
+/// The way of the packet itself, and what copies of it touched: a mirror of tc or a flooding bridge clones a packet, sends the
+/// clone, and goes on with the packet (`tcf_mirred_act`, `deliver_clone`), which may be what nobody wants: where one of them
+/// arrives, it is the packet. `frees` are the packet's.
+pub(super) fn apart<'a>(
+    touches: Vec<Touch<'a>>,
+    frees: &[&Sighting],
+    namespaces: Namespaces<'_>,
+) -> (Vec<Touch<'a>>, Vec<Touch<'a>>) {
+    let arrives = |t: &Touch<'_>| t.way == Way::In && !t.wrapped() && namespaces.owns(t.at().netns, t.last.packet.dst);
+    let (mut own, mut copies) = (Vec::new(), Vec::new());
+    let mut touches = touches;
+    if touches.iter().any(arrives) {
+        let all = touches;
+        let is_dead_end = |i: usize, t: &Touch<'_>| {
+            t.way == Way::Out
+                && !namespaces.leads_out(t.at())
+                && all[i + 1..].iter().all(|later| later.first.skb != t.last.skb && !continues(t, later, namespaces))
+        };
+        let (dead, rest): (Vec<_>, Vec<_>) = all.iter().copied().enumerate().partition(|(i, t)| is_dead_end(*i, t));
+        copies.extend(dead.into_iter().map(|(_, touch)| touch));
+        touches = rest.into_iter().map(|(_, touch)| touch).collect();
+    }
+    let mut i = 0;
+    while let Some(touch) = touches.get(i) {
+        let skb = touch.last.skb;
+        if touches.get(i + 1).is_some_and(|next| leads_nowhere(touch, next, namespaces)) {
+            copies.push(*touch);
+            i += 1;
+            continue;
+        }
+        own.push(*touch);
+        let next = i + 1 + touches[i + 1..].iter().take_while(|t| t.first.skb != skb).count();
+        // The buffer that others came after goes on from where it was, or is dropped there.
+        let goes_on = match touches.get(next) {
+            Some(later) => continues(touch, later, namespaces),
+            None => frees.iter().any(|free| {
+                let here = free.skb == skb && place(free) == place(touch.last);
+                here && free.hook == Hook::Drop && free.time_ns >= touch.end()
+            }),
+        };
+        let others = touches.get(i + 1..next).filter(|_| goes_on).unwrap_or_default();
+        let others = if others.iter().any(arrives) { &[] } else { others };
+        copies.extend(others);
+        i += 1 + others.len();
+    }
+    (own, copies)
+}
+
+/// Sent by a device that hands on to no other of its namespace, in a buffer of its own, before the packet is sent by another.
+fn leads_nowhere(p: &Touch<'_>, q: &Touch<'_>, namespaces: Namespaces<'_>) -> bool {
+    let both = (p.way, q.way) == (Way::Out, Way::Out) && p.at().netns == q.at().netns && p.at() != q.at();
+    let copied = p.last.skb != q.first.skb && p.ttl() == q.ttl() && p.wrapped() == q.wrapped();
+    let stacked = namespaces.is_stacked(p.at()) || namespaces.lower(p.at()).is_some();
+    both && copied && !stacked
+}
+
 /// Touches on one node without a gap.
 #[derive(Clone, Debug)]
 pub(super) struct Fragment<'a> {
@@ -183,7 +239,10 @@ pub(super) fn continues(p: &Touch<'_>, q: &Touch<'_>, namespaces: Namespaces<'_>
     let same_namespace = p.at().netns == q.at().netns;
     match (p.way, q.way) {
         (Way::Out, Way::In) => {
-            fall == 0 && p.wrapped() == q.wrapped() && namespaces.joined(p.at(), q.at(), p.last.skb == q.first.skb)
+            let same = p.last.skb == q.first.skb;
+            let joined =
+                namespaces.joined(p.at(), q.at(), same) || (same && same_namespace && namespaces.hands_back(p.at()));
+            fall == 0 && p.wrapped() == q.wrapped() && joined
         }
         (Way::In, Way::Out) => same_namespace && p.wrapped() == q.wrapped() && forwards(p, q, fall, namespaces),
         (Way::In, Way::In) if q.concluded() => std::ptr::eq(p.last, q.first),
@@ -195,12 +254,13 @@ pub(super) fn continues(p: &Touch<'_>, q: &Touch<'_>, namespaces: Namespaces<'_>
 }
 
 /// A packet that goes through a bridge is for another host as far as its port can tell, and not reported on its way in: it
-/// left by the peer of one port, and in the same buffer with the same TTL by another of the same bridge. The port it came
+/// left by the peer of one port, and with the same TTL by another of the same bridge. The port it came
 /// in by.
 pub(super) fn bridged_unseen(p: &Touch<'_>, q: &Touch<'_>, namespaces: Namespaces<'_>) -> Option<LinkRef> {
     let port = namespaces.link(p.at())?.peer?;
     let bridge = namespaces.bridge_of(port)?;
-    let same = (p.last.skb, p.ttl(), p.wrapped()) == (q.first.skb, q.ttl(), q.wrapped());
+    // A bridge that floods makes a buffer for each port.
+    let same = (p.ttl(), p.wrapped()) == (q.ttl(), q.wrapped());
     let out = (p.way, q.way) == (Way::Out, Way::Out) && q.at() != port;
     (same && out && namespaces.bridge_of(q.at()) == Some(bridge)).then_some(port)
 }

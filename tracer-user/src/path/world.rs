@@ -59,6 +59,16 @@ impl<'a> Namespaces<'a> {
         self.link(at).and_then(|l| l.kind.as_deref()).is_some_and(|k| TUNNELS.contains(&k))
     }
 
+    /// It hands what it sends on to another link of the node.
+    pub(super) fn is_stacked(self, at: LinkRef) -> bool {
+        self.link(at).and_then(|l| l.kind.as_deref()).is_some_and(|k| STACKED.contains(&k) || TUNNELS.contains(&k))
+    }
+
+    /// An `ifb`: what tc redirects to it, to have it queued, it hands back to where it came from.
+    pub(super) fn hands_back(self, at: LinkRef) -> bool {
+        self.link(at).is_some_and(|l| l.kind.as_deref() == Some("ifb"))
+    }
+
     /// What goes into the link leaves the node encrypted.
     pub(super) fn is_sealed(self, at: LinkRef) -> bool {
         self.link(at).is_some_and(|l| l.kind.as_deref() == Some(WIREGUARD))

@@ -12,6 +12,9 @@ use crate::path::model::{
 /// As `path/culprit/rules.rs` says it.
 const INVALID: &str = "netfilter rule for packets that conntrack calls invalid";
 
+/// As `path/culprit/xdp.rs` says it.
+const XDP_AT: &str = " has an XDP program: ";
+
 /// Policies that are worth a command each.
 const MOST_POLICIES: usize = 3;
 
@@ -51,7 +54,7 @@ pub(super) fn commands(trace: &Trace, names: &Names, exchange: &Exchange) -> Vec
     let dev = hop.interface.as_deref().unwrap_or("its interface");
     let site = Site { on, hop, dev, ip: if hop.dst.is_ipv4() { "ip" } else { "ip -6" } };
     match &hop.detail.drop {
-        _ if hop.action == Action::Lost => lost(&site, exchange),
+        _ if hop.action == Action::Lost => lost(names, &site, exchange),
         Some(drop) => dropped(trace, names, exchange, &site, drop),
         None => counters(&site),
     }
@@ -96,10 +99,18 @@ fn without_hop(trace: &Trace, names: &Names, exchange: &Exchange) -> Vec<String>
     }
 }
 
-fn lost(site: &Site<'_>, exchange: &Exchange) -> Vec<String> {
+fn lost(names: &Names, site: &Site<'_>, exchange: &Exchange) -> Vec<String> {
     let Site { on, hop, dev, .. } = site;
     if hop.detail.text.as_ref().is_some_and(|text| text.contains("(no SNAT)")) {
         return untranslated(site, exchange);
+    }
+    if let Some(note) = exchange.notes.iter().find(|note| note.contains(XDP_AT)) {
+        let place = note.split(XDP_AT).next().unwrap_or_default();
+        let (node, interface) = place.rsplit_once(' ').unwrap_or((place, dev));
+        let on = names.short(node);
+        return vec![format!(
+            "on {on}: ip -d link show dev {interface}; ethtool -S {interface} | grep -i xdp; bpftool prog show   # does it count drops?"
+        )];
     }
     vec![
         format!("{on}: ip neigh show {} dev {dev}; ip -s link show dev {dev}", next_hop(exchange, hop)),
@@ -217,6 +228,9 @@ fn dropped(trace: &Trace, names: &Names, exchange: &Exchange, site: &Site<'_>, d
         }
         DropCause::QueueFull => vec![format!("{on}: tc -s qdisc show dev {out}; ip -s -s link show dev {out}")],
         DropCause::PortClosed => vec![format!("{on}: ss -lntup   # does anything listen there?")],
+        DropCause::Program if drop.why.starts_with("XDP") => {
+            vec![format!("{on}: ip -d link show dev {dev}; bpftool net show; bpftool prog show")]
+        }
         DropCause::Program => {
             let filters = format!("tc filter show dev {dev} ingress; tc filter show dev {out} egress");
             vec![format!("{on}: {filters}; bpftool net show")]

@@ -1,25 +1,44 @@
 //! A reply in one line, if it took the same way back.
 
 use super::{hops::rewrite, units::micros};
-use crate::path::model::{Action, Exchange, Hop, Path};
+use crate::path::model::{Action, Exchange, Hop, Path, QUEUED};
 
-/// Interfaces visited, in order.
-fn visits(path: &Path) -> Vec<(&str, Option<&str>, Option<&str>)> {
+/// Interfaces visited, in order, without detours.
+fn visits(path: &Path) -> Vec<Visit<'_>> {
     let mut visits: Vec<_> = path
         .hops
         .iter()
+        .filter(|hop| hop.interface.is_some() && hop.detail.text.as_deref() != Some(QUEUED))
         .map(|hop| (hop.node.as_str(), hop.pod.as_deref(), hop.interface.as_deref()))
-        .filter(|(_, _, interface)| interface.is_some())
         .collect();
     visits.dedup();
     visits
 }
 
+/// Node, pod and interface.
+type Visit<'a> = (&'a str, Option<&'a str>, Option<&'a str>);
+
+/// Something redirected the packet past a device: of the way back, which may have one more, that says nothing.
+fn passes_over(path: &Path) -> bool {
+    path.hops.iter().any(|hop| hop.detail.text.as_deref().is_some_and(|text| text.ends_with("no hook saw it")))
+}
+
+fn namespaces<'a>(visits: &[Visit<'a>]) -> Vec<(&'a str, Option<&'a str>)> {
+    let mut namespaces: Vec<_> = visits.iter().map(|(node, pod, _)| (*node, *pod)).collect();
+    namespaces.dedup();
+    namespaces
+}
+
 /// The reply visited the request's interfaces in the opposite order, and arrived.
 pub(super) fn same_way_back(exchange: &Exchange) -> bool {
-    let back = visits(&exchange.reply);
+    let mut back = visits(&exchange.reply);
     let mut there = visits(&exchange.request);
     there.reverse();
+    if (passes_over(&exchange.request) || passes_over(&exchange.reply)) && namespaces(&there) == namespaces(&back) {
+        let all = there.clone();
+        there.retain(|visit| back.contains(visit));
+        back.retain(|visit| all.contains(visit));
+    }
     let failed = |hop: &Hop| matches!(hop.action, Action::Dropped | Action::Lost);
     !back.is_empty() && back == there && !exchange.reply.hops.iter().any(failed)
 }

@@ -118,10 +118,12 @@ fn way(trace: &Trace, names: &Names, groups: &[Group<'_>]) -> String {
     let exchange = group.median;
     let hops = || exchange.request.hops.iter();
     let has = |action| hops().any(|hop| hop.action == action);
+    let redirected = |hop: &Hop| hop.detail.text.as_deref().is_some_and(|text| text.contains("redirected before IP"));
     let moved = match (has(Action::Routed), has(Action::Bridged)) {
         (true, true) => "bridged and routed",
         (true, false) => "routed",
         (false, true) => "bridged, no router",
+        (false, false) if hops().any(redirected) => "redirected past IP",
         (false, false) => "direct",
     };
     let tunnel = match hops().find(|hop| matches!(hop.action, Action::Encapsulated | Action::Decapsulated)) {

@@ -85,7 +85,7 @@ impl Tool {
         )
     }
 
-    /// Starts traffic; a server of our own is ready when this returns.
+    /// Starts traffic; a server or sniffer of our own is ready when this returns.
     fn start(&self, traffic: &Traffic, lab: &LabInfo) -> Result<Running> {
         let Traffic { at, run } = traffic;
         let words: Vec<&str> = run.split(' ').collect();
@@ -96,7 +96,7 @@ impl Tool {
             command.args(&words[1..]).stdin(Stdio::null()).stdout(if own { Stdio::piped() } else { Stdio::null() });
             command.spawn().map(Running).with_context(|| format!("starting `{run}`"))
         })?;
-        if words.contains(&"serve") {
+        if words.contains(&"serve") || words.contains(&"sniff") {
             let stdout = running.0.stdout.take().context("it was piped")?;
             let mut line = String::new();
             BufReader::new(stdout).read_line(&mut line).with_context(|| format!("waiting for `{run}`"))?;

@@ -6,7 +6,9 @@ use ipnet::IpNet;
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage},
-    link::{InfoData, InfoVlan, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
+    link::{
+        InfoData, InfoVlan, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp,
+    },
     route::{RouteFlags, RouteMessage, RouteType},
 };
 
@@ -88,6 +90,12 @@ fn seen_link(message: LinkMessage) -> SeenLink {
             LinkAttribute::Controller(master) => seen.link.master = Some(master),
             // 0: a tunnel bound to no device.
             LinkAttribute::Link(index) => seen.other = (index != 0).then_some(index),
+            LinkAttribute::Xdp(infos) => {
+                seen.link.xdp = infos.iter().find_map(|info| match info {
+                    LinkXdp::DrvProgId(id) | LinkXdp::HwProgId(id) => Some(*id),
+                    _ => None,
+                });
+            }
             LinkAttribute::LinkNetNsId(id) => seen.other_nsid = Some(id),
             LinkAttribute::LinkInfo(infos) => {
                 seen.link.kind = infos.iter().find_map(|info| match info {

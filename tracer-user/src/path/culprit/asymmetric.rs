@@ -1,6 +1,9 @@
 //! Why conntrack calls a reply invalid: where its request went, and what the entry there knows.
 
-use crate::path::model::{Action, Exchange, Hop};
+use crate::path::{
+    hops::REDIRECTED,
+    model::{Action, Exchange, Hop},
+};
 
 /// What the two ways say about a reply that `node` dropped as invalid: one sentence.
 pub(super) fn note(exchange: &Exchange, node: &str, reply: &Hop) -> String {
@@ -15,12 +18,17 @@ pub(super) fn note(exchange: &Exchange, node: &str, reply: &Hop) -> String {
         );
     };
     let elsewhere = exchange.request.hops.iter().find(|hop| hop.action == Action::Dnat && !back.contains(&&*hop.node));
+    let redirected =
+        |hop: &Hop| hop.node == node && hop.detail.text.as_ref().is_some_and(|text| text.contains(REDIRECTED));
     match elsewhere {
         Some(dnat) if left.dst != reply.src => format!(
             "the request left {node} for {}, and the reply comes from {}: the DNAT on {} is undone only there, and the reply did \
              not come back that way (asymmetric path)",
             left.dst, reply.src, dnat.node
         ),
+        _ if exchange.request.hops.iter().any(redirected) => {
+            format!("on {node} the request was {REDIRECTED}, so conntrack there knows no connection for the reply")
+        }
         _ => format!(
             "the request passed {node} too: conntrack there does not track it (a NOTRACK rule), or has given up its entry"
         ),
@@ -94,10 +102,15 @@ mod tests {
             vec![hop("n1", Transmitted, a, b), hop("n2", Transmitted, a, b)],
             vec![hop("n2", Sent, b, a), hop("n1", Dropped, b, a)],
         );
-        insta::assert_snapshot!([other_way, past_the_nat, untracked].join("\n"), @r"
+        let mut moved = hop("n2", Transmitted, a, b);
+        moved.detail.text = Some(format!("transmitted; {REDIRECTED}"));
+        let redirected =
+            told(vec![hop("n1", Transmitted, a, b), moved], vec![hop("n1", Sent, b, a), hop("n2", Dropped, b, a)]);
+        insta::assert_snapshot!([other_way, past_the_nat, untracked, redirected].join("\n"), @r"
         the request never passed n3, so conntrack there knows no connection for the reply (asymmetric path): there n1 > n2, back n2 > n3
         the request left n1 for 10.0.0.9, and the reply comes from 10.0.0.2: the DNAT on n3 is undone only there, and the reply did not come back that way (asymmetric path)
         the request passed n1 too: conntrack there does not track it (a NOTRACK rule), or has given up its entry
+        on n2 the request was redirected before IP (tc, XDP, a CNI's eBPF), so conntrack there knows no connection for the reply
         ");
     }
 }

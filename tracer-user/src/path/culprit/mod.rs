@@ -23,6 +23,7 @@ mod policy;
 mod rules;
 mod sign;
 pub(super) mod unsent;
+pub(super) mod xdp;
 
 use sign::Sign;
 
@@ -179,7 +180,17 @@ pub(super) fn cause<'a>(scene: &Scene<'_, 'a>) -> Cause<'a> {
         unread: false,
         doubt: None,
     };
+    let program = xdp::got_it(scene.world, scene.node, scene.last).filter(|_| specified.is_none());
     match (by_reason, specified, by_function) {
+        // Without a reason its free says no more than that nothing came of it.
+        _ if program.is_some() => {
+            let (place, id) = program.unwrap_or_default();
+            cause.is(DropCause::Program, format!("XDP program on {place}"));
+            let why = format!(
+                "handed to {place}, which has XDP program {id}, and not seen after that: dropped or redirected"
+            );
+            cause.detail.proof.push(why);
+        }
         (Some(sign), ..) => network::by_sign(scene, sign, &mut cause),
         // The kernel names something else than what its function usually frees for.
         (None, Some(name), _) => {
@@ -207,7 +218,9 @@ fn freed(free: &Sighting, detail: &DropDetail) -> String {
     let verb = if free.hook == Hook::Consume { "consumed" } else { "freed" };
     match (detail.function.as_deref(), detail.reason.as_deref()) {
         (Some(function), Some(reason)) => format!("{verb} in {function}, reason by the kernel {reason}"),
+        (Some(function), None) if free.hook == Hook::Consume => format!("{verb} in {function}"),
         (Some(function), None) => format!("{verb} in {function} (this kernel has no drop reasons)"),
+        (None, _) if free.hook == Hook::Consume => format!("{verb} (this kernel does not say where)"),
         (None, Some(reason)) => format!("{verb} as a drop, reason by the kernel {reason}"),
         (None, None) if free.free.as_ref().is_some_and(|free| free.location != 0) => {
             format!("{verb} as a drop (where is hidden, and this kernel has no drop reasons)")

@@ -87,7 +87,15 @@ pub(super) fn of_function(function: &str) -> Option<Sign> {
         "arp_error_report" | "ndisc_error_report" | "neigh_invalidate" | "neigh_probe" => Sign::Neighbour,
         "__neigh_event_send" => Sign::NeighbourQueue,
         "__dev_queue_xmit" | "__dev_xmit_skb" | "noop_enqueue" | "pfifo_fast_enqueue" => Sign::Queue,
-        "sch_handle_ingress" | "sch_handle_egress" | "tc_run" => Sign::Program("traffic control filter or program"),
+        "do_xdp_generic"
+        | "bpf_prog_run_generic_xdp"
+        | "netif_receive_generic_xdp"
+        | "veth_xdp_rcv_skb"
+        | "veth_xdp_rcv" => Sign::Program("XDP program"),
+        // For IP this frees only what tc, inlined into it, does not let in.
+        "__netif_receive_skb_core" | "sch_handle_ingress" | "sch_handle_egress" | "tc_run" => {
+            Sign::Program("traffic control filter or program")
+        }
         _ => return None,
     })
 }

@@ -226,3 +226,43 @@ fn what_leaves_with_a_pods_own_address_is_told_with_it() {
     let (text, notes) = lost("10.96.0.7", Some("default/svc/web"));
     assert_eq!((text.as_str(), notes), ("left node0 ens5; beyond is not traced, no reply came back", 0));
 }
+
+#[test]
+fn a_wire_that_ends_at_an_xdp_program_may_not_have_lost_it() {
+    let mut w = two_nodes();
+    to_the_wire(&mut w).ended((0, 0, ENS5), "lost").answer(RouteKind::Unicast, Some(host(1)));
+    let notes = |w: &Walk| w.check().exchanges[0].notes.clone();
+    assert_eq!(notes(&w), [""; 0]);
+    let program = |w: &mut Walk, node: usize, ifindex| {
+        let links = &mut w.evidence.nodes[node].facts.namespaces[0].links;
+        links.iter_mut().find(|link| link.ifindex == ifindex).expect("a link of the test").xdp = Some(7);
+    };
+    program(&mut w, 0, ENS5);
+    program(&mut w, 1, veth(1));
+    assert_eq!(notes(&w), [""; 0], "not on its way");
+    program(&mut w, 1, ENS5);
+    let note = "node1 ens5 has an XDP program: what that drops or redirects no hook sees, nor does tcpdump";
+    assert_eq!(notes(&w), [note]);
+}
+
+#[test]
+fn what_ends_at_a_veth_whose_other_end_has_an_xdp_program_was_its() {
+    let mut w = two_nodes();
+    to_the_wire(&mut w).received((1, 0, ENS5)).routed((1, 0, veth(1)));
+    w.answer(RouteKind::Unicast, None);
+    w.evidence.nodes[1].facts.namespaces[1].links[0].xdp = Some(7);
+    let e = &w.check().exchanges[0];
+    assert_eq!(e.outcome, Outcome::Incomplete);
+    assert!(e.notes.iter().any(|note| note.contains("100.64.1.11 eth0 has an XDP program")), "{:?}", e.notes);
+    // Its driver made a new buffer for the program.
+    w.freed(Hook::Consume, (1, 0, veth(1)), "skb_pp_cow_data", None).ended((1, 0, veth(1)), "dropped");
+    let e = &w.check().exchanges[0];
+    let drop = last(&e.request.hops).detail.drop.clone().expect("a drop");
+    assert_eq!((drop.why.as_str(), drop.basis), ("XDP program on pod 100.64.1.11 eth0", Basis::Inferred));
+    // The kernel names another cause.
+    w.evidence.nodes[1].records.pop();
+    w.freed(Hook::Drop, (1, 0, veth(1)), "veth_xmit", Some("FULL_RING"));
+    let e = &w.check().exchanges[0];
+    let drop = last(&e.request.hops).detail.drop.clone().expect("a drop");
+    assert_eq!(drop.why, "the interface's queue is full");
+}

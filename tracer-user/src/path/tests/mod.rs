@@ -2,6 +2,7 @@
 
 mod cases;
 mod conntrack;
+mod copies;
 mod doubtful;
 mod drops;
 mod failures;

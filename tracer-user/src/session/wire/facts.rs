@@ -92,6 +92,8 @@ struct WireLink {
     lower: Option<WireLinkRef>,
     #[prost(uint32, optional, tag = "12")]
     vlan: Option<u32>,
+    #[prost(uint32, optional, tag = "13")]
+    xdp: Option<u32>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -313,12 +315,12 @@ impl Collected {
 impl From<&Link> for WireLink {
     fn from(link: &Link) -> Self {
         // The addresses follow as facts of their own.
-        let Link { ifindex, name, kind, mtu, mac, up, admin_up, master, peer, lower, vlan, addresses: _, tunnel } =
+        let Link { ifindex, name, kind, mtu, mac, up, admin_up, master, peer, lower, vlan, addresses: _, tunnel, xdp } =
             link.clone();
         let [peer, lower] =
             [peer, lower].map(|link| link.map(|LinkRef { netns, ifindex }| WireLinkRef { netns, ifindex }));
         let (tunnel, vlan) = (tunnel.map(Into::into), vlan.map(Into::into));
-        Self { ifindex, name, kind, mtu, mac, up, master, peer, admin_up, tunnel, lower, vlan }
+        Self { ifindex, name, kind, mtu, mac, up, master, peer, admin_up, tunnel, lower, vlan, xdp }
     }
 }
 
@@ -326,13 +328,13 @@ impl TryFrom<WireLink> for Link {
     type Error = Malformed;
 
     fn try_from(link: WireLink) -> Result<Self, Malformed> {
-        let WireLink { ifindex, name, kind, mtu, mac, up, master, peer, admin_up, tunnel, lower, vlan } = link;
+        let WireLink { ifindex, name, kind, mtu, mac, up, master, peer, admin_up, tunnel, lower, vlan, xdp } = link;
         let [peer, lower] =
             [peer, lower].map(|link| link.map(|WireLinkRef { netns, ifindex }| LinkRef { netns, ifindex }));
         let tunnel = tunnel.map(TryInto::try_into).transpose()?;
         let vlan = vlan.map(|value| Fields("link").narrow("VLAN", value)).transpose()?;
         let addresses = Vec::new();
-        Ok(Self { ifindex, name, kind, mtu, mac, up, admin_up, master, peer, lower, vlan, addresses, tunnel })
+        Ok(Self { ifindex, name, kind, mtu, mac, up, admin_up, master, peer, lower, vlan, addresses, tunnel, xdp })
     }
 }
 

@@ -176,12 +176,12 @@ fn record() -> impl Strategy<Value = Record> {
 
 fn link() -> impl Strategy<Value = Link> {
     let peer = any::<(u32, u32)>().prop_map(|(netns, ifindex)| LinkRef { netns, ifindex });
-    let plain = any::<(u32, u32, bool, bool, Option<u32>, Option<u16>)>();
+    let plain = any::<(u32, u32, bool, bool, Option<u32>, Option<u16>, Option<u32>)>();
     let lower = option::of(peer.clone());
     let tunnel = any::<(Option<IpAddr>, Option<IpAddr>, Option<u32>, Option<u16>)>()
         .prop_map(|(local, remote, id, port)| TunnelSettings { local, remote, id, port });
     (plain, text(), option::of(text()), text(), option::of(peer), lower, vec(net(), 0..4), option::of(tunnel)).prop_map(
-        |((ifindex, mtu, up, admin_up, master, vlan), name, kind, mac, peer, lower, addresses, tunnel)| Link {
+        |((ifindex, mtu, up, admin_up, master, vlan, xdp), name, kind, mac, peer, lower, addresses, tunnel)| Link {
             ifindex,
             name,
             kind,
@@ -195,6 +195,7 @@ fn link() -> impl Strategy<Value = Link> {
             vlan,
             addresses,
             tunnel,
+            xdp,
         },
     )
 }

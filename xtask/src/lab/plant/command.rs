@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use super::{Planted, borrow, netns, quoted, run, words};
 
 /// What a plant may run: the tools of [`crate::lab::PACKAGES`] that change a namespace and nothing else.
-const TOOLS: [&str; 4] = ["ip", "iptables-nft", "ipset", "conntrack"];
+const TOOLS: [&str; 5] = ["ip", "tc", "iptables-nft", "ipset", "conntrack"];
 
 const MAX: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
 const COUNT: &str = "/proc/sys/net/netfilter/nf_conntrack_count";

@@ -26,10 +26,12 @@ mod delay;
 mod fault;
 mod identity;
 mod policy;
+mod program;
 mod queue;
 mod services;
 
 use delay::Delayer;
+use program::{Deed, Place};
 
 /// Comment of every rule that feeds a delay.
 const MARK: &str = "podpath-delay";
@@ -150,7 +152,20 @@ pub enum Plant {
         /// Bytes.
         mtu: u32,
     },
-    /// What one command does, and another one takes back. Of `ip`, `iptables-nft`, `ipset` and `conntrack`.
+    /// A program on an interface, as a CNI of eBPF has them.
+    Program {
+        /// A node or pod.
+        at: String,
+        /// Its name.
+        interface: String,
+        /// Where it runs.
+        place: Place,
+        /// What it does with IPv4 packets to `to`; others pass.
+        does: Deed,
+        /// An address.
+        to: Ipv4Addr,
+    },
+    /// What one command does, and another one takes back. Of `ip`, `tc`, `iptables-nft`, `ipset` and `conntrack`.
     Command {
         /// A node or pod.
         at: String,
@@ -267,6 +282,9 @@ impl Plant {
             Plant::Sysctl { at, name, value } => planted.sysctl(place(lab, at)?, name, value),
             Plant::LinkDown { at, interface } => planted.link_down(place(lab, at)?, interface),
             Plant::Mtu { at, interface, mtu } => planted.mtu(place(lab, at)?, interface, *mtu),
+            Plant::Program { at, interface, place: where_, does, to } => {
+                planted.program(place(lab, at)?, interface, *where_, does, *to)
+            }
             Plant::Command { at, run, undo } => planted.command(place(lab, at)?, run, undo),
             Plant::ConntrackFull { at } => planted.conntrack_full(place(lab, at)?),
             Plant::Unresolved { pod } => planted.unresolved(lab, pod),
