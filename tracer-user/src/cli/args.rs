@@ -98,9 +98,11 @@ const REPORT_EXAMPLES: &str = "\
 Examples:
   podpath report slow.ppr               where the time went
   podpath report slow.ppr --slowest 5   the five slowest exchanges, hop by hop
+  podpath report slow.ppr --against good.ppr    what changed, and where
   podpath report slow.ppr -o json       for programs, with the distributions (HdrHistogram)
 
-Exit codes: 0 reported; 1 the file cannot be read; 2 wrong usage; 3 reported, but exchanges did not complete";
+Exit codes: 0 reported; 1 a file cannot be read; 2 wrong usage; 3 reported, but exchanges did not complete, or with
+--against something changed";
 
 const DOCTOR_EXAMPLES: &str = "\
 Examples:
@@ -364,6 +366,9 @@ impl From<RecordArgs> for TraceArgs {
 pub struct ReportArgs {
     /// A file that `podpath record` wrote
     pub recording: PathBuf,
+    /// Show what changed since this other recording, beyond what chance and noise explain
+    #[arg(long, value_name = "FILE", conflicts_with = "slowest")]
+    pub against: Option<PathBuf>,
     /// Show the N slowest exchanges instead, as `podpath trace` shows one
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub slowest: Option<u16>,

@@ -32,6 +32,20 @@ pub(super) fn run(args: &ReportArgs) -> Result<u8, Error> {
         Format::Yaml => super::yaml(&bytes).into_bytes(),
         _ => bytes,
     };
+    if let Some(path) = &args.against {
+        let mut older = Recording::open(path)?;
+        let (before, _) = gather(&mut older, 0)?;
+        let findings = report::compare(&report, &before);
+        let now = (&report, contents);
+        let bytes = match args.output {
+            Format::Json | Format::Yaml => json(report::comparison(&findings, now, &before)),
+            Format::Text | Format::Wide => {
+                render::comparison(&findings, now, (&before, &older.contents), &style(false)).into_bytes()
+            }
+        };
+        write_stdout(&bytes).map_err(Error::Output)?;
+        return Ok(if findings.is_empty() { 0 } else { NOT_ALL });
+    }
     let bytes = match (args.output, args.slowest) {
         (Format::Json | Format::Yaml, Some(_)) => json(render::json(&trace)),
         (Format::Json | Format::Yaml, None) => json(report::json(&report, contents)),

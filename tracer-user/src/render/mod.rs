@@ -1,5 +1,6 @@
 //! Trace -> text and JSON: pure functions that return what is to be printed.
 
+mod comparison;
 mod failure;
 #[cfg(test)]
 mod failure_tests;
@@ -22,6 +23,7 @@ mod verbose;
 
 use crate::path::model::{Exchange, Outcome, Trace};
 
+pub use comparison::comparison;
 pub use report::report;
 pub use screen::text;
 

@@ -35,7 +35,7 @@ pub fn report(report: &Report, contents: &Contents, style: &Style) -> String {
 }
 
 /// `12,345`
-fn grouped(number: u64) -> String {
+pub(super) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (index, digit) in digits.chars().enumerate() {
@@ -48,7 +48,7 @@ fn grouped(number: u64) -> String {
 }
 
 /// `0.32%`, `12%`
-fn percent(part: u128, whole: u128) -> String {
+pub(super) fn percent(part: u128, whole: u128) -> String {
     let hundredths = part * 10_000 / whole.max(1);
     match hundredths {
         0 if part > 0 => "<0.01%".to_owned(),
@@ -159,7 +159,7 @@ fn numbers(times: &Times, total: Option<u128>) -> [String; 5] {
 }
 
 /// The node or pod, or what lies between.
-fn site(key: &Key, names: &Names) -> String {
+pub(super) fn site(key: &Key, names: &Names) -> String {
     match key.kind {
         Kind::Wire => "~ wire ~".to_owned(),
         Kind::Beyond => "~ beyond ~".to_owned(),
@@ -203,30 +203,34 @@ fn lay_out(page: &mut Page, rows: &[Row]) {
 fn failures(page: &mut Page, report: &Report, names: &Names) {
     let mut failures: Vec<(&Failure, &u64)> = report.failures.iter().collect();
     failures.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
-    for (failure, count) in failures {
-        let what = match failure.direction {
-            Some(Direction::Request) => " requests",
-            Some(Direction::Reply) => " replies",
-            None => "",
-        };
-        let word = match failure.outcome {
-            Outcome::Delivered => "delivered",
-            Outcome::Dropped => "dropped",
-            Outcome::Rejected => "rejected",
-            Outcome::Lost => "lost",
-            Outcome::Incomplete => "incomplete",
-        };
-        let place = match (&failure.pod, &failure.node, &failure.interface) {
-            (_, _, _) if failure.outcome == Outcome::Lost => String::new(),
-            (Some(pod), _, Some(interface)) => format!("pod {pod} {interface}: "),
-            (None, Some(node), Some(interface)) => format!("node {} {interface}: ", names.short(node)),
-            (None, Some(node), None) => format!("node {}: ", names.short(node)),
-            _ => String::new(),
-        };
-        let head = format!("{} {word}{what}", grouped(*count));
-        let rest = format!("  {place}{}", names.shorten(&failure.why));
-        page.wrapped(colour(failure.outcome), &head, &rest, 2);
+    for (of, count) in failures {
+        let (what, place) = failure(of, names);
+        page.wrapped(colour(of.outcome), &format!("{} {what}", grouped(*count)), &format!("  {place}"), 2);
     }
+}
+
+/// `lost requests`, and where and why.
+pub(super) fn failure(failure: &Failure, names: &Names) -> (String, String) {
+    let what = match failure.direction {
+        Some(Direction::Request) => " requests",
+        Some(Direction::Reply) => " replies",
+        None => "",
+    };
+    let word = match failure.outcome {
+        Outcome::Delivered => "delivered",
+        Outcome::Dropped => "dropped",
+        Outcome::Rejected => "rejected",
+        Outcome::Lost => "lost",
+        Outcome::Incomplete => "incomplete",
+    };
+    let place = match (&failure.pod, &failure.node, &failure.interface) {
+        (_, _, _) if failure.outcome == Outcome::Lost => String::new(),
+        (Some(pod), _, Some(interface)) => format!("pod {pod} {interface}: "),
+        (None, Some(node), Some(interface)) => format!("node {} {interface}: ", names.short(node)),
+        (None, Some(node), None) => format!("node {}: ", names.short(node)),
+        _ => String::new(),
+    };
+    (format!("{word}{what}"), format!("{place}{}", names.shorten(&failure.why)))
 }
 
 fn rewrites(page: &mut Page, report: &Report, names: &Names) {

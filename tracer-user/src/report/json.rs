@@ -3,7 +3,7 @@
 use hdrhistogram::serialization::{Serializer as _, V2DeflateSerializer};
 use serde::Serialize;
 
-use super::{Key, Report, Times};
+use super::{Finding, Key, Report, Times};
 use crate::{
     path::model::{Action, AskedService, Direction, Endpoint, Outcome, What},
     recording::Contents,
@@ -157,6 +157,36 @@ pub fn json(report: &Report, contents: &Contents) -> Vec<u8> {
             .collect(),
         lost_events: contents.lost_events(),
         warnings: &contents.driven.warnings,
+    };
+    let mut bytes = serde_json::to_vec_pretty(&whole).expect("string keys and numbers only");
+    bytes.push(b'\n');
+    bytes
+}
+
+#[derive(Serialize)]
+struct Comparison<'r> {
+    schema: &'static str,
+    source: &'r Endpoint,
+    destination: &'r Endpoint,
+    /// Medians of all round trips, ns.
+    round_trip_before_ns: u64,
+    round_trip_now_ns: u64,
+    findings: &'r [Finding],
+}
+
+/// A comparison as one JSON object (`podpath.comparison/v1`), indented, with a newline at its end.
+///
+/// # Panics
+/// Never: it holds nothing that JSON cannot say.
+pub fn comparison(findings: &[Finding], now: (&Report, &Contents), before: &Report) -> Vec<u8> {
+    let (now, contents) = now;
+    let whole = Comparison {
+        schema: "podpath.comparison/v1",
+        source: &contents.header.ends.source,
+        destination: &contents.header.ends.destination,
+        round_trip_before_ns: before.round_trip().percentile(50.0),
+        round_trip_now_ns: now.round_trip().percentile(50.0),
+        findings,
     };
     let mut bytes = serde_json::to_vec_pretty(&whole).expect("string keys and numbers only");
     bytes.push(b'\n');

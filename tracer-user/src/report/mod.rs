@@ -6,15 +6,18 @@ use std::{
 };
 
 use hdrhistogram::Histogram;
+use serde::Serialize;
 
-use crate::path::model::{Action, Direction, Exchange, Hop, Outcome, What};
+use crate::path::model::{Action, Direction, Exchange, Hop, Outcome, Path, What};
 
+mod compare;
 mod json;
 mod segment;
 #[cfg(test)]
 mod tests;
 
-pub use json::json;
+pub use compare::{Finding, compare};
+pub use json::{comparison, json};
 pub use segment::{Key, Kind, Place, Segment, segments};
 
 /// A recording is cut into so many parts of equal length: how much their medians differ is the noise.
@@ -79,7 +82,7 @@ impl Times {
 }
 
 /// Why exchanges did not complete, and where.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub struct Failure {
     /// How they ended.
     pub outcome: Outcome,
@@ -108,6 +111,22 @@ pub struct Rewrite {
     pub after: IpAddr,
 }
 
+/// The way that a request and its reply took.
+pub type Way = Vec<Step>;
+
+/// A step of it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+pub struct Step {
+    /// Of the request or of the reply.
+    pub direction: Direction,
+    /// Where.
+    pub place: Place,
+    /// With this TTL: one less tells of a router between that no hook saw.
+    pub ttl: Option<u8>,
+    /// The route that led here, as `ip route` prints it.
+    pub route: Option<String>,
+}
+
 /// What all exchanges of a recording have to say together.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
@@ -123,8 +142,8 @@ pub struct Report {
     pub failures: BTreeMap<Failure, u64>,
     /// Addresses that were rewritten.
     pub rewrites: BTreeMap<Rewrite, u64>,
-    /// Sequences of places that requests and replies took.
-    pub ways: BTreeMap<Vec<Place>, u64>,
+    /// The ways that requests and their replies took.
+    pub ways: BTreeMap<Way, u64>,
     /// The slowest, the slowest first.
     pub slowest: Vec<Exchange>,
     /// How many of those to keep.
@@ -158,7 +177,7 @@ impl Report {
             *self.rewrites.entry(rewrite).or_default() += 1;
         }
         if exchange.outcome == Outcome::Delivered {
-            *self.ways.entry(way(hops())).or_default() += 1;
+            *self.ways.entry(way(exchange)).or_default() += 1;
         }
         self.slow(exchange);
     }
@@ -189,6 +208,13 @@ impl Report {
     /// How many ended so.
     pub fn ended(&self, outcome: Outcome) -> u64 {
         self.outcomes.get(&outcome).copied().unwrap_or(0)
+    }
+
+    /// All round trips, of whatever kind.
+    pub fn round_trip(&self) -> Times {
+        let mut all = Times::default();
+        self.round_trips.values().for_each(|times| all.merge(times));
+        all
     }
 
     /// Sum of all round trips, ns.
@@ -256,13 +282,17 @@ fn rewrite(hop: &Hop) -> Option<Rewrite> {
     there.then(|| Rewrite { node: hop.node.clone(), action: hop.action, before, after })
 }
 
-/// The places that a packet and its answer passed.
-fn way<'e>(hops: impl Iterator<Item = &'e Hop>) -> Vec<Place> {
-    let seen = hops.filter(|hop| !matches!(hop.action, Action::Routed | Action::Delivered));
-    let places = seen.filter_map(|hop| {
-        Some(Place { node: hop.node.clone(), pod: hop.pod.clone(), interface: hop.interface.clone()? })
-    });
-    let mut way: Vec<Place> = places.collect();
-    way.dedup();
-    way
+/// The steps of an exchange, but for what differs from one to the next.
+fn way(exchange: &Exchange) -> Way {
+    let steps = |direction, path: &Path| {
+        let told = path.hops.iter().filter(|hop| !matches!(hop.action, Action::Delivered));
+        let step = |hop: &Hop| {
+            let place = Place { node: hop.node.clone(), pod: hop.pod.clone(), interface: hop.interface.clone()? };
+            Some(Step { direction, place, ttl: hop.ttl, route: hop.detail.route.clone() })
+        };
+        let mut steps: Way = told.filter_map(step).collect();
+        steps.dedup();
+        steps
+    };
+    [steps(Direction::Request, &exchange.request), steps(Direction::Reply, &exchange.reply)].concat()
 }

@@ -21,8 +21,8 @@ pub(in crate::path) struct Suspicion<'a> {
     node: usize,
     direction: Direction,
     suspects: Vec<&'a RuleHit>,
-    /// Of the namespace all rules were read that can have dropped a packet.
-    complete: bool,
+    /// Of the namespace all rules were read that can have dropped a packet, but for those of ebtables.
+    read: bool,
     /// It may have been a rule of ebtables, which are not read.
     unread: bool,
     /// The kernel was seen evaluating the table.
@@ -45,7 +45,7 @@ impl<'a> Suspicion<'a> {
             node: *node,
             direction,
             suspects: cause.suspects.clone()?,
-            complete: !cause.unread && world.node(*node).facts.rules_complete.contains(&at.netns),
+            read: world.node(*node).facts.rules_complete.contains(&at.netns),
             unread: cause.unread,
             located: netfilter.is_some_and(|seen| seen.table.is_some()),
             doubt: cause.doubt.clone(),
@@ -67,6 +67,7 @@ pub(in crate::path) fn name<'a>(world: &World<'a>, cases: Vec<Case<'_, 'a>>) {
         *of_namespace.entry(suspicion.conntrack_of(of_one)).or_default() += 1;
     }
     for ((exchange, suspicion), suspects) in cases.into_iter().zip(&suspects) {
+        let unread = suspicion.unread && !answered_by_ip(world, suspicion, exchange);
         let path = match suspicion.direction {
             Direction::Request => &mut exchange.request,
             Direction::Reply => &mut exchange.reply,
@@ -75,7 +76,7 @@ pub(in crate::path) fn name<'a>(world: &World<'a>, cases: Vec<Case<'_, 'a>>) {
         let Some(hop) = dropped else { continue };
         let (src, dst) = (hop.src, hop.dst);
         let Some(detail) = hop.detail.drop.as_mut() else { continue };
-        let mut verdict = judge(suspicion, suspects, counts[&identities(suspects)]);
+        let mut verdict = judge(suspicion, unread, suspects, counts[&identities(suspects)]);
         let drops = of_namespace[&suspicion.conntrack_of(suspects)];
         let refusal =
             suspicion.doubt.as_ref().and_then(|doubt| conntrack::refusal(world, suspicion.node, doubt, drops));
@@ -89,7 +90,7 @@ pub(in crate::path) fn name<'a>(world: &World<'a>, cases: Vec<Case<'_, 'a>>) {
             verdict.rules.iter().map(|hit| rules::cause(hit, |interface| pod(hit, interface))).collect();
         blame(detail, &verdict, causes);
         if let Some(refusal) = refusal.filter(|_| verdict.rules.is_empty()) {
-            refused(detail, refusal, suspicion.complete);
+            refused(detail, refusal, suspicion.read && !unread);
         }
         detail.policies =
             policy::behind(world.names, detail, (src, dst), &verdict.rules, |hit, interface| pod(hit, interface));
@@ -121,6 +122,16 @@ fn of_answer<'a>(world: &World<'_>, suspicion: &Suspicion<'a>, exchange: &Exchan
     suspicion.suspects.iter().filter(answers).copied().collect()
 }
 
+/// It was answered by an ICMP error from an address of the node's own: rules of a bridge answer in the destination's name, and those
+/// of ebtables never.
+fn answered_by_ip(world: &World<'_>, suspicion: &Suspicion<'_>, exchange: &Exchange) -> bool {
+    let rejection = exchange.rejection.as_ref().filter(|_| suspicion.direction == Direction::Request);
+    let own = |address| world.owner(address).is_some_and(|(node, _)| node == suspicion.node);
+    rejection.is_some_and(|rejection| {
+        rejection.icmp_type.is_some() && own(rejection.from) && rejection.from != world.ends.destination.address
+    })
+}
+
 /// What is left of the suspects, and how sure that is.
 struct Verdict<'a> {
     rules: Vec<&'a RuleHit>,
@@ -133,7 +144,8 @@ struct Verdict<'a> {
 /// A packet that a rule dropped met one that it fits, and each drop raised a counter of those: so one is left, if all
 /// rules were read and only one has counted. A counter that rose by less excludes nothing: others' packets may have raised
 /// the rest, and conditions that are not understood (limits, states) may part packets that look alike.
-fn judge<'a>(suspicion: &Suspicion<'_>, suspects: &[&'a RuleHit], drops: u64) -> Verdict<'a> {
+fn judge<'a>(suspicion: &Suspicion<'_>, unread: bool, suspects: &[&'a RuleHit], drops: u64) -> Verdict<'a> {
+    let complete = suspicion.read && !unread;
     let packets = if drops == 1 { "1 packet".to_owned() } else { format!("{drops} packets") };
     let traced: Vec<_> = suspects.iter().filter(|hit| hit.traced >= drops).copied().collect();
     if !traced.is_empty() {
@@ -151,18 +163,18 @@ fn judge<'a>(suspicion: &Suspicion<'_>, suspects: &[&'a RuleHit], drops: u64) ->
         [only] => one(only, &packets, drops),
         several => format!("one of {} rules that fit the packet and may have met it", several.len()),
     };
-    let proof = match (suspicion.unread, suspicion.complete || rules.is_empty()) {
+    let proof = match (unread, complete || rules.is_empty()) {
         (true, _) => format!("{proof}; the bridge's rules of ebtables are not read: it may have been one of those"),
         (false, true) => proof,
         (false, false) => format!("{proof}, but not all rules could be read: it may have been another"),
     };
     let exact = matches!(rules.as_slice(), [only] if only.counted && only.packets == drops);
-    let observed = suspicion.located && suspicion.complete && exact;
+    let observed = suspicion.located && complete && exact;
     let basis = if observed { Basis::Observed } else { Basis::Inferred };
     // What leaves no trace of having been met may as well not have been: conntrack and queues drop too.
     // And a counter that others raised too proves something only of a rule of which every condition is understood.
     let proven = |hit: &&RuleHit| hit.counted && (hit.packets == drops || hit.understood);
-    let sure = suspicion.complete && !rules.is_empty() && rules.iter().all(proven);
+    let sure = complete && !rules.is_empty() && rules.iter().all(proven);
     Verdict { sure, rules, basis, proof }
 }
 

@@ -58,6 +58,9 @@ pub(super) fn of_reason(reason: &str) -> Option<Sign> {
         "OTHERHOST" => Sign::Other("sent to a link-layer address that is not its receiver's: a wrong neighbour entry"),
         "NEIGH_QUEUEFULL" => Sign::NeighbourQueue,
         "QDISC_DROP" | "QDISC_OVERLIMIT" | "QDISC_CONGESTED" | "FULL_RING" => Sign::Queue,
+        "QUEUE_PURGE" => Sign::Other(
+            "the queue in which it waited was emptied: its interface went down, or the neighbour's entry was removed",
+        ),
         "DEV_READY" => Sign::Device,
         "NO_SOCKET" => Sign::NoSocket,
         "TC_INGRESS" | "TC_EGRESS" => Sign::Program("traffic control filter or program"),

@@ -7,8 +7,9 @@ use super::{
 };
 use crate::{
     event::{Encapsulation, Hook, Outer},
-    node::facts::{Condition, ConditionField, RouteKind, RuleHit},
+    node::facts::{Condition, ConditionField, RouteKind, RuleHit, RuleVerdict},
     path::{
+        Answer,
         culprit::answer,
         model::{DropCause, DropDetail, Rejection},
         testing::{ENS5, ENS6, ETH0, TUNL0, Walk, host, pod, six, veth},
@@ -110,6 +111,27 @@ fn on_a_bridge_rules_that_are_not_read_leave_it_open() {
     w.evidence.nodes[0].facts.rules = vec![RuleHit { netns: netns(&w, 0), ..plain(&two_nodes()) }];
     let drop = drop_of(&exchange(&w));
     assert!(!drop.rule_known && drop.proof[0].ends_with("ebtables are not read: it may have been one of those"));
+}
+
+#[test]
+fn on_a_bridge_an_answer_of_the_nodes_own_is_a_rules_of_ip() {
+    let mut w = Walk::new(1, pod(0, 3), pod(0, 4));
+    w.request(1).sent((0, 3, ETH0)).received((0, 0, veth(3)));
+    w.freed(Hook::Drop, (0, 0, veth(3)), "nf_hook_slow", None);
+    let hit = RuleHit {
+        netns: netns(&w, 0),
+        verdict: RuleVerdict::Reject("icmp-port-unreachable".to_owned()),
+        ..plain(&two_nodes())
+    };
+    w.evidence.nodes[0].facts.rules_complete = vec![netns(&w, 0)];
+    w.evidence.nodes[0].facts.rules = vec![hit];
+    let answered = |w: &mut Walk, from| {
+        w.evidence.probes[0].answer = Some(Answer::IcmpError { from, kind: 3, code: 3, mtu: 0 });
+        drop_of(&exchange(w)).rule_known
+    };
+    assert!(answered(&mut w, host(0)));
+    // A bridge's own rule answers so.
+    assert!(!answered(&mut w, pod(0, 4)));
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! Faults of a node's or pod's own: rules, routes, settings, links. Each step is undone by what it was before.
 
 use std::fs;
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
@@ -111,7 +113,13 @@ impl Planted {
             self.undo_by(namespace, "ip", words(&format!("address add {address} dev {interface} nodad")));
         }
         let up = format!("link set {interface} up");
-        self.ip(namespace, &format!("link set {interface} down"), Some(&up))
+        let is_port = list("-o link show")?.contains(" master ");
+        self.ip(namespace, &format!("link set {interface} down"), Some(&up))?;
+        if is_port {
+            // A bridge hears up to a second later that it has no carrier (`net/core/link_watch.c`).
+            thread::sleep(Duration::from_millis(1_200));
+        }
+        Ok(())
     }
 
     pub(super) fn mtu(&mut self, namespace: &str, interface: &str, mtu: u32) -> Result<()> {
