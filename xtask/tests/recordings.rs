@@ -11,8 +11,8 @@ use support::{Lab, address};
 use tracer_user::path::join_all;
 use tracer_user::path::model::Outcome;
 use tracer_user::recording::Recording;
-use tracer_user::report::{Kind, Report, segments};
-use xtask::lab::LabInfo;
+use tracer_user::report::{Finding, Kind, Report, compare, segments};
+use xtask::lab::{LabInfo, inside, run};
 
 #[expect(dead_code, reason = "of what the tests on standing labs share, these need a lab and its addresses only")]
 mod support;
@@ -27,11 +27,15 @@ impl Drop for Running {
     }
 }
 
-/// Pings of bb1 from bb2, one every so many ms, for ever.
-fn pings(lab: &LabInfo, every_ms: &str) -> Running {
+/// Pings of bb1 from bb2, one every so many seconds, for ever.
+fn pings(lab: &LabInfo, every: &str) -> Running {
+    ping(&lab.pod("bb2").unwrap().namespace, &["-i", every], &address(lab, "bb1"))
+}
+
+fn ping(namespace: &str, options: &[&str], to: &str) -> Running {
     let mut command = Command::new("ip");
-    command.args(["netns", "exec", &lab.pod("bb2").unwrap().namespace, "ping", "-n", "-q", "-i", every_ms]);
-    Running(command.arg(address(lab, "bb1")).stdout(Stdio::null()).spawn().unwrap())
+    command.args(["netns", "exec", namespace, "ping", "-n", "-q"]).args(options).arg(to);
+    Running(command.stdout(Stdio::null()).spawn().unwrap())
 }
 
 fn podpath(words: &[&str]) -> Command {
@@ -171,4 +175,102 @@ fn a_recording_is_not_written_over_and_none_is_left_of_a_failure() {
     assert_eq!(nothing.status.code(), Some(3), "{}", text(&nothing));
     assert!(text(&nothing).contains("nothing was seen"), "{}", text(&nothing));
     assert!(text(&report(&other)).starts_with("NOTHING SEEN"), "{}", text(&report(&other)));
+}
+
+/// Pings are recorded so long: some four thousand, so that 1% of loss is not chance.
+const RECORDED: &str = "8s";
+
+/// What a recording shows; pings go on.
+fn reported(lab: &LabInfo, name: &str) -> Report {
+    let (_folder, file) = folder();
+    let recorded = record(lab, &file, RECORDED).output().unwrap();
+    assert!(recorded.status.success(), "{name}: {}", text(&recorded));
+    let mut recording = Recording::open(&file).unwrap();
+    let contents = recording.contents.clone();
+    let clock = recording.clock();
+    let mut report = Report::new(0);
+    for window in recording.windows() {
+        let window = window.unwrap();
+        let joined = join_all(&window.evidence, &contents.header.ends, &contents.names);
+        for exchange in joined.exchanges.iter().filter(|exchange| window.has(exchange)) {
+            report.add(exchange, clock.part(exchange, tracer_user::report::PARTS));
+        }
+    }
+    assert!(report.exchanges() > 1_000, "{name}: {:?}", report.outcomes);
+    report
+}
+
+/// Causes of slowness and loss are told apart, each by the first finding; without one nothing is found.
+#[test]
+fn a_planted_cause_is_the_first_finding_and_nothing_is_found_without_one() {
+    let lab = Lab::up("t-causes", "calico-bgp");
+    let _pings = pings(&lab, "0.002");
+    let good = reported(&lab, "good");
+    let [node1, node2] = ["node1", "node2"].map(|host| lab.node(host).unwrap());
+    let node3 = lab.node("node3").unwrap().address.to_string();
+    let at = |namespace: &str, line: &str, input: &str| {
+        let words: Vec<&str> = line.split(' ').collect();
+        inside(namespace, || run(words[0], &words[1..], input)).unwrap();
+    };
+    let found = |name: &str| {
+        let findings = compare(&reported(&lab, name), &good);
+        assert!(!findings.is_empty(), "{name}: nothing found");
+        findings
+    };
+
+    // Others' packets in front of it, every 10 ms so many that sending them takes 8 ms.
+    at(&node2.namespace, "tc qdisc add dev ens5 root tbf rate 20mbit burst 10000 limit 300000", "");
+    let others = ping(&node2.namespace, &["-i", "0.01", "-s", "20000"], &node3);
+    let queue = found("a queue");
+    drop(others);
+    at(&node2.namespace, "tc qdisc del dev ens5 root", "");
+    let Finding::Time { key, .. } = &queue[0] else { panic!("{queue:#?}") };
+    assert_eq!((key.kind, &key.from.node, &*key.from.interface), (Kind::Queue, &node2.name, "ens5"), "{queue:#?}");
+
+    let rules = "ip saddr 203.0.113.77 drop\n".repeat(20_000);
+    let table = format!("table ip slow {{\nchain forward {{\ntype filter hook forward priority -10;\n{rules}}}\n}}\n");
+    at(&node1.namespace, "nft -f -", &table);
+    let inside_node = found("inside a node");
+    at(&node1.namespace, "nft delete table ip slow", "");
+    let Finding::Time { key, .. } = &inside_node[0] else { panic!("{inside_node:#?}") };
+    assert_eq!((key.kind, &key.from.node, &key.from.pod), (Kind::Forwarding, &node1.name, &None), "{inside_node:#?}");
+
+    // Others send more than it can, and of two packets in it there is room for no third.
+    at(&node2.namespace, "tc qdisc add dev ens5 root handle 1: tbf rate 1mbit burst 10000 limit 30000", "");
+    at(&node2.namespace, "tc qdisc add dev ens5 parent 1:1 handle 10: pfifo limit 2", "");
+    let others = ping(&node2.namespace, &["-i", "0.01", "-s", "3000"], &node3);
+    let small = found("a small queue");
+    drop(others);
+    at(&node2.namespace, "tc qdisc del dev ens5 root", "");
+    let Finding::Failures { failure, .. } = &small[0] else { panic!("{small:#?}") };
+    let place = (failure.outcome, failure.node.as_deref(), failure.interface.as_deref());
+    assert_eq!(place, (Outcome::Dropped, Some(&*node2.name), Some("ens5")), "{small:#?}");
+    assert!(failure.why.contains("queue"), "{failure:?}");
+
+    let lossy = "table bridge lossy {\nchain forward {\ntype filter hook forward priority 0;\n\
+                 oifname \"node1\" ether type ip icmp type echo-request numgen random mod 100 == 0 drop\n}\n}\n";
+    at(&lab.wire, "nft -f -", lossy);
+    let wire = found("loss on the wire");
+    at(&lab.wire, "nft delete table bridge lossy", "");
+    let Finding::Failures { failure, .. } = &wire[0] else { panic!("{wire:#?}") };
+    assert_eq!(failure.outcome, Outcome::Lost, "{wire:#?}");
+    let lost = format!("left {} ens5, never arrived at {} ens5", node2.name, node1.name);
+    assert!(failure.why.contains(&lost), "{failure:?}");
+
+    at(&lab.gateway, "ip route add 100.115.37.64/26 via 172.20.50.50", "");
+    let route = |via: &str| format!("ip route replace 100.115.37.64/26 via {via} dev ens5 proto bird");
+    at(&node2.namespace, &route("172.20.32.1"), "");
+    let detour = found("a detour");
+    at(&node2.namespace, &route("172.20.50.50"), "");
+    let Finding::Way { now: Some(step), .. } = &detour[0] else { panic!("{detour:#?}") };
+    assert_eq!((&step.place.node, &*step.place.interface), (&node2.name, "ens5"), "{detour:#?}");
+    assert!(step.route.as_deref().is_some_and(|route| route.contains("via 172.20.32.1")), "{detour:#?}");
+
+    let mut before = good;
+    for pair in 1..=10 {
+        let now = reported(&lab, "clean");
+        let findings = compare(&now, &before);
+        assert!(findings.is_empty(), "clean pair {pair}: {findings:#?}");
+        before = now;
+    }
 }

@@ -149,6 +149,7 @@ impl Tape {
                 return self.writer.add(Entry::Heard { node: *node, after, frame });
             }
             session::Progress::AllRecord => return self.writer.add(Entry::AllRecord),
+            session::Progress::Draining => return self.writer.add(Entry::Stopping),
             session::Progress::Records { new, .. } => self.seen.add(new),
             session::Progress::Lost { node, total } => {
                 self.seen.lost.insert((*node).to_owned(), *total);

@@ -44,6 +44,8 @@ pub enum Entry {
     },
     /// Whatever follows was seen by all nodes.
     AllRecord,
+    /// All nodes are told to stop: what follows may not have been seen by all.
+    Stopping,
     /// Who is who.
     Names(KnownNames),
     /// The last one.
@@ -54,7 +56,7 @@ pub enum Entry {
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct Wire {
-    #[prost(oneof = "Body", tags = "1, 2, 3, 4, 5")]
+    #[prost(oneof = "Body", tags = "1, 2, 3, 4, 5, 6")]
     body: Option<Body>,
 }
 
@@ -73,6 +75,8 @@ enum Body {
     /// JSON.
     #[prost(bytes = "bytes", tag = "5")]
     Closing(Bytes),
+    #[prost(bool, tag = "6")]
+    Stopping(bool),
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -103,6 +107,7 @@ impl From<Entry> for Wire {
                 frame,
             })),
             Entry::AllRecord => Some(Body::AllRecord(true)),
+            Entry::Stopping => Some(Body::Stopping(true)),
             Entry::Names(names) => Some(Body::Names(json(&names))),
             Entry::Closing(closing) => Some(Body::Closing(json(&closing))),
             Entry::Unknown => None,
@@ -121,6 +126,7 @@ impl TryFrom<Wire> for Entry {
                 Self::Heard { node: node as usize, after: Duration::from_nanos(after_ns), frame }
             }
             Some(Body::AllRecord(_)) => Self::AllRecord,
+            Some(Body::Stopping(_)) => Self::Stopping,
             Some(Body::Names(bytes)) => Self::Names(parsed(&bytes)?),
             Some(Body::Closing(bytes)) => Self::Closing(parsed(&bytes)?),
             None => Self::Unknown,

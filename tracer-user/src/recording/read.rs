@@ -18,12 +18,17 @@ use crate::{
     session::{Driven, Replay, replay},
 };
 
+/// What nodes say comes this late, at most, one after the other, ns: of a recording that was cut off the rest may be some nodes' only.
+const LAG_NS: u64 = 100_000_000;
+
 /// A recording that was read once, so that it is known what is in it. The records stay in the file.
 #[derive(Debug)]
 pub struct Recording {
     path: PathBuf,
     file: File,
     pub(super) blocks: Vec<Block>,
+    /// By node: until when all nodes recorded, ns of its clock.
+    pub(super) until: Vec<u64>,
     /// What it says of itself.
     pub contents: Contents,
 }
@@ -152,6 +157,10 @@ struct Scan {
     closing: Option<Closing>,
     lasted: Duration,
     records: u64,
+    /// By node: the time of the last record so far, ns of its clock.
+    seen: Vec<u64>,
+    /// The same, when all were told to stop.
+    stopping: Option<Vec<u64>>,
 }
 
 impl Scan {
@@ -165,6 +174,8 @@ impl Scan {
             closing: None,
             lasted: Duration::ZERO,
             records: 0,
+            seen: Vec::new(),
+            stopping: None,
         }
     }
 
@@ -179,6 +190,7 @@ impl Scan {
                     let nodes = header.nodes.iter().map(|node| (node.name.clone(), node.flows.clone()));
                     self.replay = Replay::new(nodes);
                     found.times = vec![None; header.nodes.len()];
+                    self.seen = vec![0; header.nodes.len()];
                     self.header = Some(*header);
                 }
                 Entry::Heard { node, after, frame } => {
@@ -190,10 +202,12 @@ impl Scan {
                         for time in records.iter().map(Record::time_ns) {
                             let (first, last) = times.get_or_insert((time, time));
                             (*first, *last) = ((*first).min(time), (*last).max(time));
+                            self.seen[node] = self.seen[node].max(time);
                         }
                     }
                 }
                 Entry::AllRecord => self.replay.all_record(),
+                Entry::Stopping => self.stopping = Some(self.seen.clone()),
                 Entry::Names(names) => self.names = names,
                 Entry::Closing(closing) => self.closing = Some(closing),
                 Entry::Unknown => {}
@@ -205,17 +219,21 @@ impl Scan {
     }
 
     fn finish(self, file: File, bytes: u64, torn: u64) -> Result<Recording, Error> {
-        let Self { path, blocks, header, replay, names, closing, lasted, records } = self;
+        let Self { path, blocks, header, replay, names, closing, lasted, records, seen, stopping } = self;
         let Some(header) = header else { return Err(Error::Empty { path }) };
         let mut driven = replay.finish();
         let closed = closing.is_some();
+        let until = stopping.unwrap_or_else(|| match closed {
+            true => vec![u64::MAX; seen.len()],
+            false => seen.iter().map(|last| last.saturating_sub(LAG_NS)).collect(),
+        });
         match closing {
             Some(Closing { warnings, interrupted }) => (driven.warnings, driven.interrupted) = (warnings, interrupted),
             None => driven.warnings.insert(0, cut_off(lasted, torn)),
         }
         driven.evidence.interrupted = driven.interrupted;
         let contents = Contents { header, driven, names, closed, lasted, records, bytes, torn };
-        Ok(Recording { path, file, blocks, contents })
+        Ok(Recording { path, file, blocks, until, contents })
     }
 }
 

@@ -35,7 +35,7 @@ impl Recording {
         (0..bounds.len().saturating_sub(1)).map(move |index| self.window(&bounds[index], &bounds[index + 1]))
     }
 
-    /// The moments between windows: by node, in ns of its clock. The first is 0, the last the end of time.
+    /// The moments between windows: by node, in ns of its clock. The first is 0, the last when all nodes stopped.
     fn bounds(&self) -> Vec<Vec<u64>> {
         let nodes = self.contents.header.nodes.len();
         let mut bounds = vec![vec![0; nodes]];
@@ -54,7 +54,7 @@ impl Recording {
                 count = 0;
             }
         }
-        bounds.push(vec![u64::MAX; nodes]);
+        bounds.push(self.until.clone());
         bounds
     }
 

@@ -87,11 +87,11 @@ fn told(finding: &Finding, names: &Names) -> (Paint, String) {
             let text = format!("{what}: {:.2}% -> {:.2}%  {place}", before * 100.0, now * 100.0);
             (colour(of.outcome), text)
         }
-        Finding::Time { key, before_ns, now_ns, noise_ns } => {
+        Finding::Time { key, percent, before_ns, now_ns, noise_ns } => {
             let more = if now_ns > before_ns { "slower" } else { "faster" };
             let by = time(now_ns.abs_diff(*before_ns));
             let text = format!(
-                "{}: {more} by {by} (p50 {} -> {} us, noise {})",
+                "{}: {more} by {by} (p{percent} {} -> {} us, noise {})",
                 place(key, names),
                 micros(*before_ns),
                 micros(*now_ns),

@@ -7,7 +7,10 @@ use serde::Serialize;
 use super::{Failure, Key, Kind, Place, Report, Step, Times, Way};
 use crate::path::model::{Direction, Outcome};
 
-/// A median moves by chance: so many times the spread of the medians of a recording's parts it does not.
+/// What is compared of a segment's times: the median, and what concerns only some exchanges.
+const PERCENTS: [u8; 2] = [50, 90];
+
+/// A percentile moves by chance: so many times its spread among a recording's parts it does not.
 const NOISES: f64 = 4.0;
 
 /// Less than this is nobody's reason, ns.
@@ -54,11 +57,13 @@ pub enum Finding {
     Time {
         /// Which; of a wire both directions, for their sum alone is exact.
         key: Key,
-        /// Median before, ns.
+        /// Told by this percentile: 50, or 90 where less than half of the exchanges are concerned.
+        percent: u8,
+        /// It was this, ns.
         before_ns: u64,
-        /// Median now, ns.
+        /// Now it is this, ns.
         now_ns: u64,
-        /// The median varies by this within the recordings, ns.
+        /// It varies by this within the recordings, ns.
         noise_ns: u64,
     },
 }
@@ -112,21 +117,21 @@ fn rate(finding: &Finding) -> f64 {
     }
 }
 
-/// A segment's median, and how much the medians of its parts differ.
-struct Median {
+/// A percentile of a segment's times, and how much those of its parts differ.
+struct Level {
     ns: f64,
     noise: f64,
 }
 
-impl Median {
-    fn of(times: &Times) -> Self {
+impl Level {
+    fn of(times: &Times, percent: f64) -> Self {
         let parts = times.parts.iter().filter(|part| part.len() >= LEAST_IN_A_PART);
-        let mut medians: Vec<f64> = parts.map(|part| part.value_at_quantile(0.5) as f64).collect();
-        let middle = middle(&mut medians);
-        let mut away: Vec<f64> = medians.iter().map(|median| (median - middle).abs()).collect();
+        let mut levels: Vec<f64> = parts.map(|part| part.value_at_percentile(percent) as f64).collect();
+        let middle = middle(&mut levels);
+        let mut away: Vec<f64> = levels.iter().map(|level| (level - middle).abs()).collect();
         // Of a normal distribution that is its standard deviation.
         let noise = 1.4826 * self::middle(&mut away);
-        Self { ns: times.percentile(50.0) as f64, noise }
+        Self { ns: times.percentile(percent) as f64, noise }
     }
 
     fn and(&self, other: &Self) -> Self {
@@ -140,9 +145,9 @@ fn middle(values: &mut [f64]) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(0.0)
 }
 
-/// A wire's two directions together, under the key of its request.
-fn medians(report: &Report) -> BTreeMap<Key, Median> {
-    let mut medians: BTreeMap<Key, Median> = BTreeMap::new();
+/// Those of all segments; a wire's two directions together, under the key of its request.
+fn levels(report: &Report, percent: f64) -> BTreeMap<Key, Level> {
+    let mut levels: BTreeMap<Key, Level> = BTreeMap::new();
     for (key, times) in &report.segments {
         let there = if key.kind == Kind::Wire && key.direction == Direction::Reply {
             let back = |place: &Place| report.segments.iter().find(|(k, _)| ends_at(k, place)).map(|(k, _)| k.clone());
@@ -151,28 +156,58 @@ fn medians(report: &Report) -> BTreeMap<Key, Median> {
         } else {
             key.clone()
         };
-        let median = Median::of(times);
-        let sum = medians.get(&there).map_or_else(|| Median { ..median }, |known| known.and(&median));
-        medians.insert(there, sum);
+        let level = Level::of(times, percent);
+        let sum = levels.get(&there).map_or_else(|| Level { ..level }, |known| known.and(&level));
+        levels.insert(there, sum);
     }
-    medians
+    levels
 }
 
 fn ends_at(key: &Key, place: &Place) -> bool {
     key.kind == Kind::Wire && key.direction == Direction::Request && key.to.node == place.node
 }
 
+/// Each segment by the percentile that changed most.
 fn times(now: &Report, before: &Report) -> Vec<Finding> {
-    let (new, old) = (medians(now), medians(before));
-    let mut both: Vec<(&Key, &Median, &Median)> =
-        new.iter().filter_map(|(key, median)| Some((key, median, old.get(key)?))).collect();
-    let whole: f64 = old.values().map(|median| median.ns).sum();
+    let mut found: Vec<Finding> = Vec::new();
+    for percent in PERCENTS {
+        for finding in times_at(now, before, percent) {
+            match found.iter_mut().find(|known| key(known) == key(&finding)) {
+                Some(known) if change(known) < change(&finding) => *known = finding,
+                Some(_) => {}
+                None => found.push(finding),
+            }
+        }
+    }
+    found.sort_by_key(|finding| std::cmp::Reverse(change(finding)));
+    found
+}
+
+fn key(finding: &Finding) -> Option<&Key> {
+    match finding {
+        Finding::Time { key, .. } => Some(key),
+        Finding::Way { .. } | Finding::Failures { .. } => None,
+    }
+}
+
+/// By how many ns.
+fn change(finding: &Finding) -> u64 {
+    match finding {
+        Finding::Time { before_ns, now_ns, .. } => before_ns.abs_diff(*now_ns),
+        Finding::Way { .. } | Finding::Failures { .. } => 0,
+    }
+}
+
+fn times_at(now: &Report, before: &Report, percent: u8) -> Vec<Finding> {
+    let (new, old) = (levels(now, percent.into()), levels(before, percent.into()));
+    let both: Vec<(&Key, &Level, &Level)> =
+        new.iter().filter_map(|(key, level)| Some((key, level, old.get(key)?))).collect();
+    let whole: f64 = old.values().map(|level| level.ns).sum();
     let mut ratios: Vec<f64> =
         both.iter().filter(|(.., old)| old.ns > 0.0).map(|(_, new, old)| new.ns / old.ns).collect();
     // What has become slower alike has become so for one reason, which is in none of them.
     let alike = middle(&mut ratios).max(f64::MIN_POSITIVE);
-    both.sort_by(|(_, a, b), (_, c, d)| (c.ns - d.ns).abs().total_cmp(&(a.ns - b.ns).abs()));
-    let differs = |new: &Median, old: &Median| {
+    let differs = |new: &Level, old: &Level| {
         let expected = old.ns * alike;
         let (change, noise) = ((new.ns - expected).abs(), new.noise.max(old.noise * alike));
         let (less, more) = (new.ns.min(expected), new.ns.max(expected));
@@ -183,6 +218,7 @@ fn times(now: &Report, before: &Report) -> Vec<Finding> {
     found
         .map(|(key, new, old)| Finding::Time {
             key: key.clone(),
+            percent,
             before_ns: whole_ns(old.ns),
             now_ns: whole_ns(new.ns),
             noise_ns: whole_ns(new.noise.max(old.noise)),
