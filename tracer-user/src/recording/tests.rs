@@ -7,7 +7,10 @@ use tempfile::TempDir;
 
 use super::{Closing, Entry, Error, Header, KnownNames, RecordedNode, Recording, Writer};
 use crate::{
+    event::{L4, Record, Sighting},
     path::{Ends, Evidence, Joined, Names, join_all, testing::pings},
+    render,
+    report::{PARTS, Report, compare},
     session::{Flow, replay},
 };
 
@@ -118,6 +121,44 @@ fn windows_have_each_exchange_once() {
     let mut parts = [0; 4];
     joined.exchanges.iter().for_each(|exchange| parts[clock.part(exchange, 4)] += 1);
     assert!(parts.iter().all(|part| (4_900..5_100).contains(part)), "{parts:?}");
+}
+
+/// What is said of a recording: by itself, and against one in which the last node is slower and loses some.
+#[test]
+fn reports_and_comparisons_read_well() {
+    let reported = |evidence: Evidence, ends: &Ends, slower: u64| {
+        let (_folder, file) = file(&recorded(&evidence, ends));
+        let mut recording = Recording::open(&file).expect("a recording");
+        let (joined, _) = joined(&mut recording);
+        let mut report = Report::new(0);
+        for (index, mut exchange) in joined.exchanges.into_iter().enumerate() {
+            let (request, reply) = (&mut exchange.request.hops, &mut exchange.reply.hops);
+            let late = request.iter_mut().filter(|hop| hop.node == "node1").skip(1).chain(reply.iter_mut());
+            late.for_each(|hop| hop.at_ns = hop.at_ns.map(|at| at + slower + index as u64 % 7));
+            exchange.rtt_ns = exchange.rtt_ns.map(|rtt| rtt + slower + index as u64 % 7);
+            report.add(&exchange, index % PARTS);
+        }
+        (report, recording.contents)
+    };
+    let (evidence, ends) = pings(2, 300, 0);
+    let (before, older) = reported(evidence.clone(), &ends, 0);
+    let mut lossy = evidence;
+    let lost = |record: &Record| match record {
+        Record::Sighting(Sighting { packet, .. }) => matches!(packet.l4, L4::Icmp { seq, .. } if seq % 20 == 0),
+        _ => false,
+    };
+    lossy.nodes[1].records.retain(|record| !lost(record));
+    let back = |record: &Record| matches!(record, Record::Sighting(s) if s.packet.src == ends.destination.address);
+    lossy.nodes[0].records.retain(|record| !(lost(record) && back(record)));
+    let (now, contents) = reported(lossy, &ends, 40_000);
+    let style = render::Style { color: false, width: 100, verbose: false };
+    insta::assert_snapshot!("report", render::report(&now, &contents, &style));
+    let findings = compare(&now, &before);
+    let text = render::comparison(&findings, (&now, &contents), (&before, &older), &style);
+    insta::assert_snapshot!("comparison", text);
+    assert_eq!(compare(&before, &before), []);
+    let nothing = render::comparison(&[], (&before, &older), (&before, &older), &style);
+    insta::assert_snapshot!("nothing_changed", nothing);
 }
 
 #[test]

@@ -22,8 +22,8 @@ const LEAST_SHARE: f64 = 0.05;
 /// or less than this times what it was, where everything else has become slower alike (another CPU frequency, other load).
 const LEAST_TIMES: f64 = 1.5;
 
-/// Standard deviations by which a rate of failures must differ: by chance it does that once in 30,000 comparisons.
-const DEVIATIONS: f64 = 4.0;
+/// Standard deviations by which a rate of failures must differ: by chance it does that once in 4,000 comparisons.
+const DEVIATIONS: f64 = 3.5;
 
 /// Fewer failures are chance.
 const LEAST_FAILURES: u64 = 5;
