@@ -23,6 +23,8 @@ mod network;
 
 /// The lab's name: one at a time.
 const LAB: &str = "truth";
+/// What it is called when it is to be kept: the next run's has the other name.
+const KEPT: &str = "truth-kept";
 const TRACE_LIMIT: Duration = Duration::from_secs(60);
 
 /// What is asked for.
@@ -92,20 +94,22 @@ pub fn run(options: &Options) -> Result<ExitCode> {
 /// The lab cannot be built, or the model does not know something in it. The lab is down again, unless it is to be kept.
 pub fn one(seed: u64, podpath: &Path, keep: bool) -> Result<(Tally, String)> {
     let network = generate::network(seed, false);
+    let name = if keep { KEPT } else { LAB };
     let _turn = lab::turn()?;
     let result = (|| {
         network.profile.check()?;
-        let info = lab::up_as(LAB, &format!("of seed {seed}"), &network.profile)?;
+        let info = lab::up_as(name, &format!("of seed {seed}"), &network.profile)?;
         traced(&network, &info, podpath, keep)
     })();
-    let down = if keep { Ok(()) } else { lab::down(LAB) };
+    let down = if keep { Ok(()) } else { lab::down(name) };
     let result = result.with_context(|| format!("the network of seed {seed}"))?;
     down?;
     Ok(result)
 }
 
 fn traced(network: &Network, info: &LabInfo, podpath: &Path, keep: bool) -> Result<(Tally, String)> {
-    let planted = network.plants.iter().map(|plant| plant.plant(info)).collect::<Result<Vec<_>>>()?;
+    let planted = network.plants.iter().map(|plant| plant.plant_in(info, &network.profile));
+    let planted = planted.collect::<Result<Vec<_>>>()?;
     let (mut tally, mut told) = (Tally::default(), String::new());
     for ask in &network.asks {
         let Some(expected) = model::expect(network, ask).with_context(|| format!("{ask:?}"))? else { continue };

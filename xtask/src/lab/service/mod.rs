@@ -177,12 +177,11 @@ struct Backed<'a> {
 }
 
 impl<'a> Cluster<'a> {
-    /// These services in `lab`.
+    /// These services in `lab`, which was built from that profile.
     ///
     /// # Errors
     /// An endpoint that the lab does not have.
-    pub(super) fn new(lab: &'a LabInfo, services: &'a [Service]) -> Result<Cluster<'a>> {
-        let profile = Profile::named(&lab.profile)?;
+    pub(super) fn new(lab: &'a LabInfo, profile: &Profile, services: &'a [Service]) -> Result<Cluster<'a>> {
         let backed = services.iter().map(|service| {
             let mut endpoints = service.endpoints.iter().map(|pod| lab.pod(pod)).collect::<Result<Vec<_>>>()?;
             // As kube-proxy sorts them: as text.

@@ -115,6 +115,17 @@ impl Filter {
         Ok(Filter { point, table, chain, matches, verdict })
     }
 
+    /// A rule in a chain of kube-proxy's that a base chain of table filter jumps to.
+    pub(super) fn kube(rule: &str, chain: &str) -> Result<Filter> {
+        Ok(Filter { chain: chain.to_owned(), ..Filter::parse(rule)? })
+    }
+
+    /// kube-proxy's, in its iptables mode, for what is invalid.
+    pub(super) fn kube_invalid() -> Result<Filter> {
+        let filter = Filter::kube("-I FORWARD -j DROP", "KUBE-FORWARD")?;
+        Ok(Filter { matches: Matches { invalid: true, ..filter.matches }, verdict: Verdict::Invalid, ..filter })
+    }
+
     /// A base chain's default policy, of table filter.
     pub(super) fn default(chain: &str) -> Result<Filter> {
         let filter = Filter::parse(&format!("-I {chain} -j DROP"))?;
@@ -162,7 +173,9 @@ impl Filter {
             _ => 2,
         };
         let chain = match &self.matches.link {
-            None if self.verdict == Verdict::Policy => 3,
+            None if self.verdict == Verdict::Policy => 4,
+            // Calico keeps its own jumps first.
+            None if self.chain.starts_with("KUBE-") => 3,
             None => 0,
             Some((Way::From, _)) => 1,
             Some((Way::To, _)) => 2,

@@ -511,7 +511,8 @@ impl<'a> Walk<'a> {
                 (format!("{direction} policy at {pod}"), format!("rule {}", 4 + before))
             }
             Verdict::Invalid => {
-                ("netfilter rule for packets that conntrack calls invalid".to_owned(), "rule 2".to_owned())
+                let place = if chain == "KUBE-FORWARD" { 1 } else { 2 };
+                ("netfilter rule for packets that conntrack calls invalid".to_owned(), format!("rule {place}"))
             }
             Verdict::Policy => (format!("the default policy of chain {chain}"), "policy".to_owned()),
             Verdict::Reject => ("netfilter reject rule".to_owned(), format!("rule {}", 1 + before)),

@@ -9,6 +9,7 @@ use ipnet::Ipv4Net;
 
 use super::fib::{self, Route};
 use super::filter::Filter;
+use crate::lab::service::{Mode, Service};
 use crate::lab::plan::{Plan, Sysctl};
 use crate::lab::plant::{Echo, Plant, Way};
 use crate::lab::profile::{Cni, GATEWAY, INTERNET, Profile, TunnelKind, WIRE};
@@ -165,6 +166,29 @@ impl World {
         Ok(())
     }
 
+    /// What kube-proxy does on every node for cluster IPs with one endpoint or none.
+    fn services(&mut self, mode: Mode, services: &[Service]) -> Result<()> {
+        let mut filters = Vec::new();
+        for service in services {
+            let matched = format!("-d {} -p {}", service.cluster_ip, service.protocol);
+            filters.push(match service.endpoints.as_slice() {
+                [] if mode == Mode::Iptables => Filter::kube(&format!("-I FORWARD {matched} -j REJECT"), "KUBE-SERVICES")?,
+                [pod] if service.target_port.is_none() && service.node_port.is_none() => {
+                    let to = self.host(pod)?.link("eth0")?.addresses.first().context("an address")?.addr();
+                    Filter::parse(&format!("-t nat -I PREROUTING {matched} -j DNAT --to-destination {to}"))?
+                }
+                _ => bail!("such a service is unknown to it"),
+            });
+        }
+        if mode == Mode::Iptables {
+            filters.push(Filter::kube_invalid()?);
+        }
+        for host in self.hosts.values_mut().filter(|host| matches!(host.role, Role::Node { .. })) {
+            host.filters.extend(filters.iter().cloned());
+        }
+        Ok(())
+    }
+
     fn plant(&mut self, plant: &Plant) -> Result<()> {
         match plant {
             Plant::Route { at, route } => self.host_mut(at)?.add_route(Route::parse(route)?),
@@ -193,6 +217,7 @@ impl World {
                 let Cni::Calico { rules, .. } = self.cni else { bail!("policies are Calico's") };
                 self.host_mut(&node)?.filters.push(Filter::policy(*way, link, name, rules));
             }
+            Plant::Services { mode, services } => self.services(*mode, services)?,
             // Nobody accepts there before it; Calico and flannel do.
             Plant::ChainPolicy { at, chain } if matches!(self.cni, Cni::Kindnet) => {
                 self.host_mut(at)?.filters.push(Filter::default(chain)?);
