@@ -145,7 +145,7 @@ impl Service {
     }
 
     /// The addresses by which it is reached from outside.
-    pub(super) fn fronts(&self) -> impl Iterator<Item = Ipv4Addr> + '_ {
+    pub(crate) fn fronts(&self) -> impl Iterator<Item = Ipv4Addr> + '_ {
         self.external_ips.iter().chain(&self.load_balancer_ips).copied()
     }
 

@@ -7,7 +7,7 @@ use rand::{Rng, SeedableRng};
 
 use super::{fault, pick};
 use crate::lab::plant::Plant;
-use crate::lab::profile::{Pod, Profile};
+use crate::lab::profile::{Cni, Pod, Profile};
 use crate::lab::service::{Mode, Protocol, Service, SessionAffinity, TrafficPolicy};
 use crate::truth::network::{Ask, CLOSED_PORT, Probe, Target};
 
@@ -16,35 +16,57 @@ const CLUSTER_IP: Ipv4Addr = Ipv4Addr::new(198, 19, 0, 10);
 /// Its draws are its own, so that a seed's other ones stay what they were without services.
 const OTHER_DRAWS: u64 = 0x5e41_11ce;
 
-/// Now and then a service with one backend, which another pod asks for, and perhaps a fault between the two; with kube-proxy's
-/// iptables mode perhaps a service without endpoints as well.
+/// Now and then a service, which a pod or a node asks for, perhaps one of its own backends; and perhaps a fault between the two.
+/// With kube-proxy's iptables mode perhaps a service without endpoints as well.
 pub(super) fn add(seed: u64, profile: &Profile, asks: &mut Vec<Ask>, plants: &mut Vec<Plant>) {
     let mut rng = StdRng::seed_from_u64(seed ^ OTHER_DRAWS);
     // Behind kube-proxy's rules a chain's policy is not for what they accept: that is not modelled.
     let policy = plants.iter().any(|plant| matches!(plant, Plant::ChainPolicy { .. }));
-    if policy || !rng.random_bool(0.5) {
+    if policy || plants.iter().any(|plant| unbridged(profile, plant)) || !rng.random_bool(0.5) {
         return;
     }
     let pods: Vec<&Pod> = profile.nodes.iter().flat_map(|node| &node.pods).collect();
-    let (from, to) = (pick(&mut rng, &pods), pick(&mut rng, &pods));
-    if from.name == to.name {
-        return;
-    }
+    let to = pick(&mut rng, &pods);
+    let from = match rng.random_bool(0.25) {
+        true => pick(&mut rng, &profile.nodes).host,
+        false => pick(&mut rng, &pods).name.clone(),
+    };
     let mode = pick(&mut rng, &[Mode::Iptables, Mode::Nftables]);
-    let mut services = vec![service("one", CLUSTER_IP, vec![to.name.clone()])];
-    let ask = |to: Target| Ask { from: from.name.clone(), to, probe: Probe::Tcp, size: None };
+    let mut service = service("one", CLUSTER_IP, vec![to.name.clone()]);
+    service.target_port = rng.random_bool(0.5).then_some(CLOSED_PORT - 1);
+    if rng.random_bool(0.3) {
+        let others = pods.iter().filter(|pod| pod.name != to.name).take(rng.random_range(1..=2));
+        service.endpoints.extend(others.map(|pod| pod.name.clone()));
+    }
+    let ask = |to: Target| Ask { from: from.clone(), to, probe: Probe::Tcp, size: None };
     asks.push(ask(Target::Address(CLUSTER_IP)));
+    if rng.random_bool(0.4) {
+        service.node_port = Some(CLOSED_PORT);
+        service.external_traffic_policy = pick(&mut rng, &[TrafficPolicy::Cluster, TrafficPolicy::Local]);
+        let node = pick(&mut rng, &profile.nodes);
+        // What a node asks of itself is not modelled.
+        asks.extend((node.host != from).then(|| ask(Target::Host(node.host.clone()))));
+    }
+    let mut services = vec![service];
     if mode == Mode::Iptables && rng.random_bool(0.4) {
         let nobodys = Ipv4Addr::from(u32::from(CLUSTER_IP) + 1);
-        services.push(service("none", nobodys, Vec::new()));
+        services.push(self::service("none", nobodys, Vec::new()));
         asks.push(ask(Target::Address(nobodys)));
     }
-    if rng.random_bool(0.5) {
+    if from != to.name && rng.random_bool(0.5) {
         let mut more = Vec::new();
         fault::add(&mut rng, profile, &[ask(Target::Host(to.name.clone()))], &mut more);
-        plants.extend(more.into_iter().filter(|plant| !conflicts(plant, plants)).collect::<Vec<_>>());
+        more.retain(|plant| !conflicts(plant, plants) && !unbridged(profile, plant));
+        plants.extend(more);
     }
     plants.insert(0, Plant::Services { mode, services });
+}
+
+/// What a bridge's DNAT leads to another of its ports, some kernels forward without that, and some do not
+/// (`br_nf_pre_routing_finish`).
+fn unbridged(profile: &Profile, plant: &Plant) -> bool {
+    matches!(profile.cni, Cni::Flannel { .. })
+        && matches!(plant, Plant::Sysctl { name, .. } if name == "net.ipv4.ip_forward")
 }
 
 /// Whether one of the kind stands already, or it would be an answer to more than one question.

@@ -9,7 +9,7 @@ use ipnet::Ipv4Net;
 
 use super::fib::{self, Route};
 use super::filter::Filter;
-use crate::lab::service::{Mode, Service};
+use super::service::Portals;
 use crate::lab::plan::{Plan, Sysctl};
 use crate::lab::plant::{Echo, Plant, Way};
 use crate::lab::profile::{Cni, GATEWAY, INTERNET, Profile, TunnelKind, WIRE};
@@ -25,6 +25,7 @@ pub(super) struct World {
     pub(super) translated: BTreeMap<Ipv4Addr, Ipv4Addr>,
     /// What the wire swallows: the node, which way, whether requests (else replies).
     pub(super) swallowed: Vec<(String, Way, Echo)>,
+    pub(super) portals: Portals,
 }
 
 /// A network namespace.
@@ -88,6 +89,7 @@ impl World {
             pool: profile.pool,
             translated: BTreeMap::new(),
             swallowed: Vec::new(),
+            portals: Portals::default(),
         };
         for (name, role) in roles(profile) {
             world.hosts.insert(name.clone(), Host { name, role, ..Host::default() });
@@ -166,29 +168,6 @@ impl World {
         Ok(())
     }
 
-    /// What kube-proxy does on every node for cluster IPs with one endpoint or none.
-    fn services(&mut self, mode: Mode, services: &[Service]) -> Result<()> {
-        let mut filters = Vec::new();
-        for service in services {
-            let matched = format!("-d {} -p {}", service.cluster_ip, service.protocol);
-            filters.push(match service.endpoints.as_slice() {
-                [] if mode == Mode::Iptables => Filter::kube(&format!("-I FORWARD {matched} -j REJECT"), "KUBE-SERVICES")?,
-                [pod] if service.target_port.is_none() && service.node_port.is_none() => {
-                    let to = self.host(pod)?.link("eth0")?.addresses.first().context("an address")?.addr();
-                    Filter::parse(&format!("-t nat -I PREROUTING {matched} -j DNAT --to-destination {to}"))?
-                }
-                _ => bail!("such a service is unknown to it"),
-            });
-        }
-        if mode == Mode::Iptables {
-            filters.push(Filter::kube_invalid()?);
-        }
-        for host in self.hosts.values_mut().filter(|host| matches!(host.role, Role::Node { .. })) {
-            host.filters.extend(filters.iter().cloned());
-        }
-        Ok(())
-    }
-
     fn plant(&mut self, plant: &Plant) -> Result<()> {
         match plant {
             Plant::Route { at, route } => self.host_mut(at)?.add_route(Route::parse(route)?),
@@ -217,7 +196,7 @@ impl World {
                 let Cni::Calico { rules, .. } = self.cni else { bail!("policies are Calico's") };
                 self.host_mut(&node)?.filters.push(Filter::policy(*way, link, name, rules));
             }
-            Plant::Services { mode, services } => self.services(*mode, services)?,
+            Plant::Services { mode, services } => self.add_services(*mode, services)?,
             // Nobody accepts there before it; Calico and flannel do.
             Plant::ChainPolicy { at, chain } if matches!(self.cni, Cni::Kindnet) => {
                 self.host_mut(at)?.filters.push(Filter::default(chain)?);
