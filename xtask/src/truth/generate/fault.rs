@@ -94,7 +94,7 @@ pub(super) fn add(rng: &mut StdRng, profile: &Profile, asks: &[Ask], plants: &mu
                     at: via.host.clone(),
                     route: format!("{dst}/32 via {} dev {}", from.address, profile.nic),
                 });
-                plants.extend(there.filter(|plant| !stands(plant, plants)).into_iter().collect::<Vec<_>>());
+                plants.extend(there.filter(|plant| !stands(profile, plant, plants)).into_iter().collect::<Vec<_>>());
             }
             back
         }
@@ -103,13 +103,13 @@ pub(super) fn add(rng: &mut StdRng, profile: &Profile, asks: &[Ask], plants: &mu
         }
         _ => None,
     };
-    if let Some(plant) = plant.filter(|plant| !stands(plant, plants)) {
+    if let Some(plant) = plant.filter(|plant| !stands(profile, plant, plants)) {
         plants.push(plant);
     }
 }
 
 /// It is there already, or another route to the same place, which the kernel would refuse.
-fn stands(plant: &Plant, plants: &[Plant]) -> bool {
+fn stands(profile: &Profile, plant: &Plant, plants: &[Plant]) -> bool {
     let to = |plant: &Plant| match plant {
         Plant::Route { at, route } => {
             let to = route.split(' ').find(|word| word.contains('/')).map(str::to_owned);
@@ -117,7 +117,11 @@ fn stands(plant: &Plant, plants: &[Plant]) -> bool {
         }
         _ => None,
     };
-    plants.iter().any(|other| other == plant || to(plant).is_some_and(|own| to(other) == Some(own)))
+    let Some(own) = to(plant) else { return plants.contains(plant) };
+    let mut pods = profile.nodes.iter().flat_map(|node| &node.pods);
+    // Each node has a route to an address that is lent.
+    pods.any(|pod| pod.borrowed && own.1 == format!("{}/32", pod.address))
+        || plants.iter().any(|other| to(other).as_ref() == Some(&own))
 }
 
 fn rule(rng: &mut StdRng, at: String, src: Ipv4Addr, dst: Ipv4Addr) -> Option<Plant> {

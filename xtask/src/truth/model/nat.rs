@@ -54,17 +54,18 @@ impl<'a> Walk<'a> {
             _ => None,
         });
         let rule = rule.map(|to| Turned { to, turns_port: false, marked: false });
-        self.turn(host, &link.name, packet, rule);
+        if let Some(text) = self.turn(host, packet, rule) {
+            self.line(host, &link.name, "dnat", packet.ttl, &text);
+        }
         Ok(())
     }
 
-    /// Conntrack at OUTPUT. Whether the packet has another destination now.
-    pub(super) fn translate_output(&mut self, host: &'a Host, link: &str, packet: &mut Packet) -> bool {
-        let before = packet.dst;
-        if packet.about.is_none() {
-            self.turn(host, link, packet, None);
+    /// Conntrack at OUTPUT. What it did, if it did something; nothing is written down.
+    pub(super) fn translate_output(&mut self, host: &'a Host, packet: &mut Packet) -> Option<String> {
+        if packet.about.is_some() {
+            return None;
         }
-        packet.dst != before
+        self.turn(host, packet, None)
     }
 
     /// Conntrack at INPUT.
@@ -78,7 +79,7 @@ impl<'a> Walk<'a> {
     }
 
     /// DNAT by a rule or a service, of what begins a flow or belongs to one.
-    fn turn(&mut self, host: &'a Host, link: &str, packet: &mut Packet, rule: Option<Turned>) {
+    fn turn(&mut self, host: &'a Host, packet: &mut Packet, rule: Option<Turned>) -> Option<String> {
         let rule = rule.or_else(|| self.world.portals.turn(self.world.pool, host, packet));
         let flows = self.flows.entry(&host.name).or_default();
         let ends = packet.ends();
@@ -90,10 +91,9 @@ impl<'a> Walk<'a> {
             flows.push(Flow { forth: ends, back: (to, packet.src), id: (packet.id, packet.id), turns_port });
             packet.marked = turned.is_some_and(|turned| turned.marked);
         }
-        if to != packet.dst {
-            self.line(host, link, "dnat", packet.ttl, &format!("dst {} -> {to}", packet.dst));
-            packet.dst = to;
-        }
+        let text = (to != packet.dst).then(|| format!("dst {} -> {to}", packet.dst));
+        packet.dst = to;
+        text
     }
 
     /// Conntrack at POSTROUTING.

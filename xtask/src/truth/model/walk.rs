@@ -134,11 +134,16 @@ impl<'a> Walk<'a> {
         if route.kind != Kind::Unicast {
             return Ok(End::Dropped(Dropped { traced: host.role != Role::Outside, rule: None, answer: None }));
         }
-        self.line(host, &route.dev, "sent", packet.ttl, "");
-        let route = match self.translate_output(host, &route.dev, &mut packet) {
-            true => fib::lookup(&host.routes, packet.dst).context("no route to the one behind the service")?,
-            false => route,
+        // DNAT comes before any device sees it.
+        let turned = self.translate_output(host, &mut packet);
+        let route = match turned {
+            Some(_) => fib::lookup(&host.routes, packet.dst).context("no route to the one behind the service")?,
+            None => route,
         };
+        self.line(host, &route.dev, "sent", packet.ttl, "");
+        if let Some(text) = turned {
+            self.line(host, &route.dev, "dnat", packet.ttl, &text);
+        }
         if matches!(host.role, Role::Node { .. }) {
             let text = self.text(host, route);
             self.line(host, &route.dev, "routed", packet.ttl, &text);
