@@ -52,7 +52,7 @@ fn podpath() -> Result<Times> {
         nonce_base: 1,
     };
     let request = Request { flows: vec![flow], time_limit: LIMIT, ping: Some(ping), trace_rules: false };
-    let plan = Plan { armed_within: LIMIT, record_for: None, armed_last: None, all_needed: true };
+    let plan = Plan { armed_within: LIMIT, record_for: None, armed_last: None, all_needed: true, passes_on: false };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut times = Times::default();
@@ -64,7 +64,12 @@ fn podpath() -> Result<Times> {
             Progress::Probe(_) => times.exchange = begin.elapsed(),
             Progress::Draining => draining = Some(Instant::now()),
             Progress::Ended { .. } => times.detached = draining.map(|since| since.elapsed()).unwrap_or_default(),
-            Progress::Connecting { .. } | Progress::Hello { .. } | Progress::AllRecord | Progress::Records { .. } => {}
+            Progress::Connecting { .. }
+            | Progress::Hello { .. }
+            | Progress::Heard { .. }
+            | Progress::Lost { .. }
+            | Progress::AllRecord
+            | Progress::Records { .. } => {}
         })
         .await?;
         ensure!(driven.warnings.is_empty() && times.exchange > Duration::ZERO, "{:?}", driven.warnings);

@@ -14,7 +14,7 @@ use tracer_user::recording::Recording;
 use tracer_user::report::{Kind, Report, segments};
 use xtask::lab::LabInfo;
 
-#[path = "support/standing.rs"]
+#[expect(dead_code, reason = "of what the tests on standing labs share, these need a lab and its addresses only")]
 mod support;
 
 /// What runs in the background, and ends with the test.

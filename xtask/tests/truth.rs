@@ -12,6 +12,10 @@ use xtask::{interrupt, truth};
 /// How many; their seeds count from 1.
 const NETWORKS: u64 = 25;
 
+/// Others, in which podpath once said something else than the model: a node that was not asked for what NAT had made of a request,
+/// behind a gateway and in a loop; NAT to another port of the same bridge.
+const FOUND: [u64; 3] = [3084, 3314, 3392];
+
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // One after the other: all are called the same, and times out of time are taken for losses.
@@ -23,7 +27,7 @@ fn main() -> ExitCode {
     let trial = |seed: u64| {
         Trial::test(format!("network-{seed}"), move || Ok(agrees(seed).map_err(|error| format!("{error:#}"))?))
     };
-    libtest_mimic::run(&arguments, (1..=NETWORKS).map(trial).collect()).exit_code()
+    libtest_mimic::run(&arguments, (1..=NETWORKS).chain(FOUND).map(trial).collect()).exit_code()
 }
 
 fn agrees(seed: u64) -> anyhow::Result<()> {

@@ -6,7 +6,7 @@
 use std::{cmp::Reverse, collections::HashSet};
 
 use super::{
-    group::{Role, Sorted},
+    group::{self, Role, Sorted},
     touch::{self, Fragment, Touch, Way},
     world::World,
 };
@@ -173,9 +173,11 @@ impl<'a> Chain<'a> {
         self.fragments.last().map(|f| (f.node, f.last()))
     }
 
-    /// The last conntrack entry read from this packet while it was in this buffer on this node.
-    pub(super) fn translation(&self, node: usize, skb: u64) -> Option<&'a Translation> {
-        self.translations.iter().rev().find(|(n, t)| *n == node && t.skb == skb).map(|(_, t)| *t)
+    /// The last conntrack entry read from this packet while it was in this buffer on this node: one that knows its addresses. In a
+    /// loop it comes by again, with others.
+    pub(super) fn translation(&self, node: usize, s: &Sighting) -> Option<&'a Translation> {
+        let mut read = self.translations.iter().rev().filter(|(n, t)| *n == node && t.skb == s.skb);
+        read.find(|(_, t)| group::consistent(t, s)).map(|(_, t)| *t)
     }
 }
 

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use super::{
+    NodeEvidence,
     chain::Chain,
     culprit::{self, Cause, Scene, refused_at_destination},
     group::Role,
@@ -12,7 +13,7 @@ use super::{
     world::World,
 };
 use crate::{
-    event::{Free, Hook, L4, Packet, Sighting},
+    event::{Free, Hook, L4, Packet, Record, Sighting, Translation},
     node::facts::LinkRef,
 };
 
@@ -206,8 +207,19 @@ fn was_asked_for(world: &World<'_>, node: usize, last: &Touch<'_>) -> bool {
         L4::Udp { src_port, dst_port, .. } => (17, (Some(*src_port), Some(*dst_port))),
         L4::Other { protocol } => (*protocol, (None, None)),
     };
-    let watched = &world.node(node).watched;
-    watched.is_empty() || watched.iter().any(|flow| flow.covers(protocol, (*src, ports.0), (*dst, ports.1)))
+    let NodeEvidence { watched, records, .. } = world.node(node);
+    // What its own NAT makes of the flow it learns by itself.
+    let learned = |record: &Record| {
+        let Record::Translation(Translation { protocol: of, reply, .. }) = record else { return false };
+        let port = |port: Option<u16>, own: u16| port.is_none_or(|port| port == own);
+        *of == protocol
+            && (reply.src, reply.dst) == (*src, *dst)
+            && port(ports.0, reply.l4_src)
+            && port(ports.1, reply.l4_dst)
+    };
+    watched.is_empty()
+        || watched.iter().any(|flow| flow.covers(protocol, (*src, ports.0), (*dst, ports.1)))
+        || records.iter().any(learned)
 }
 
 /// Where it should have come in: the traced node that has the next hop's address, and the place.
@@ -220,7 +232,7 @@ fn next_node(world: &World<'_>, chain: &Chain<'_>, node: usize, last: &Touch<'_>
     let out = touches.get(first).unwrap_or(last);
     let question = match first.checked_sub(1).map(|i| &touches[i]) {
         Some(p) if p.way == Way::In => route::forwarding(p, out),
-        before => route::local(out, chain.translation(node, out.first.skb).filter(|_| before.is_none())),
+        before => route::local(out, chain.translation(node, out.first).filter(|_| before.is_none())),
     };
     let gateway = world.answer(node, &question).and_then(|a| a.route.as_ref()?.gateway);
     let target = gateway.unwrap_or(last.header().dst);

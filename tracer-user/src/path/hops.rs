@@ -192,7 +192,7 @@ impl<'a> Walk<'_, 'a> {
         if touch.way != Way::Out || touch.wrapped() {
             return false;
         }
-        let translation = self.chain.translation(node, touch.first.skb);
+        let translation = self.chain.translation(node, touch.first);
         let sent = translation.and_then(|t| nat::as_sent(touch.first, t, self.chain.role));
         let src = sent.map_or(touch.first.packet.src, |p| p.src);
         let namespaces = self.world.namespaces(node);
@@ -293,7 +293,7 @@ impl<'a> Walk<'_, 'a> {
     fn sent(&mut self, node: usize, touch: &Touch<'a>) {
         let spot = Spot { node, at: touch.at(), time_ns: touch.start() };
         let ttl = touch.ttl();
-        let translation = self.chain.translation(node, touch.first.skb);
+        let translation = self.chain.translation(node, touch.first);
         let made = translation.and_then(|t| nat::as_sent(touch.first, t, self.chain.role));
         let original = made.as_ref().unwrap_or(&touch.first.packet);
         let (queue_ns, mtu, segments) = (touch.queue_ns(), self.mtu(node, touch.at()), self.segments(node, touch));
@@ -432,7 +432,7 @@ impl<'a> Walk<'_, 'a> {
         if wrapped {
             return nat::Rewrites::default();
         }
-        let direction = nat::direction(s, self.chain.translation(node, s.skb), self.chain.role);
+        let direction = nat::direction(s, self.chain.translation(node, s), self.chain.role);
         nat::rewrites(from, to, direction)
     }
 
@@ -522,7 +522,7 @@ impl<'a> Walk<'_, 'a> {
 
     /// The route of what waits for a neighbour; its header then.
     fn unsent_routed(&mut self, node: usize, last: &Touch<'a>) -> Header {
-        let translation = self.chain.translation(node, last.first.skb);
+        let translation = self.chain.translation(node, last.first);
         let Some(answer) = self.world.answer(node, &route::dying(last, None, translation)) else {
             return last.header();
         };
@@ -554,7 +554,7 @@ impl<'a> Walk<'_, 'a> {
         if last.way != Way::In || last.wrapped() || free.outer.is_some() || free.packet.ttl >= last.ttl() {
             return;
         }
-        let translation = self.chain.translation(node, free.skb);
+        let translation = self.chain.translation(node, free);
         let Some(answer) = self.world.answer(node, &route::dying(last, Some(free), translation)) else { return };
         let Some(ifindex) = answer.route.as_ref().and_then(|route| route.out_ifindex) else { return };
         let at = LinkRef { netns: last.at().netns, ifindex };

@@ -272,6 +272,8 @@ fn forwards(p: &Touch<'_>, q: &Touch<'_>, fall: u8, namespaces: Namespaces<'_>) 
     let routed = fall == 1 || (p.wrapped() && p.header().ttl == q.header().ttl.saturating_add(1));
     match (from, to) {
         (None, None) => fall <= 1,
+        // What NAT sends to another port, while the node knows no hardware address for it (`br_nf_pre_routing_finish_bridge`).
+        (Some(bridge), None) if bridge == q.at() => fall == 0,
         _ => !routed && from == to,
     }
 }

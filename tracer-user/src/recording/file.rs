@@ -32,7 +32,7 @@ pub(super) const MAX_BLOCK: usize = 1024 * 1024;
 #[derive(Clone, Debug, PartialEq)]
 pub enum Entry {
     /// The first one.
-    Header(Header),
+    Header(Box<Header>),
     /// A session said something.
     Heard {
         /// Index among the header's nodes.
@@ -146,7 +146,7 @@ impl<W: Write> Writer<W> {
     pub fn new(mut to: W, header: Header) -> io::Result<Self> {
         to.write_all(&SIGNATURE)?;
         let mut writer = Self { to, block: Vec::with_capacity(BLOCK), since: None, written: SIGNATURE.len() as u64 };
-        writer.add(Entry::Header(header))?;
+        writer.add(Entry::Header(Box::new(header)))?;
         writer.flush()?;
         Ok(writer)
     }

@@ -179,7 +179,7 @@ impl Scan {
                     let nodes = header.nodes.iter().map(|node| (node.name.clone(), node.flows.clone()));
                     self.replay = Replay::new(nodes);
                     found.times = vec![None; header.nodes.len()];
-                    self.header = Some(header);
+                    self.header = Some(*header);
                 }
                 Entry::Heard { node, after, frame } => {
                     let source = |error| Error::Frame { path: self.path.clone(), source: Box::new(error) };

@@ -4,16 +4,38 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde_json::Value;
-use xtask::lab::{inside, run};
+use xtask::lab::{self, LabInfo, inside, run};
 
-pub(crate) use standing::{Lab, address};
+/// A lab that goes away with the test, however it ends.
+pub(crate) struct Lab(pub(crate) LabInfo);
 
-mod standing;
+impl Lab {
+    pub(crate) fn up(name: &str, profile: &str) -> Lab {
+        Lab(lab::up(name, profile).unwrap())
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        lab::down(&self.0.name).unwrap();
+    }
+}
+
+impl std::ops::Deref for Lab {
+    type Target = LabInfo;
+    fn deref(&self) -> &LabInfo {
+        &self.0
+    }
+}
 
 /// Run a command line, words separated by blanks, in a network namespace.
 pub(crate) fn exec(namespace: &str, line: &str) -> String {
     let words: Vec<&str> = line.split(' ').collect();
     inside(namespace, || run(words[0], &words[1..], "")).unwrap()
+}
+
+pub(crate) fn address(lab: &LabInfo, pod: &str) -> String {
+    lab.pod(pod).unwrap().address.to_string()
 }
 
 /// The `time=` values of ping's lines.

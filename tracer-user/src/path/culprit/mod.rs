@@ -75,7 +75,7 @@ impl<'w, 'a> Scene<'w, 'a> {
         free: &'a Sighting,
     ) -> Self {
         let question = match last.way {
-            Way::In => Some(route::dying(last, Some(free), chain.translation(node, last.first.skb))),
+            Way::In => Some(route::dying(last, Some(free), chain.translation(node, last.first))),
             Way::Out => route::wrapped_dying(last, free),
         };
         let answer = question.and_then(|q| world.answer(node, &q));

@@ -35,7 +35,7 @@ pub(in crate::path) fn on_its_way(
     if last.way != Way::In || last.wrapped() || world.unreliable(node) {
         return None;
     }
-    let answer = world.answer(node, &route::dying(last, None, chain.translation(node, last.first.skb)))?;
+    let answer = world.answer(node, &route::dying(last, None, chain.translation(node, last.first)))?;
     unresolved(world, node, answer, "it was not seen again").map(|(_, detail)| detail)
 }
 

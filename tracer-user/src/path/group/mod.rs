@@ -78,7 +78,8 @@ fn skbs(sightings: &[&Sighting]) -> std::collections::BTreeSet<u64> {
     sightings.iter().map(|s| s.skb).collect()
 }
 
-fn consistent(t: &Translation, s: &Sighting) -> bool {
+/// Whether the packet may be of this entry.
+pub(super) fn consistent(t: &Translation, s: &Sighting) -> bool {
     let addresses = [t.original.src, t.original.dst, t.reply.src, t.reply.dst];
     addresses.contains(&s.packet.src) && addresses.contains(&s.packet.dst)
 }

@@ -135,6 +135,23 @@ fn nat_at_a_bridges_port_is_shown_there() {
     assert_eq!(joined.exchanges[0].outcome, Outcome::Delivered);
 }
 
+/// What is to go to another port of the same bridge is bridged there; by the bridge's own device, while the node has no hardware
+/// address for it.
+#[test]
+fn nat_to_another_port_of_a_bridge_goes_by_the_bridge_itself() {
+    let front = ip("198.51.100.7");
+    let mut w = Walk::new(1, pod(0, 3), front);
+    let (port, bridge, other) = ((0, 0, veth(3)), (0, 0, CNI0), (0, 0, veth(4)));
+    w.request(1).sent((0, 3, ETH0)).received(port);
+    w.packet.dst = pod(0, 4);
+    w.ended(port, "dnat").transmitted(bridge).transmitted(other).delivered((0, 4, ETH0));
+    w.reply().sent((0, 4, ETH0)).received(other).ended(bridge, "bridged");
+    w.packet.src = front;
+    w.ended(port, "undnat").transmitted(port).delivered((0, 3, ETH0)).confirm();
+    let joined = w.check();
+    assert_eq!((joined.exchanges[0].outcome, joined.exchanges[0].notes.len()), (Outcome::Delivered, 0));
+}
+
 #[test]
 fn tunnels() {
     for kind in [Encapsulation::Ipip, Encapsulation::Vxlan] {

@@ -209,6 +209,23 @@ fn what_a_node_was_not_asked_to_record_is_not_lost_before_it() {
     assert!(e.notes[0].contains(&note), "{:?}", e.notes);
 }
 
+/// A node that translates learns itself what comes back.
+#[test]
+fn a_reply_that_its_own_node_translates_is_missed_there() {
+    let mut w = Walk::new(2, pod(0, 1), host(1));
+    w.request(1).sent((0, 1, ETH0)).received((0, 0, veth(1))).masqueraded((0, 0, ENS5), host(0), 5);
+    w.delivered((1, 0, ENS5)).reply().sent((1, 0, ENS5)).ended((1, 0, ENS5), "routed").ended((1, 0, ENS5), "lost");
+    let flow = |a| Flow { a, b: Some(host(1)), protocol: 1, a_port: None, b_port: None };
+    w.evidence.nodes[0].watched = vec![flow(pod(0, 1))];
+    w.evidence.nodes[1].watched = vec![flow(pod(0, 1)), flow(host(0))];
+    w.answer(RouteKind::Unicast, None);
+    let e = w.join().exchanges.remove(0);
+    assert_eq!((e.outcome, e.failed_direction), (Outcome::Lost, Some(Direction::Reply)), "{:?}", e.notes);
+    // A node that has not translated it does not know it.
+    w.evidence.nodes[0].records.retain(|record| !matches!(record, Record::Translation(_)));
+    assert_eq!(w.join().exchanges[0].outcome, Outcome::Incomplete);
+}
+
 #[test]
 fn what_leaves_with_a_pods_own_address_is_told_with_it() {
     let lost = |destination: &str, name: Option<&str>| {
