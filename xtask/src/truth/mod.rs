@@ -2,10 +2,12 @@
 //! computed by a model of Linux' forwarding ([`model`]) that knows the configuration and nothing of podpath.
 //!
 //! A disagreement is a bug in one of the two. Each is told with the seed that makes the network again.
+//!
+//! On Debian's kernels: `cargo xtask vm --kernel 5.10,6.12 --run 'xtask truth --count 10 --in-vm'`.
 
 use std::fmt::Write;
 use std::fs;
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
@@ -26,6 +28,8 @@ const LAB: &str = "truth";
 /// What it is called when it is to be kept: the next run's has the other name.
 const KEPT: &str = "truth-kept";
 const TRACE_LIMIT: Duration = Duration::from_secs(60);
+/// How much longer all may take in a VM without a processor of its own.
+const SLOWER: u32 = 10;
 
 /// What is asked for.
 #[derive(Debug, Clone, clap::Args)]
@@ -39,6 +43,23 @@ pub struct Options {
     /// Leave the lab of a single network up, with its faults, and say what was expected
     #[arg(long)]
     keep: bool,
+    /// Among the networks some with IPIP tunnels, which not every kernel can make; then a seed's network is another one
+    #[arg(long)]
+    ipip: bool,
+    /// Inside of `cargo xtask vm --run`: podpath lies beside this program, all takes longer, and there is IPIP
+    #[arg(long)]
+    in_vm: bool,
+}
+
+/// Where the networks are.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// podpath's program.
+    pub podpath: PathBuf,
+    /// This kernel can make IPIP tunnels.
+    pub ipip: bool,
+    /// All takes longer.
+    pub slow: bool,
 }
 
 /// What came of one network.
@@ -60,8 +81,14 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     packages::need_root("the networks", "cargo xtask truth")?;
     packages::ensure(packages::LAB)?;
     ensure!(!options.keep || options.count == 1, "--keep leaves one lab: say --count 1");
-    build::kernel_object()?;
-    let podpath = build::podpath()?;
+    let podpath = match options.in_vm {
+        true => std::env::current_exe().context("finding the own program")?.with_file_name("podpath"),
+        false => {
+            build::kernel_object()?;
+            build::podpath()?
+        }
+    };
+    let place = Place { podpath, ipip: options.ipip || options.in_vm, slow: options.in_vm };
 
     let mut sum = Tally::default();
     let mut networks_wrong = 0;
@@ -69,7 +96,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         if interrupt::received().is_some() {
             bail!("interrupted");
         }
-        let (tally, told) = match one(seed, &podpath, options.keep) {
+        let (tally, told) = match one(seed, &place, options.keep) {
             Ok(done) => done,
             Err(error) => (Tally { traces: 0, unknown: 0, wrong: 1 }, format!("\n{error:#}\n")),
         };
@@ -92,14 +119,14 @@ pub fn run(options: &Options) -> Result<ExitCode> {
 ///
 /// # Errors
 /// The lab cannot be built, or the model does not know something in it. The lab is down again, unless it is to be kept.
-pub fn one(seed: u64, podpath: &Path, keep: bool) -> Result<(Tally, String)> {
-    let network = generate::network(seed, false);
+pub fn one(seed: u64, place: &Place, keep: bool) -> Result<(Tally, String)> {
+    let network = generate::network(seed, place.ipip);
     let name = if keep { KEPT } else { LAB };
     let _turn = lab::turn()?;
     let result = (|| {
         network.profile.check()?;
         let info = lab::up_as(name, &format!("of seed {seed}"), &network.profile)?;
-        traced(&network, &info, podpath, keep)
+        traced(&network, &info, place, keep)
     })();
     let down = if keep { Ok(()) } else { lab::down(name) };
     let result = result.with_context(|| format!("the network of seed {seed}"))?;
@@ -107,14 +134,14 @@ pub fn one(seed: u64, podpath: &Path, keep: bool) -> Result<(Tally, String)> {
     Ok(result)
 }
 
-fn traced(network: &Network, info: &LabInfo, podpath: &Path, keep: bool) -> Result<(Tally, String)> {
+fn traced(network: &Network, info: &LabInfo, place: &Place, keep: bool) -> Result<(Tally, String)> {
     let planted = network.plants.iter().map(|plant| plant.plant_in(info, &network.profile));
     let planted = planted.collect::<Result<Vec<_>>>()?;
     let (mut tally, mut told) = (Tally::default(), String::new());
     for ask in &network.asks {
         let expected = model::expect(network, ask).with_context(|| format!("{ask:?}"))?;
         let Some(first) = expected.first() else { continue };
-        let (arguments, trace) = trace(info, podpath, ask, first)?;
+        let (arguments, trace) = trace(info, place, ask, first)?;
         tally.traces += 1;
         // Which endpoint of a service it was is by chance.
         let problems = expected.iter().map(|expected| compare(info, expected, &trace)).min_by_key(Vec::len);
@@ -168,7 +195,7 @@ fn describe(network: &Network) -> String {
     text
 }
 
-fn trace(info: &LabInfo, podpath: &Path, ask: &Ask, expected: &Expected) -> Result<(String, report::Trace)> {
+fn trace(info: &LabInfo, place: &Place, ask: &Ask, expected: &Expected) -> Result<(String, report::Trace)> {
     let arguments = ask.arguments(info)?;
     // The kernel limits the rate of its ICMP errors, and waits three seconds for a neighbour.
     let pace = match expected.outcome.as_str() {
@@ -180,13 +207,17 @@ fn trace(info: &LabInfo, podpath: &Path, ask: &Ask, expected: &Expected) -> Resu
         {
             " -c 1 --timeout 5"
         }
+        _ if place.slow => " -c 1 --timeout 3",
         _ => " -c 1 --timeout 0.7",
     };
     let saved = info.inventory.with_file_name("trace.json");
-    let mut command = Command::new(podpath);
+    let mut command = Command::new(&place.podpath);
     command.arg("trace").args((arguments.clone() + pace).split(' '));
     command.arg("--inventory").arg(&info.inventory).arg("--save").arg(&saved);
-    let output = proc::collected(&mut command, TRACE_LIMIT)?;
+    if place.slow {
+        command.env("PODPATH_READY_WITHIN", "180");
+    }
+    let output = proc::collected(&mut command, TRACE_LIMIT * if place.slow { SLOWER } else { 1 })?;
     let json = fs::read_to_string(&saved).with_context(|| format!("podpath trace {arguments}\n{}", output.stderr))?;
     fs::remove_file(&saved).context("removing the saved trace")?;
     Ok((arguments, serde_json::from_str(&json).context("reading podpath's JSON")?))

@@ -11,7 +11,13 @@ use crate::lab::profile::{CLIENT, Cni, Profile};
 use crate::lab::service::{self, Cluster, Mode, Restore, Service};
 
 impl Planted {
-    pub(super) fn services(&mut self, lab: &LabInfo, profile: &Profile, mode: Mode, services: &[Service]) -> Result<()> {
+    pub(super) fn services(
+        &mut self,
+        lab: &LabInfo,
+        profile: &Profile,
+        mode: Mode,
+        services: &[Service],
+    ) -> Result<()> {
         let cluster = Cluster::new(lab, profile, services)?;
         if let Cni::Flannel { .. } = profile.cni {
             translate_bridged(lab)?;

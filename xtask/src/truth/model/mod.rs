@@ -66,7 +66,8 @@ fn walked<'a>(world: &'a World, walk: &mut Walk<'a>, ask: &Ask) -> Result<Option
         Probe::Udp => (Protocol::Udp, DATAGRAM),
     };
     let size = ask.size.map_or(size, |payload| payload + 28);
-    let request = Packet { src, dst, id: 1, ttl: from.default_ttl()?, protocol, size, about: None, outer: None, marked: false };
+    let request =
+        Packet { src, dst, id: 1, ttl: from.default_ttl()?, protocol, size, about: None, outer: None, marked: false };
     let mut expected = Expected::default();
     let end = walk.send(&ask.from, request)?;
     let mut routers: Vec<String> = walk.routers.drain(..).map(|address| address.to_string()).collect();

@@ -209,6 +209,9 @@ fn fronted(flows: &[Flow], about: (Ipv4Addr, Ipv4Addr)) -> Option<Ipv4Addr> {
 /// Undoes DNAT of an answer: its source becomes what the sender called it.
 fn undone(flows: &[Flow], packet: &mut Packet) -> Option<String> {
     let ends = packet.ends();
+    if packet.begins() {
+        return None;
+    }
     let flow = flows.iter().find(|flow| (flow.back.0, flow.forth.0) == ends && flow.forth.1 != flow.back.0)?;
     let changed = if flow.turns_port { ", id changed" } else { "" };
     let text = format!("src {} -> {}{changed}", packet.src, flow.forth.1);

@@ -119,14 +119,7 @@ impl World {
 }
 
 /// What becomes of packets to a service without endpoints: everywhere, or on this node.
-fn refusals(
-    mode: Mode,
-    service: &Service,
-    host: &Host,
-    cni: &Cni,
-    none: bool,
-    nobody: bool,
-) -> Result<Vec<Filter>> {
+fn refusals(mode: Mode, service: &Service, host: &Host, cni: &Cni, none: bool, nobody: bool) -> Result<Vec<Filter>> {
     let verdict = if none { "REJECT" } else { "DROP" };
     let filter = |point: &str, to: &Ipv4Addr, chain: &str| -> Result<Filter> {
         let filter = Filter::parse(&format!("-I {point} -d {to} -p {} -j {verdict}", service.protocol))?;

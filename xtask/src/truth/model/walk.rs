@@ -526,7 +526,9 @@ impl<'a> Walk<'a> {
                 ("netfilter rule for packets that conntrack calls invalid".to_owned(), format!("rule {place}"))
             }
             Verdict::Policy => (format!("the default policy of chain {chain}"), "policy".to_owned()),
-            Verdict::Reject if table != "kube-proxy" => ("netfilter reject rule".to_owned(), format!("rule {}", 1 + before)),
+            Verdict::Reject if table != "kube-proxy" => {
+                ("netfilter reject rule".to_owned(), format!("rule {}", 1 + before))
+            }
             _ => ("netfilter rule".to_owned(), format!("rule {}", 1 + before)),
         };
         let at = from.or(to).context("neither in nor out")?;
