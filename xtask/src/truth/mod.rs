@@ -13,6 +13,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::lab::plant::translate_bridged;
+use crate::lab::profile::Cni;
 use crate::lab::{self, LabInfo};
 use crate::scenario::{check, report};
 use crate::{build, interrupt, packages, proc};
@@ -135,6 +137,9 @@ pub fn one(seed: u64, place: &Place, keep: bool) -> Result<(Tally, String)> {
 }
 
 fn traced(network: &Network, info: &LabInfo, place: &Place, keep: bool) -> Result<(Tally, String)> {
+    if let Cni::Flannel { .. } = network.profile.cni {
+        translate_bridged(info)?;
+    }
     let planted = network.plants.iter().map(|plant| plant.plant_in(info, &network.profile));
     let planted = planted.collect::<Result<Vec<_>>>()?;
     let (mut tally, mut told) = (Tally::default(), String::new());

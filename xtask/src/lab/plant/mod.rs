@@ -32,6 +32,7 @@ mod services;
 
 use delay::Delayer;
 use program::{Deed, Place};
+pub(crate) use services::translate_bridged;
 
 /// Comment of every rule that feeds a delay.
 const MARK: &str = "podpath-delay";

@@ -85,7 +85,7 @@ impl Planted {
 
 /// Without br_netfilter, which k3s loads, a pod's answer to another one on the same bridge passes no rules, and comes
 /// from an address that was not asked.
-fn translate_bridged(lab: &LabInfo) -> Result<()> {
+pub(crate) fn translate_bridged(lab: &LabInfo) -> Result<()> {
     if Path::new("/proc/sys/net/bridge").exists() {
         return Ok(());
     }
