@@ -83,6 +83,10 @@ impl<'a> Walk<'a> {
         let rule = rule.or_else(|| self.world.portals.turn(self.world.pool, host, packet));
         let flows = self.flows.entry(&host.name).or_default();
         let ends = packet.ends();
+        if flows.iter().any(|flow| (flow.forth.0, flow.back.0) == ends) {
+            // A bridge's port had it first.
+            return None;
+        }
         let known = flows.iter().find(|flow| flow.forth == ends).map(|flow| flow.back.0);
         let turned = rule.filter(|_| known.is_none() && packet.begins());
         let to = known.or(turned.map(|turned| turned.to)).unwrap_or(packet.dst);
