@@ -43,7 +43,7 @@ fn agrees(seed: u64) -> anyhow::Result<()> {
             own.display()
         )
     })?;
-    let (tally, told) = truth::one(seed, &podpath, false)?;
+    let (tally, told) = truth::one(seed, &truth::Place { podpath, ipip: false, slow: false }, false)?;
     anyhow::ensure!(tally.traces > 0, "nothing was traced");
     anyhow::ensure!(tally.wrong == 0, "{told}");
     Ok(())

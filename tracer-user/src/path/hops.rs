@@ -235,6 +235,16 @@ impl<'a> Walk<'_, 'a> {
         }
     }
 
+    /// With br_netfilter a bridge hands packets to POSTROUTING once its own device has sent them, before the port has them.
+    fn translated_before_port(&mut self, node: usize, p: &Touch<'a>, q: &Touch<'a>) {
+        let rewrites = self.rewrites(node, q.first, &p.last.packet, &q.first.packet, q.wrapped());
+        if let Some((action, nat)) = rewrites.after_routing {
+            let (skb, from, to) = (q.first.skb, Some(p.end()), q.start());
+            let passage = Passage { node, skb, from, to, came: Some(p.at()), goes: Some(q.at()) };
+            self.rewritten(Spot { node, at: q.at(), time_ns: q.start() }, action, nat, &q.first.packet, &passage);
+        }
+    }
+
     fn went_out(
         &mut self,
         node: usize,
@@ -320,9 +330,13 @@ impl<'a> Walk<'_, 'a> {
         }
     }
 
-    /// Through a bridge without having been seen at the port it came in by, which no hook reports.
+    /// From a bridge's own device to one of its ports; or through a bridge without having been seen at the port it came in by,
+    /// which no hook reports.
     fn bridged(&mut self, node: usize, p: &Touch<'a>, q: &Touch<'a>) {
         let namespaces = self.world.namespaces(node);
+        if namespaces.bridge_of(q.at()) == Some(p.at()) {
+            return self.translated_before_port(node, p, q);
+        }
         let Some(port) = touch::bridged_unseen(p, q, namespaces) else { return };
         let Some(bridge) = namespaces.bridge_of(port) else { return };
         for (at, action) in [(port, Action::Received), (bridge, Action::Bridged)] {

@@ -14,6 +14,7 @@ use crate::lab::profile::{
 };
 
 mod fault;
+mod service;
 
 /// Faults at once, at most, and traces in each network.
 const FAULTS: usize = 2;
@@ -50,6 +51,7 @@ pub(crate) fn network(seed: u64, ipip: bool) -> Network {
     for _ in 0..rng.random_range(0..=FAULTS) {
         fault::add(&mut rng, &profile, &asks, &mut plants);
     }
+    service::add(seed, &profile, &mut asks, &mut plants);
     Network { seed, profile, plants, asks }
 }
 

@@ -45,7 +45,7 @@ pub(crate) enum Probe {
 }
 
 /// No pod of a lab listens there.
-const CLOSED_PORT: &str = "4999";
+pub(crate) const CLOSED_PORT: u16 = 4999;
 
 impl Ask {
     /// The arguments of `podpath trace`.

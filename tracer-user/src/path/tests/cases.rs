@@ -152,6 +152,26 @@ fn nat_to_another_port_of_a_bridge_goes_by_the_bridge_itself() {
     assert_eq!((joined.exchanges[0].outcome, joined.exchanges[0].notes.len()), (Outcome::Delivered, 0));
 }
 
+/// A pod that asks its own service: the bridge's device sends it, and the source is rewritten before the port.
+#[test]
+fn a_source_rewritten_between_a_bridge_and_its_port_is_shown() {
+    let (front, gateway) = (ip("198.51.100.7"), ip("10.244.0.1"));
+    let mut w = Walk::new(1, pod(0, 3), front);
+    let (port, bridge) = ((0, 0, veth(3)), (0, 0, CNI0));
+    w.request(1).sent((0, 3, ETH0)).received(port);
+    w.packet.dst = pod(0, 3);
+    w.ended(port, "dnat").transmitted(bridge);
+    w.packet.src = gateway;
+    w.ended(port, "snat").transmitted(port).delivered((0, 3, ETH0));
+    w.reply().sent((0, 3, ETH0)).received(port);
+    w.packet.dst = pod(0, 3);
+    w.ended(port, "unsnat").transmitted(bridge);
+    w.packet.src = front;
+    w.ended(port, "undnat").transmitted(port).delivered((0, 3, ETH0)).confirm();
+    let joined = w.check();
+    assert_eq!((joined.exchanges[0].outcome, joined.exchanges[0].notes.len()), (Outcome::Delivered, 0));
+}
+
 #[test]
 fn tunnels() {
     for kind in [Encapsulation::Ipip, Encapsulation::Vxlan] {

@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use super::build::write_sysctl;
 use super::plan::Sysctl;
-use super::profile::GATEWAY;
+use super::profile::{GATEWAY, Profile};
 use super::rules::END_OF_TIER;
 use super::service::{Mode, Service};
 use super::tool::run;
@@ -32,6 +32,7 @@ mod services;
 
 use delay::Delayer;
 use program::{Deed, Place};
+pub(crate) use services::translate_bridged;
 
 /// Comment of every rule that feeds a delay.
 const MARK: &str = "podpath-delay";
@@ -265,6 +266,18 @@ impl Plant {
     /// # Errors
     /// A node or pod the lab does not have, or a rule the kernel refuses; then nothing of it remains.
     pub fn plant(&self, lab: &LabInfo) -> Result<Planted> {
+        match self {
+            Plant::Services { .. } => self.plant_in(lab, &Profile::named(&lab.profile)?),
+            _ => self.planted(lab, None),
+        }
+    }
+
+    /// The same in a lab that was built from that profile, which may have no name.
+    pub(crate) fn plant_in(&self, lab: &LabInfo, profile: &Profile) -> Result<Planted> {
+        self.planted(lab, Some(profile))
+    }
+
+    fn planted(&self, lab: &LabInfo, profile: Option<&Profile>) -> Result<Planted> {
         let mut planted = Planted { undo: Vec::new(), delayer: None };
         let done = match self {
             Plant::NodeDelay { node, ms, to } => planted.node_delay(lab, node, *ms, *to),
@@ -288,7 +301,9 @@ impl Plant {
             Plant::Command { at, run, undo } => planted.command(place(lab, at)?, run, undo),
             Plant::ConntrackFull { at } => planted.conntrack_full(place(lab, at)?),
             Plant::Unresolved { pod } => planted.unresolved(lab, pod),
-            Plant::Services { mode, services } => planted.services(lab, *mode, services),
+            Plant::Services { mode, services } => {
+                profile.context("its profile").and_then(|profile| planted.services(lab, profile, *mode, services))
+            }
         };
         done.with_context(|| match self {
             Plant::Services { .. } => format!("planting services in lab {}", lab.name),

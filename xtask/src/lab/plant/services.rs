@@ -11,9 +11,15 @@ use crate::lab::profile::{CLIENT, Cni, Profile};
 use crate::lab::service::{self, Cluster, Mode, Restore, Service};
 
 impl Planted {
-    pub(super) fn services(&mut self, lab: &LabInfo, mode: Mode, services: &[Service]) -> Result<()> {
-        let cluster = Cluster::new(lab, services)?;
-        if let Cni::Flannel { .. } = Profile::named(&lab.profile)?.cni {
+    pub(super) fn services(
+        &mut self,
+        lab: &LabInfo,
+        profile: &Profile,
+        mode: Mode,
+        services: &[Service],
+    ) -> Result<()> {
+        let cluster = Cluster::new(lab, profile, services)?;
+        if let Cni::Flannel { .. } = profile.cni {
             translate_bridged(lab)?;
         }
         // A lab may be a part, which has only some of its nodes.
@@ -35,7 +41,7 @@ impl Planted {
             }
         }
         for service in services {
-            self.lead_in(lab, service)?;
+            self.lead_in(lab, profile, service)?;
         }
         let path = &lab.identity;
         let text = identity::edit(path, |items| service::add(items, &cluster, lab))?;
@@ -44,12 +50,11 @@ impl Planted {
     }
 
     /// The ways from outside to the service's addresses, as a load balancer announces them.
-    fn lead_in(&mut self, lab: &LabInfo, service: &Service) -> Result<()> {
+    fn lead_in(&mut self, lab: &LabInfo, profile: &Profile, service: &Service) -> Result<()> {
         let node = match &service.announced_by {
             Some(node) => lab.node(node)?,
             None => lab.nodes.first().context("a lab has nodes")?,
         };
-        let profile = Profile::named(&lab.profile)?;
         for front in service.fronts() {
             let ways = [
                 (&lab.gateway, format!("route add {front} via {}", node.address)),
@@ -80,7 +85,7 @@ impl Planted {
 
 /// Without br_netfilter, which k3s loads, a pod's answer to another one on the same bridge passes no rules, and comes
 /// from an address that was not asked.
-fn translate_bridged(lab: &LabInfo) -> Result<()> {
+pub(crate) fn translate_bridged(lab: &LabInfo) -> Result<()> {
     if Path::new("/proc/sys/net/bridge").exists() {
         return Ok(());
     }

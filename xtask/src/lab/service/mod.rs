@@ -145,7 +145,7 @@ impl Service {
     }
 
     /// The addresses by which it is reached from outside.
-    pub(super) fn fronts(&self) -> impl Iterator<Item = Ipv4Addr> + '_ {
+    pub(crate) fn fronts(&self) -> impl Iterator<Item = Ipv4Addr> + '_ {
         self.external_ips.iter().chain(&self.load_balancer_ips).copied()
     }
 
@@ -177,12 +177,11 @@ struct Backed<'a> {
 }
 
 impl<'a> Cluster<'a> {
-    /// These services in `lab`.
+    /// These services in `lab`, which was built from that profile.
     ///
     /// # Errors
     /// An endpoint that the lab does not have.
-    pub(super) fn new(lab: &'a LabInfo, services: &'a [Service]) -> Result<Cluster<'a>> {
-        let profile = Profile::named(&lab.profile)?;
+    pub(super) fn new(lab: &'a LabInfo, profile: &Profile, services: &'a [Service]) -> Result<Cluster<'a>> {
         let backed = services.iter().map(|service| {
             let mut endpoints = service.endpoints.iter().map(|pod| lab.pod(pod)).collect::<Result<Vec<_>>>()?;
             // As kube-proxy sorts them: as text.

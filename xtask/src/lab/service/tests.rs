@@ -9,6 +9,10 @@ fn lab(profile: &str) -> LabInfo {
     LabInfo::describe("x", profile, &cluster, String::new())
 }
 
+fn profile() -> Profile {
+    Profile::named("calico-bgp").unwrap()
+}
+
 fn services(text: &str) -> Vec<Service> {
     #[derive(Deserialize)]
     struct File {
@@ -46,7 +50,7 @@ fn chains_are_named_as_kube_proxy_names_them() {
 #[test]
 fn iptables_has_kube_proxys_rules() {
     let (lab, all) = (lab("calico-bgp"), all());
-    let Restore { add, remove } = Cluster::new(&lab, &all).unwrap().iptables(lab.node("node1").unwrap());
+    let Restore { add, remove } = Cluster::new(&lab, &profile(), &all).unwrap().iptables(lab.node("node1").unwrap());
     let svc = format!("KUBE-SVC-{}", hash("default/web:httptcp", 16));
     let sep = format!("KUBE-SEP-{}", hash("default/web:httptcp100.106.133.221:8080", 16));
     let comment = "-m comment --comment";
@@ -84,7 +88,7 @@ fn iptables_has_kube_proxys_rules() {
     assert!(last.contains("NOTE: this must be the last rule in this chain"), "{last}");
     assert_says(&remove, &format!("-X {sep}"));
     // Where the endpoint is, clients keep their address.
-    let node2 = Cluster::new(&lab, &all).unwrap().iptables(lab.node("node2").unwrap()).add;
+    let node2 = Cluster::new(&lab, &profile(), &all).unwrap().iptables(lab.node("node2").unwrap()).add;
     assert!(!node2.contains("has no local endpoints"), "{node2}");
     assert_says(&node2, &format!("-A KUBE-EXT-{0} -j KUBE-SVL-{0}", hash("default/localtcp", 16)));
 }
@@ -92,7 +96,7 @@ fn iptables_has_kube_proxys_rules() {
 #[test]
 fn nftables_has_kube_proxys_table() {
     let (lab, all) = (lab("calico-bgp"), all());
-    let text = Cluster::new(&lab, &all).unwrap().nftables(lab.node("node1").unwrap());
+    let text = Cluster::new(&lab, &profile(), &all).unwrap().nftables(lab.node("node1").unwrap());
     let web = format!("{}-default/web/tcp/http", hash("default/web/tcp/http", 8));
     let endpoint = |address: &str| {
         let path = format!("default/web/tcp/http__{address}/8080");
@@ -121,7 +125,7 @@ fn balanced() -> Vec<Service> {
 #[test]
 fn load_balancers_and_external_addresses_have_kube_proxys_rules() {
     let (lab, all) = (lab("calico-bgp"), balanced());
-    let cluster = Cluster::new(&lab, &all).unwrap();
+    let cluster = Cluster::new(&lab, &profile(), &all).unwrap();
     let add = cluster.iptables(lab.node("node1").unwrap()).add;
     let (shop, local) = (hash("default/shoptcp", 16), hash("default/localtcp", 16));
     let comment = |text: &str| format!("-m comment --comment \"{text}\"");
@@ -188,7 +192,7 @@ fn objects_say_who_is_behind_a_service() {
     let text = crate::lab::identity::yaml(&Profile::named("calico-bgp").unwrap()).unwrap();
     let mut list: Value = serde_norway::from_str(&text).unwrap();
     let items = list["items"].as_array_mut().unwrap();
-    add(items, &Cluster::new(&lab, &all).unwrap(), &lab);
+    add(items, &Cluster::new(&lab, &profile(), &all).unwrap(), &lab);
     let service =
         |name: &str| items.iter().find(|item| item["kind"] == "Service" && item["metadata"]["name"] == name).unwrap();
     let slice = |name: &str| {
@@ -211,6 +215,6 @@ fn objects_say_who_is_behind_a_service() {
 #[test]
 fn a_service_with_an_endpoint_that_is_not_there_is_refused() {
     let text = r#"services = [{ name = "web", cluster_ip = "100.64.0.10", port = 80, endpoints = ["bb9"] }]"#;
-    let error = Cluster::new(&lab("calico-bgp"), &services(text)).unwrap_err().to_string();
+    let error = Cluster::new(&lab("calico-bgp"), &profile(), &services(text)).unwrap_err().to_string();
     assert!(error.contains("no pod `bb9`"), "{error}");
 }

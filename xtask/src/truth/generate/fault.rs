@@ -90,10 +90,11 @@ pub(super) fn add(rng: &mut StdRng, profile: &Profile, asks: &[Ask], plants: &mu
             // What it leads over sends it back.
             if let Some(Plant::Route { route, .. }) = &back {
                 let via = profile.nodes.iter().find(|node| route.contains(&format!(" {} ", node.address)));
-                plants.extend(via.map(|via| Plant::Route {
+                let there = via.map(|via| Plant::Route {
                     at: via.host.clone(),
                     route: format!("{dst}/32 via {} dev {}", from.address, profile.nic),
-                }));
+                });
+                plants.extend(there.filter(|plant| !stands(profile, plant, plants)).into_iter().collect::<Vec<_>>());
             }
             back
         }
@@ -102,9 +103,25 @@ pub(super) fn add(rng: &mut StdRng, profile: &Profile, asks: &[Ask], plants: &mu
         }
         _ => None,
     };
-    if let Some(plant) = plant.filter(|plant| !plants.contains(plant)) {
+    if let Some(plant) = plant.filter(|plant| !stands(profile, plant, plants)) {
         plants.push(plant);
     }
+}
+
+/// It is there already, or another route to the same place, which the kernel would refuse.
+fn stands(profile: &Profile, plant: &Plant, plants: &[Plant]) -> bool {
+    let to = |plant: &Plant| match plant {
+        Plant::Route { at, route } => {
+            let to = route.split(' ').find(|word| word.contains('/')).map(str::to_owned);
+            to.map(|to| (at.clone(), to))
+        }
+        _ => None,
+    };
+    let Some(own) = to(plant) else { return plants.contains(plant) };
+    let mut pods = profile.nodes.iter().flat_map(|node| &node.pods);
+    // Each node has a route to an address that is lent.
+    pods.any(|pod| pod.borrowed && own.1 == format!("{}/32", pod.address))
+        || plants.iter().any(|other| to(other).as_ref() == Some(&own))
 }
 
 fn rule(rng: &mut StdRng, at: String, src: Ipv4Addr, dst: Ipv4Addr) -> Option<Plant> {

@@ -28,6 +28,8 @@ pub(super) struct Filter {
     pub(super) chain: String,
     matches: Matches,
     pub(super) verdict: Verdict,
+    /// In its table it comes before all others.
+    early: bool,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -40,6 +42,8 @@ struct Matches {
     link: Option<(Way, String)>,
     /// What conntrack knows nothing of, and does not begin with.
     invalid: bool,
+    /// What conntrack begins with.
+    new: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -112,7 +116,20 @@ impl Filter {
             "POSTROUTING" => Point::Postrouting,
             other => bail!("the model knows no chain {other}"),
         };
-        Ok(Filter { point, table, chain, matches, verdict })
+        Ok(Filter { point, table, chain, matches, verdict, early: false })
+    }
+
+    /// The rule in a chain of kube-proxy's, for what is new. `early`: it comes before all others.
+    pub(super) fn of_kube_proxy(self, table: &str, chain: &str, early: bool) -> Filter {
+        let matches = Matches { new: true, ..self.matches };
+        Filter { table: table.to_owned(), chain: chain.to_owned(), matches, early, ..self }
+    }
+
+    /// kube-proxy's, in its iptables mode, for what is invalid.
+    pub(super) fn kube_invalid() -> Result<Filter> {
+        let filter = Filter::parse("-I FORWARD -j DROP")?;
+        let matches = Matches { invalid: true, ..filter.matches };
+        Ok(Filter { chain: "KUBE-FORWARD".to_owned(), matches, verdict: Verdict::Invalid, ..filter })
     }
 
     /// A base chain's default policy, of table filter.
@@ -151,6 +168,7 @@ impl Filter {
             chain,
             matches: Matches { link: Some((way, link)), ..Matches::default() },
             verdict: Verdict::Drop,
+            early: false,
         }
     }
 
@@ -162,10 +180,14 @@ impl Filter {
             _ => 2,
         };
         let chain = match &self.matches.link {
-            None if self.verdict == Verdict::Policy => 3,
-            None => 0,
-            Some((Way::From, _)) => 1,
-            Some((Way::To, _)) => 2,
+            _ if self.early => 0,
+            None if self.verdict == Verdict::Policy => 6,
+            // Calico keeps its own jumps first.
+            None if self.chain.starts_with("KUBE-") => 5,
+            None if self.table == "kube-proxy" => 2,
+            None => 1,
+            Some((Way::From, _)) => 3,
+            Some((Way::To, _)) => 4,
         };
         (table, chain, u8::from(!self.matches.invalid))
     }
@@ -175,9 +197,10 @@ impl Filter {
     }
 
     pub(super) fn fits(&self, passing: &Passing<'_>) -> bool {
-        let Matches { src, dst, protocol, out, link, invalid } = &self.matches;
+        let Matches { src, dst, protocol, out, link, invalid, new } = &self.matches;
         let Passing { packet, from, to, established } = passing;
         (!invalid || passing.is_invalid())
+            && (!new || packet.begins() && !established)
             && src.is_none_or(|net| net.contains(&packet.src))
             && dst.is_none_or(|net| net.contains(&packet.dst))
             && protocol.is_none_or(|protocol| protocol == packet.protocol.iptables())

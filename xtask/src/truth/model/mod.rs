@@ -14,6 +14,7 @@ mod fib;
 mod filter;
 mod nat;
 mod packet;
+mod service;
 mod walk;
 mod world;
 
@@ -37,12 +38,18 @@ const ECHO: u32 = 84;
 const SYN: u32 = 60;
 const DATAGRAM: u32 = 84;
 
-/// What one of the asks shows in a network; None: its source cannot even send it.
-pub(crate) fn expect(network: &Network, ask: &Ask) -> Result<Option<Expected>> {
-    let world = World::new(&network.profile, &network.plants)?;
-    let mut walk = Walk::new(&world);
-    let expected = walked(&world, &mut walk, ask)?;
-    Ok(expected.map(|expected| Expected { instead: walk.instead, ..expected }))
+/// What one of the asks may show in a network, by the endpoint that a service leads to; nothing: its source cannot even send it.
+pub(crate) fn expect(network: &Network, ask: &Ask) -> Result<Vec<Expected>> {
+    let mut world = World::new(&network.profile, &network.plants)?;
+    let mut all = Vec::new();
+    for choice in 0..world.portals.choices() {
+        world.portals.choice = choice;
+        let mut walk = Walk::new(&world);
+        let expected = walked(&world, &mut walk, ask)?;
+        let expected = expected.map(|expected| Expected { instead: walk.instead, ..expected });
+        all.extend(expected.filter(|expected| !all.contains(expected)));
+    }
+    Ok(all)
 }
 
 fn walked<'a>(world: &'a World, walk: &mut Walk<'a>, ask: &Ask) -> Result<Option<Expected>> {
@@ -59,7 +66,8 @@ fn walked<'a>(world: &'a World, walk: &mut Walk<'a>, ask: &Ask) -> Result<Option
         Probe::Udp => (Protocol::Udp, DATAGRAM),
     };
     let size = ask.size.map_or(size, |payload| payload + 28);
-    let request = Packet { src, dst, id: 1, ttl: from.default_ttl()?, protocol, size, about: None, outer: None };
+    let request =
+        Packet { src, dst, id: 1, ttl: from.default_ttl()?, protocol, size, about: None, outer: None, marked: false };
     let mut expected = Expected::default();
     let end = walk.send(&ask.from, request)?;
     let mut routers: Vec<String> = walk.routers.drain(..).map(|address| address.to_string()).collect();
@@ -113,6 +121,7 @@ fn walked<'a>(world: &'a World, walk: &mut Walk<'a>, ask: &Ask) -> Result<Option
         size: arrived.size,
         about: None,
         outer: None,
+        marked: false,
     };
     let end = walk.send(&there, reply)?;
     expected.reply = walk.lines.drain(..).collect();

@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 
 use super::filter::{Passing, Point, Verdict};
 use super::packet::{Flow, Packet, Protocol};
+use super::service::Turned;
 use super::walk::{Walk, has};
 use super::world::{Host, Link, LinkKind, Role};
 use crate::lab::profile::Cni;
@@ -33,11 +34,15 @@ impl<'a> Walk<'a> {
         }
         let ends = packet.ends();
         if let Some(flow) = flows.iter().find(|flow| flow.back == ends).cloned() {
-            if flow.forth.0 != packet.dst {
-                let before = packet.dst;
+            let before = packet.dst;
+            if flow.forth.0 != before {
                 packet.dst = flow.forth.0;
                 let changed = id_changed(packet, flow.id);
                 self.line(host, &link.name, "unsnat", packet.ttl, &format!("dst {before} -> {}{changed}", packet.dst));
+            } else if flow.id.0 != flow.id.1 {
+                // Only the port is another one, of the destination.
+                packet.id = flow.id.0;
+                self.line(host, &link.name, "unsnat", packet.ttl, "");
             }
             return Ok(());
         }
@@ -48,23 +53,57 @@ impl<'a> Walk<'a> {
             }
             _ => None,
         });
-        let known = flows.iter().find(|flow| flow.forth == ends).map(|flow| flow.back.0);
-        let to = known.or(rule.filter(|_| packet.begins())).unwrap_or(packet.dst);
-        if known.is_none() && packet.begins() {
-            flows.push(Flow { forth: ends, back: (to, packet.src), id: (packet.id, packet.id) });
-        }
-        if to != packet.dst {
-            self.line(host, &link.name, "dnat", packet.ttl, &format!("dst {} -> {to}", packet.dst));
-            packet.dst = to;
+        let rule = rule.map(|to| Turned { to, turns_port: false, marked: false });
+        if let Some(text) = self.turn(host, packet, rule) {
+            self.line(host, &link.name, "dnat", packet.ttl, &text);
         }
         Ok(())
+    }
+
+    /// Conntrack at OUTPUT. What it did, if it did something; nothing is written down.
+    pub(super) fn translate_output(&mut self, host: &'a Host, packet: &mut Packet) -> Option<String> {
+        if packet.about.is_some() {
+            return None;
+        }
+        self.turn(host, packet, None)
+    }
+
+    /// Conntrack at INPUT.
+    pub(super) fn translate_input(&mut self, host: &'a Host, link: &Link, packet: &mut Packet) {
+        let flows = self.flows.entry(&host.name).or_default();
+        if let Some(about) = packet.about {
+            packet.src = fronted(flows, about).unwrap_or(packet.src);
+        } else if let Some(text) = undone(flows, packet) {
+            self.line(host, &link.name, "undnat", packet.ttl, &text);
+        }
+    }
+
+    /// DNAT by a rule or a service, of what begins a flow or belongs to one.
+    fn turn(&mut self, host: &'a Host, packet: &mut Packet, rule: Option<Turned>) -> Option<String> {
+        let rule = rule.or_else(|| self.world.portals.turn(self.world.pool, host, packet));
+        let flows = self.flows.entry(&host.name).or_default();
+        let ends = packet.ends();
+        if flows.iter().any(|flow| (flow.forth.0, flow.back.0) == ends) {
+            // A bridge's port had it first.
+            return None;
+        }
+        let known = flows.iter().find(|flow| flow.forth == ends).map(|flow| flow.back.0);
+        let turned = rule.filter(|_| known.is_none() && packet.begins());
+        let to = known.or(turned.map(|turned| turned.to)).unwrap_or(packet.dst);
+        if known.is_none() && packet.begins() {
+            let turns_port = turned.is_some_and(|turned| turned.turns_port);
+            flows.push(Flow { forth: ends, back: (to, packet.src), id: (packet.id, packet.id), turns_port });
+            packet.marked = turned.is_some_and(|turned| turned.marked);
+        }
+        let text = (to != packet.dst).then(|| format!("dst {} -> {to}", packet.dst));
+        packet.dst = to;
+        text
     }
 
     /// Conntrack at POSTROUTING.
     pub(super) fn translate_source(
         &mut self,
         host: &'a Host,
-        from: Option<&Link>,
         out: &'a Link,
         shown: &str,
         source: Option<Ipv4Addr>,
@@ -73,21 +112,13 @@ impl<'a> Walk<'a> {
         if let Some(about) = packet.about {
             let flows = self.flows.entry(&host.name).or_default();
             // What DNAT hid stays hidden.
-            let fronted = flows.iter().find(|flow| flow.forth == about && flow.forth.1 != flow.back.0);
-            packet.src = fronted.map_or(packet.src, |flow| flow.forth.1);
+            packet.src = fronted(flows, about).unwrap_or(packet.src);
             return Ok(());
         }
         let ends = packet.ends();
-        if from.is_none() && packet.begins() {
-            let flows = self.flows.entry(&host.name).or_default();
-            flows.push(Flow { forth: ends, back: (ends.1, ends.0), id: (packet.id, packet.id) });
-        }
         let flows = self.flows.entry(&host.name).or_default();
         // An answer: its source becomes what the sender called it.
-        if let Some(flow) = flows.iter().find(|flow| (flow.back.0, flow.forth.0) == ends && flow.forth.1 != flow.back.0)
-        {
-            let text = format!("src {} -> {}", packet.src, flow.forth.1);
-            packet.src = flow.forth.1;
+        if let Some(text) = undone(flows, packet) {
             self.line(host, shown, "undnat", packet.ttl, &text);
             return Ok(());
         }
@@ -98,18 +129,23 @@ impl<'a> Walk<'a> {
             return Ok(());
         }
         let masquerade = out.addresses.first().map(ipnet::Ipv4Net::addr).or(source);
-        let to = match self.source_rule(host, out, packet) {
+        let rule = self.source_rule(host, out, packet);
+        packet.marked = false;
+        let to = match rule {
             Some(Source::Masquerade { random }) => masquerade.map(|to| (to, random)),
             Some(Source::To(to)) => Some((to, false)),
             None => None,
         };
-        let Some((to, random)) = to.filter(|(to, _)| *to != packet.src) else { return Ok(()) };
+        let Some((to, random)) = to.filter(|(to, random)| *to != packet.src || *random) else { return Ok(()) };
         let flow = self.flows.get_mut(host.name.as_str()).and_then(|flows| flows.get_mut(place)).context("there")?;
         let id = if random { packet.id + 1 } else { packet.id };
         flow.back.1 = to;
         flow.id = (packet.id, id);
         let changed = if random { ", id changed" } else { "" };
-        let text = format!("src {} -> {to}{changed}", packet.src);
+        let text = match to == packet.src {
+            true => "id changed".to_owned(),
+            false => format!("src {} -> {to}{changed}", packet.src),
+        };
         (packet.src, packet.id) = (to, id);
         self.line(host, shown, "snat", packet.ttl, &text);
         Ok(())
@@ -118,6 +154,10 @@ impl<'a> Walk<'a> {
     /// The first rule that translates the source of a new flow: planted, else of the CNI or the gateway.
     fn source_rule(&self, host: &Host, out: &Link, packet: &Packet) -> Option<Source> {
         let passing = Passing { packet, from: None, to: Some(&out.name), established: false };
+        let random = Some(Source::Masquerade { random: true });
+        if packet.marked && self.world.portals.before_iptables(&self.world.cni) {
+            return random;
+        }
         let planted = host.filters.iter().filter(|filter| filter.point == Point::Postrouting && filter.fits(&passing));
         for filter in planted {
             match filter.verdict {
@@ -126,9 +166,11 @@ impl<'a> Walk<'a> {
                 _ => {}
             }
         }
+        if packet.marked {
+            return random;
+        }
         let pool = self.world.pool;
         let (from_pool, to_pool) = (pool.contains(&packet.src), pool.contains(&packet.dst));
-        let random = Some(Source::Masquerade { random: true });
         match (&host.role, &self.world.cni) {
             (Role::Outside, _) => match self.world.translated.get(&packet.src) {
                 Some(external) if out.name == "eth1" => Some(Source::To(*external)),
@@ -161,6 +203,24 @@ pub(super) fn as_sent(flows: &[Flow], error: &mut Packet) {
     let Some(flow) = flows.iter().find(|flow| Some((flow.back.1, flow.back.0)) == error.about) else { return };
     error.dst = flow.forth.0;
     error.about = Some(flow.forth);
+}
+
+/// What DNAT hid, as the one who answers.
+fn fronted(flows: &[Flow], about: (Ipv4Addr, Ipv4Addr)) -> Option<Ipv4Addr> {
+    flows.iter().find(|flow| flow.forth == about && flow.forth.1 != flow.back.0).map(|flow| flow.forth.1)
+}
+
+/// Undoes DNAT of an answer: its source becomes what the sender called it.
+fn undone(flows: &[Flow], packet: &mut Packet) -> Option<String> {
+    let ends = packet.ends();
+    if packet.begins() {
+        return None;
+    }
+    let flow = flows.iter().find(|flow| (flow.back.0, flow.forth.0) == ends && flow.forth.1 != flow.back.0)?;
+    let changed = if flow.turns_port { ", id changed" } else { "" };
+    let text = format!("src {} -> {}{changed}", packet.src, flow.forth.1);
+    packet.src = flow.forth.1;
+    Some(text)
 }
 
 /// What becomes of a source address.

@@ -50,6 +50,8 @@ pub(super) struct Packet {
     /// Of an error: source and destination of the packet it is about, as its sender saw that.
     pub(super) about: Option<(Ipv4Addr, Ipv4Addr)>,
     pub(super) outer: Option<Outer>,
+    /// kube-proxy's mark: the node is to take the sender's place.
+    pub(super) marked: bool,
 }
 
 /// The header around it.
@@ -68,6 +70,8 @@ pub(super) struct Flow {
     pub(super) back: (Ipv4Addr, Ipv4Addr),
     /// The identifier before and after.
     pub(super) id: (u32, u32),
+    /// DNAT changed the port as well.
+    pub(super) turns_port: bool,
 }
 
 impl Packet {

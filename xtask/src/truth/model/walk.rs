@@ -134,7 +134,16 @@ impl<'a> Walk<'a> {
         if route.kind != Kind::Unicast {
             return Ok(End::Dropped(Dropped { traced: host.role != Role::Outside, rule: None, answer: None }));
         }
+        // DNAT comes before any device sees it.
+        let turned = self.translate_output(host, &mut packet);
+        let route = match turned {
+            Some(_) => fib::lookup(&host.routes, packet.dst).context("no route to the one behind the service")?,
+            None => route,
+        };
         self.line(host, &route.dev, "sent", packet.ttl, "");
+        if let Some(text) = turned {
+            self.line(host, &route.dev, "dnat", packet.ttl, &text);
+        }
         if matches!(host.role, Role::Node { .. }) {
             let text = self.text(host, route);
             self.line(host, &route.dev, "routed", packet.ttl, &text);
@@ -154,7 +163,7 @@ impl<'a> Walk<'a> {
                 }
             }
             let source = host.source(route);
-            self.translate_source(host, from, out, &out.name, source, &mut packet)?;
+            self.translate_source(host, out, &out.name, source, &mut packet)?;
         }
         self.transmit(host, from, out, next, packet)
     }
@@ -376,7 +385,7 @@ impl<'a> Walk<'a> {
         }
         // What POSTROUTING drops does not leave the bridge.
         self.line(host, &bridge.name, "bridged", ttl, "");
-        self.translate_source(host, Some(link), bridge, port, None, &mut packet)?;
+        self.translate_source(host, bridge, port, None, &mut packet)?;
         self.line(host, port, "transmitted", ttl, "");
         self.receive(other, other.link("eth0")?, next, packet)
     }
@@ -439,6 +448,7 @@ impl<'a> Walk<'a> {
             if let Some(dropped) = self.filtered(host, Point::Input, Some(link), None, &packet)? {
                 return Ok(dropped);
             }
+            self.translate_input(host, link, &mut packet);
             self.line(host, &link.name, "delivered", packet.ttl, "");
             return Ok(End::Delivered(host.name.clone(), link.name.clone(), packet));
         };
@@ -503,6 +513,7 @@ impl<'a> Walk<'a> {
         };
         let before = host.filters.iter().take_while(|other| !std::ptr::eq(*other, filter));
         let before = before.filter(|other| other.table == filter.table && other.chain == filter.chain);
+        let before = before.filter(|other| other.point == filter.point);
         let before = before.filter(|other| other.verdict != Verdict::Invalid).count();
         let Filter { table, chain, .. } = filter;
         let (why, rule) = match &filter.verdict {
@@ -511,10 +522,13 @@ impl<'a> Walk<'a> {
                 (format!("{direction} policy at {pod}"), format!("rule {}", 4 + before))
             }
             Verdict::Invalid => {
-                ("netfilter rule for packets that conntrack calls invalid".to_owned(), "rule 2".to_owned())
+                let place = if chain == "KUBE-FORWARD" { 1 } else { 2 };
+                ("netfilter rule for packets that conntrack calls invalid".to_owned(), format!("rule {place}"))
             }
             Verdict::Policy => (format!("the default policy of chain {chain}"), "policy".to_owned()),
-            Verdict::Reject => ("netfilter reject rule".to_owned(), format!("rule {}", 1 + before)),
+            Verdict::Reject if table != "kube-proxy" => {
+                ("netfilter reject rule".to_owned(), format!("rule {}", 1 + before))
+            }
             _ => ("netfilter rule".to_owned(), format!("rule {}", 1 + before)),
         };
         let at = from.or(to).context("neither in nor out")?;
@@ -554,7 +568,7 @@ impl<'a> Walk<'a> {
         };
         let about = Some(packet.ends());
         let (ttl, protocol) = (host.default_ttl().ok()?, Protocol::Error);
-        let error = Packet { src, dst: packet.src, id: 0, ttl, protocol, size: 100, about, outer: None };
+        let error = Packet { src, dst: packet.src, id: 0, ttl, protocol, size: 100, about, outer: None, marked: false };
         Some(Box::new(Answer { host: host.name.clone(), error }))
     }
 

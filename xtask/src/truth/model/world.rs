@@ -9,6 +9,7 @@ use ipnet::Ipv4Net;
 
 use super::fib::{self, Route};
 use super::filter::Filter;
+use super::service::Portals;
 use crate::lab::plan::{Plan, Sysctl};
 use crate::lab::plant::{Echo, Plant, Way};
 use crate::lab::profile::{Cni, GATEWAY, INTERNET, Profile, TunnelKind, WIRE};
@@ -24,6 +25,7 @@ pub(super) struct World {
     pub(super) translated: BTreeMap<Ipv4Addr, Ipv4Addr>,
     /// What the wire swallows: the node, which way, whether requests (else replies).
     pub(super) swallowed: Vec<(String, Way, Echo)>,
+    pub(super) portals: Portals,
 }
 
 /// A network namespace.
@@ -87,6 +89,7 @@ impl World {
             pool: profile.pool,
             translated: BTreeMap::new(),
             swallowed: Vec::new(),
+            portals: Portals::default(),
         };
         for (name, role) in roles(profile) {
             world.hosts.insert(name.clone(), Host { name, role, ..Host::default() });
@@ -193,6 +196,7 @@ impl World {
                 let Cni::Calico { rules, .. } = self.cni else { bail!("policies are Calico's") };
                 self.host_mut(&node)?.filters.push(Filter::policy(*way, link, name, rules));
             }
+            Plant::Services { mode, services } => self.add_services(*mode, services)?,
             // Nobody accepts there before it; Calico and flannel do.
             Plant::ChainPolicy { at, chain } if matches!(self.cni, Cni::Kindnet) => {
                 self.host_mut(at)?.filters.push(Filter::default(chain)?);
