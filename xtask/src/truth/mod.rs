@@ -205,10 +205,9 @@ fn trace(info: &LabInfo, place: &Place, ask: &Ask, expected: &Expected) -> Resul
     // The kernel limits the rate of its ICMP errors, and waits three seconds for a neighbour.
     let pace = match expected.outcome.as_str() {
         "delivered" => " -c 2 -i 0.2",
-        _ if expected
-            .request
-            .last()
-            .is_some_and(|line| line.contains("no answer to ARP") || line.contains("no carrier")) =>
+        _ if expected.request.last().is_some_and(|line| {
+            ["no answer to ARP", "no carrier", "is administratively down"].iter().any(|why| line.contains(why))
+        }) =>
         {
             " -c 1 --timeout 5"
         }
