@@ -22,6 +22,9 @@ pub const TESTS: &[Package] = &[
     ("runc", "runc"),
 ];
 
+/// What the tests call on this machine only, not in VMs.
+pub const HERE: &[Package] = &[("tshark", "tshark")];
+
 const LIMIT: Duration = Duration::from_secs(300);
 
 /// Installs what is missing of `packages`; asks no network when nothing is.

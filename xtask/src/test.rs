@@ -33,6 +33,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     if phases.begin("packages", "programs that the tests call") {
         packages::ensure(packages::LAB)?;
         packages::ensure(packages::TESTS)?;
+        packages::ensure(packages::HERE)?;
     }
     phases.header("kernel object");
     build::kernel_object()?;

@@ -7,11 +7,11 @@ use std::process::{Child, Command, Output, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
+use serde_json::Value;
 use support::{Lab, address};
-use tracer_user::path::join_all;
-use tracer_user::path::model::Outcome;
+use tracer_user::path::model::{Exchange, Outcome};
 use tracer_user::recording::Recording;
-use tracer_user::report::{Finding, Kind, Report, compare, segments};
+use tracer_user::report::{Finding, Kind, PARTS, Report, compare, segments};
 use xtask::lab::{LabInfo, inside, run};
 
 #[expect(dead_code, reason = "of what the tests on standing labs share, these need a lab and its addresses only")]
@@ -87,24 +87,35 @@ fn of_ten_thousand_exchanges_each_adds_up() {
     assert!(contents.closed && contents.driven.warnings.is_empty(), "{:?}", contents.driven.warnings);
     assert_eq!(contents.lost_events(), 0);
     let (mut whole, mut summed) = (Report::new(0), 0);
-    for window in recording.windows() {
-        let window = window.unwrap();
-        let joined = join_all(&window.evidence, &contents.header.ends, &contents.names);
-        for exchange in joined.exchanges.iter().filter(|exchange| window.has(exchange)) {
-            whole.add(exchange, 0);
-            let Some(rtt) = exchange.rtt_ns else { continue };
-            let segments = segments(exchange);
-            let sum: u64 = segments.iter().map(|segment| segment.ns).sum();
-            let bound: u64 = segments.iter().map(|segment| segment.error_ns).sum();
-            assert!(rtt.abs_diff(sum) <= bound, "{rtt} is not {sum} +-{bound}: {exchange:#?}");
-            let unknown = segments.iter().any(|segment| segment.key.kind == Kind::Unknown);
-            assert!(!unknown, "{segments:#?} of {exchange:#?}");
-            summed += 1;
-        }
-    }
+    let add = |exchange: &Exchange, _| {
+        whole.add(exchange, 0);
+        let Some(rtt) = exchange.rtt_ns else { return };
+        let segments = segments(exchange);
+        let sum: u64 = segments.iter().map(|segment| segment.ns).sum();
+        let bound: u64 = segments.iter().map(|segment| segment.error_ns).sum();
+        assert!(rtt.abs_diff(sum) <= bound, "{rtt} is not {sum} +-{bound}: {exchange:#?}");
+        let unknown = segments.iter().any(|segment| segment.key.kind == Kind::Unknown);
+        assert!(!unknown, "{segments:#?} of {exchange:#?}");
+        summed += 1;
+    };
+    recording.exchanges(1, add).unwrap();
     assert!(summed >= 10_000, "{summed} of {} exchanges", whole.exchanges());
     // The last one may have been under way at the end.
     assert!(whole.exchanges() - whole.ended(Outcome::Delivered) <= 1, "{:?}", whole.outcomes);
+    let lines = podpath(&["convert", "--to", "jsonl"]).arg(&file).output().unwrap();
+    let lines: Vec<Value> = text(&lines).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len() as u64, whole.exchanges());
+    assert!(lines.iter().all(|line| line["request"]["hops"].is_array()));
+    let capture = file.with_extension("pcapng");
+    let converted = podpath(&["convert", "--to", "pcapng"]).arg(&file).arg("-w").arg(&capture).status().unwrap();
+    assert!(converted.success());
+    let fields = ["-T", "fields", "-e", "frame.interface_name", "-e", "icmp.seq", "-e", "frame.comment", "-c", "9"];
+    let shown = Command::new("tshark").arg("-r").arg(&capture).args(fields).output().unwrap();
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    let first = shown.lines().next().unwrap_or_default();
+    assert!(first.starts_with("pod default/bb2 eth0\t") && first.ends_with(", request: sent"), "{shown}");
+    assert!(shown.contains("100.115.37.64/26 via 172.20.50.50 dev ens5"), "{shown}");
+
     let per_record = contents.bytes as f64 / contents.records as f64;
     println!("{} records of {per_record:.1} bytes", contents.records);
     assert!(per_record < 40.0, "{per_record}");
@@ -186,16 +197,8 @@ fn reported(lab: &LabInfo, name: &str) -> Report {
     let recorded = record(lab, &file, RECORDED).output().unwrap();
     assert!(recorded.status.success(), "{name}: {}", text(&recorded));
     let mut recording = Recording::open(&file).unwrap();
-    let contents = recording.contents.clone();
-    let clock = recording.clock();
     let mut report = Report::new(0);
-    for window in recording.windows() {
-        let window = window.unwrap();
-        let joined = join_all(&window.evidence, &contents.header.ends, &contents.names);
-        for exchange in joined.exchanges.iter().filter(|exchange| window.has(exchange)) {
-            report.add(exchange, clock.part(exchange, tracer_user::report::PARTS));
-        }
-    }
+    recording.exchanges(PARTS, |exchange, part| report.add(exchange, part)).unwrap();
     assert!(report.exchanges() > 1_000, "{name}: {:?}", report.outcomes);
     report
 }

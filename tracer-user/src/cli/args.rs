@@ -28,6 +28,9 @@ pub enum Command {
     /// Show where the time went in a recording: each segment of the path, its share, and what was lost
     #[command(after_help = REPORT_EXAMPLES)]
     Report(ReportArgs),
+    /// Make another format of a recording: JSON lines, or pcapng for Wireshark
+    #[command(after_help = CONVERT_EXAMPLES)]
+    Convert(ConvertArgs),
     /// Show what this machine's kernel and user can do, what is missing, and what that costs
     #[command(after_help = DOCTOR_EXAMPLES)]
     Doctor(DoctorArgs),
@@ -103,6 +106,14 @@ Examples:
 
 Exit codes: 0 reported; 1 a file cannot be read; 2 wrong usage; 3 reported, but exchanges did not complete, or with
 --against something changed";
+
+const CONVERT_EXAMPLES: &str = "\
+Examples:
+  podpath convert slow.ppr --to jsonl > slow.jsonl       an exchange a line, as `podpath trace -o json` has them
+  podpath convert slow.ppr --to pcapng -w slow.pcapng    a packet for each time one was seen; its hops are its comments
+  tshark -r slow.pcapng -T fields -e frame.interface_name -e frame.comment
+
+Exit codes: 0 converted; 1 a file cannot be read or written; 2 wrong usage";
 
 const DOCTOR_EXAMPLES: &str = "\
 Examples:
@@ -359,6 +370,28 @@ impl From<RecordArgs> for TraceArgs {
             trace_rules: false,
         }
     }
+}
+
+/// Arguments of `podpath convert`.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct ConvertArgs {
+    /// A file that `podpath record` wrote
+    pub recording: PathBuf,
+    /// Into which format
+    #[arg(long, value_name = "FORMAT", value_enum)]
+    pub to: Conversion,
+    /// The file to write [default: standard output]
+    #[arg(short, long, value_name = "FILE")]
+    pub write: Option<PathBuf>,
+}
+
+/// What a recording is converted to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Conversion {
+    /// JSON lines: an exchange each, as `podpath trace -o json` has them
+    Jsonl,
+    /// A capture of the headers, with the hops as packet comments
+    Pcapng,
 }
 
 /// Arguments of `podpath report`.

@@ -6,6 +6,7 @@ use clap::{CommandFactory, FromArgMatches};
 
 pub mod args;
 mod completion;
+mod convert;
 mod doctor;
 mod ends;
 mod error;
@@ -43,6 +44,7 @@ pub fn main() -> ExitCode {
         }
         Command::Record(args) => block_on(record::run(args)),
         Command::Report(args) => report::run(args),
+        Command::Convert(args) => convert::run(args),
         Command::Nodes(args) => block_on(survey::run(args)),
         Command::Doctor(args) => doctor::run(args),
         Command::Install(args) => block_on(install::install(args)),

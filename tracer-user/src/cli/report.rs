@@ -6,10 +6,7 @@ use super::{
     terminal::{Surroundings, write_stderr, write_stdout},
 };
 use crate::{
-    path::{
-        join_all,
-        model::{Exchange, Outcome, Trace, TracedNode},
-    },
+    path::model::{Exchange, Outcome, Trace, TracedNode},
     recording::Recording,
     render,
     report::{self, Report},
@@ -74,17 +71,7 @@ fn gather(recording: &mut Recording, keep: usize) -> Result<(Report, Trace), Err
     let contents = recording.contents.clone();
     let header = &contents.header;
     let mut report = Report::new(keep);
-    let mut last = None;
-    let clock = recording.clock();
-    for window in recording.windows() {
-        let window = window?;
-        let joined = join_all(&window.evidence, &header.ends, &contents.names);
-        for exchange in joined.exchanges.iter().filter(|exchange| window.has(exchange)) {
-            report.add(exchange, clock.part(exchange, report::PARTS));
-        }
-        last = Some(joined);
-    }
-    let joined = last.unwrap_or_default();
+    let joined = recording.exchanges(report::PARTS, |exchange, part| report.add(exchange, part))?;
     let nodes = contents.driven.nodes.iter().map(|node| TracedNode {
         name: node.name.clone(),
         kernel: node.hello.as_ref().map(|hello| hello.about.kernel.clone()),

@@ -11,6 +11,7 @@ use crate::{
     session::Flow,
 };
 
+pub mod capture;
 mod error;
 mod file;
 mod names;
@@ -23,7 +24,7 @@ pub use error::Error;
 pub use file::{Entry, Writer};
 pub use names::KnownNames;
 pub use read::{Contents, Recording};
-pub use window::{Clock, Window};
+pub use window::Window;
 
 /// What a recording says of itself, first.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

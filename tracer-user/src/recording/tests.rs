@@ -5,10 +5,11 @@ use std::{collections::BTreeSet, fs, io::Write as _, path::PathBuf, time::Durati
 use proptest::prelude::*;
 use tempfile::TempDir;
 
+use super::capture::{Capture, Index};
 use super::{Closing, Entry, Error, Header, KnownNames, RecordedNode, Recording, Writer};
 use crate::{
     event::{L4, Record, Sighting},
-    path::{Ends, Evidence, Joined, Names, join_all, testing::pings},
+    path::{Ends, Evidence, Names, join_all, model::Exchange, testing::pings},
     render,
     report::{PARTS, Report, compare},
     session::{Flow, replay},
@@ -71,17 +72,15 @@ fn file(bytes: &[u8]) -> (TempDir, PathBuf) {
     (folder, path)
 }
 
-/// What all windows have together.
-fn joined(recording: &mut Recording) -> (Joined, usize) {
-    let contents = recording.contents.clone();
-    let (mut all, mut windows) = (Joined::default(), 0);
-    for window in recording.windows() {
-        let window = window.expect("it was good a moment ago");
-        let joined = join_all(&window.evidence, &contents.header.ends, &contents.names);
-        all.exchanges.extend(joined.exchanges.into_iter().filter(|exchange| window.has(exchange)));
-        windows += 1;
-    }
-    (all, windows)
+/// What all windows have together, and how many exchanges there are in each quarter of the time.
+fn joined(recording: &mut Recording) -> (Vec<Exchange>, [usize; 4]) {
+    let (mut all, mut parts) = (Vec::new(), [0; 4]);
+    let taken = recording.exchanges(4, |exchange, part| {
+        all.push(exchange.clone());
+        parts[part] += 1;
+    });
+    taken.expect("it was good a moment ago");
+    (all, parts)
 }
 
 #[test]
@@ -100,8 +99,7 @@ fn a_recording_has_what_the_sessions_said() {
         known.records.clone_from(&said.records);
     }
     let whole = Evidence { nodes: known, ..evidence };
-    let (joined, windows) = joined(&mut recording);
-    assert_eq!((windows, joined.exchanges), (1, join_all(&whole, &ends, &contents.names).exchanges));
+    assert_eq!(joined(&mut recording).0, join_all(&whole, &ends, &contents.names).exchanges);
 }
 
 #[test]
@@ -110,16 +108,13 @@ fn windows_have_each_exchange_once() {
     let (evidence, ends) = pings(2, 20_000, 2_000_000);
     let (_folder, path) = file(&recorded(&evidence, &ends));
     let mut recording = Recording::open(&path).expect("a recording");
-    let (joined, windows) = joined(&mut recording);
-    assert!(windows > 1, "{windows}");
-    assert_eq!(joined.exchanges.len(), 20_000);
-    let numbers: BTreeSet<u32> = joined.exchanges.iter().map(|exchange| exchange.seq).collect();
+    assert!(recording.windows().count() > 1);
+    let (joined, parts) = joined(&mut recording);
+    assert_eq!(joined.len(), 20_000);
+    let numbers: BTreeSet<u32> = joined.iter().map(|exchange| exchange.seq).collect();
     assert_eq!(numbers.len(), 20_000);
-    let whole = joined.exchanges.iter().all(|exchange| exchange.rtt_ns.is_some() && exchange.notes.is_empty());
+    let whole = joined.iter().all(|exchange| exchange.rtt_ns.is_some() && exchange.notes.is_empty());
     assert!(whole, "an exchange was cut by a window");
-    let clock = recording.clock();
-    let mut parts = [0; 4];
-    joined.exchanges.iter().for_each(|exchange| parts[clock.part(exchange, 4)] += 1);
     assert!(parts.iter().all(|part| (4_900..5_100).contains(part)), "{parts:?}");
 }
 
@@ -131,7 +126,7 @@ fn reports_and_comparisons_read_well() {
         let mut recording = Recording::open(&file).expect("a recording");
         let (joined, _) = joined(&mut recording);
         let mut report = Report::new(0);
-        for (index, mut exchange) in joined.exchanges.into_iter().enumerate() {
+        for (index, mut exchange) in joined.into_iter().enumerate() {
             let (request, reply) = (&mut exchange.request.hops, &mut exchange.reply.hops);
             let late = request.iter_mut().filter(|hop| hop.node == "node1").skip(1).chain(reply.iter_mut());
             late.for_each(|hop| hop.at_ns = hop.at_ns.map(|at| at + slower + index as u64 % 7));
@@ -184,6 +179,55 @@ fn what_is_no_recording_is_said() {
 }
 
 #[test]
+fn a_capture_has_the_packets_and_tells_their_hops() {
+    use pcap_file::pcapng::{
+        Block, PcapNgReader,
+        blocks::{enhanced_packet::EnhancedPacketOption, interface_description::InterfaceDescriptionOption},
+    };
+
+    let (evidence, ends) = pings(2, 2, 0);
+    let (_folder, path) = file(&recorded(&evidence, &ends));
+    let mut recording = Recording::open(&path).expect("a recording");
+    let nodes = recording.contents.driven.nodes.clone();
+    let (exchanges, _) = joined(&mut recording);
+    let mut bytes = Vec::new();
+    let mut capture = Capture::new(&mut bytes).expect("a vector");
+    let index = Index::new(&evidence, &nodes);
+    exchanges.iter().for_each(|exchange| capture.add(exchange, &index).expect("a vector"));
+    capture.finish().expect("a vector");
+
+    let mut reader = PcapNgReader::new(&bytes[..]).expect("a section");
+    let (mut names, mut told, mut last) = (Vec::new(), Vec::new(), Duration::ZERO);
+    while let Some(block) = reader.next_block() {
+        match block.expect("a block") {
+            Block::InterfaceDescription(of) => {
+                let name = of.options.iter().find_map(|option| match option {
+                    InterfaceDescriptionOption::IfName(name) => Some(name.to_string()),
+                    _ => None,
+                });
+                names.push(name.expect("a name"));
+            }
+            Block::EnhancedPacket(packet) => {
+                assert!(packet.timestamp > last, "in order");
+                last = packet.timestamp;
+                let sum: u32 = packet.data[..20].chunks(2).map(|w| u32::from(w[0]) << 8 | u32::from(w[1])).sum();
+                assert_eq!((sum & 0xffff) + (sum >> 16), 0xffff, "the header's checksum");
+                assert_eq!((packet.original_len, packet.data.len()), (84, 36));
+                let comments = packet.options.iter().filter_map(|option| match option {
+                    EnhancedPacketOption::Comment(text) => Some(text.to_string()),
+                    _ => None,
+                });
+                let comments: Vec<_> = comments.collect();
+                told.push(format!("{}: {}", names[packet.interface_id as usize], comments.join(" | ")));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(told.len(), 2 * 2 * 6);
+    insta::assert_snapshot!("capture", told[..12].join("\n"));
+}
+
+#[test]
 fn a_later_podpaths_entries_are_passed_over() {
     let (evidence, ends) = pings(2, 1, 0);
     let mut writer = Writer::new(Vec::new(), header(&evidence, &ends)).expect("a vector");
@@ -207,9 +251,9 @@ proptest! {
             prop_assert!(recording.contents.driven.warnings[0].contains("was cut off"));
             let (whole, _) = { let (_folder, path) = file(&bytes); joined(&mut Recording::open(&path).expect("whole")) };
             let (part, _) = joined(&mut recording);
-            for exchange in part.exchanges.iter().filter(|exchange| exchange.rtt_ns.is_some()) {
-                let same = |other: &&crate::path::model::Exchange| other.rtt_ns == exchange.rtt_ns;
-                prop_assert!(whole.exchanges.iter().any(|other| same(&other)));
+            for exchange in part.iter().filter(|exchange| exchange.rtt_ns.is_some()) {
+                let same = |other: &&Exchange| other.rtt_ns == exchange.rtt_ns;
+                prop_assert!(whole.iter().any(|other| same(&other)));
             }
         }
     }

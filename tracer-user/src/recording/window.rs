@@ -1,7 +1,7 @@
 //! A recording piece by piece, so that its length does not decide what memory a report takes.
 
 use super::{Error, Recording};
-use crate::path::{Evidence, NodeEvidence, model::Exchange};
+use crate::path::{Evidence, Joined, NodeEvidence, join_all, model::Exchange};
 
 /// A window has about so many records in its core: some 200 bytes each.
 const RECORDS: usize = 200_000;
@@ -33,6 +33,24 @@ impl Recording {
     pub fn windows(&mut self) -> impl Iterator<Item = Result<Window, Error>> {
         let bounds = self.bounds();
         (0..bounds.len().saturating_sub(1)).map(move |index| self.window(&bounds[index], &bounds[index + 1]))
+    }
+
+    /// Joins it window by window, and takes each exchange once, in order, with the number of its part of so many of equal length, from 0.
+    /// What the last window has in common is answered.
+    ///
+    /// # Errors
+    /// The file cannot be read any more.
+    pub fn exchanges(&mut self, parts: usize, mut take: impl FnMut(&Exchange, usize)) -> Result<Joined, Error> {
+        let (ends, names) = (self.contents.header.ends.clone(), self.contents.names.clone());
+        let (clock, mut last) = (self.clock(), Joined::default());
+        for window in self.windows() {
+            let window = window?;
+            let joined = join_all(&window.evidence, &ends, &names);
+            let own = joined.exchanges.iter().filter(|exchange| window.has(exchange));
+            own.for_each(|exchange| take(exchange, clock.part(exchange, parts)));
+            last = joined;
+        }
+        Ok(last)
     }
 
     /// The moments between windows: by node, in ns of its clock. The first is 0, the last when all nodes stopped.
@@ -95,11 +113,11 @@ impl Recording {
 
 /// When recording began and ended, by each node's clock.
 #[derive(Clone, Debug)]
-pub struct Clock(Vec<(String, (u64, u64))>);
+struct Clock(Vec<(String, (u64, u64))>);
 
 impl Clock {
     /// In which of so many parts of the recording, of equal length, an exchange began, from 0.
-    pub fn part(&self, exchange: &Exchange, parts: usize) -> usize {
+    fn part(&self, exchange: &Exchange, parts: usize) -> usize {
         let Some(first) = exchange.request.hops.first().or_else(|| exchange.reply.hops.first()) else { return 0 };
         let clock = exchange.clocks.iter().find(|clock| clock.node == first.node);
         let span = self.0.iter().find(|(name, _)| *name == first.node);
@@ -112,7 +130,7 @@ impl Clock {
 
 impl Recording {
     /// When it began and ended.
-    pub fn clock(&self) -> Clock {
+    fn clock(&self) -> Clock {
         let span = |node: usize| {
             let times = self.blocks.iter().filter_map(|block| *block.times.get(node)?);
             times.reduce(|(a, b), (c, d)| (a.min(c), b.max(d))).unwrap_or((0, 0))

@@ -8,11 +8,11 @@ use crate::path::model::{
 
 /// One row of the table.
 #[derive(Clone, Debug)]
-pub(super) struct Step<'a> {
+pub(crate) struct Step<'a> {
     /// Where and when it was complete.
-    pub(super) hop: &'a Hop,
+    pub(crate) hop: &'a Hop,
     /// What happened.
-    pub(super) what: String,
+    pub(crate) what: String,
     /// The packet ended here without having arrived.
     pub(super) failed: bool,
     /// Line of traceroute that this step's node or pod is.
@@ -20,7 +20,7 @@ pub(super) struct Step<'a> {
 }
 
 /// The steps of a path. Only a request's are numbered: traceroute goes one way.
-pub(super) fn steps(path: &Path, direction: Direction) -> Vec<Step<'_>> {
+pub(crate) fn steps(path: &Path, direction: Direction) -> Vec<Step<'_>> {
     let mut merger = Merger { steps: Vec::new(), route: None, direction };
     for hop in &path.hops {
         merger.add(hop);

@@ -24,6 +24,7 @@ mod verbose;
 use crate::path::model::{Exchange, Outcome, Trace};
 
 pub use comparison::comparison;
+pub(crate) use hops::steps;
 pub use report::report;
 pub use screen::text;
 
