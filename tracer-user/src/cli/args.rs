@@ -22,6 +22,9 @@ pub enum Command {
     /// Show the path a ping, a TCP SYN or a datagram takes, hop by hop, there and back
     #[command(after_help = TRACE_EXAMPLES)]
     Trace(Box<TraceArgs>),
+    /// Watch what others send, live: where the time goes, and what is lost
+    #[command(after_help = WATCH_EXAMPLES)]
+    Watch(Box<WatchArgs>),
     /// Record what others send, for `podpath report`
     #[command(after_help = RECORD_EXAMPLES)]
     Record(Box<RecordArgs>),
@@ -86,6 +89,16 @@ Kubernetes they come from an inventory file:
 
 Exit codes: 0 every exchange completed; 1 could not trace; 2 wrong usage;
 3 traced, and at least one exchange did not complete (dropped, rejected, lost)";
+
+const WATCH_EXAMPLES: &str = "\
+Examples:
+  podpath watch shop/web svc/db            a service's only port: its segments, round trips and losses, each second
+  podpath watch bb2 bb1                    pings that others send
+  podpath watch bb2 web --tcp 80
+
+Nothing is sent. q quits, space freezes. Names and nodes are those of `podpath trace`.
+
+Exit codes: 0 watched; 1 could not watch; 2 wrong usage";
 
 const RECORD_EXAMPLES: &str = "\
 Examples:
@@ -337,6 +350,22 @@ pub struct TraceArgs {
     /// Name the netfilter rules that packets meet: adds one nftables table to each node (`flags owner`) while the trace runs
     #[arg(long)]
     pub trace_rules: bool,
+}
+
+/// Arguments of `podpath watch`.
+#[derive(Clone, Debug, PartialEq, Args)]
+pub struct WatchArgs {
+    /// Between whom.
+    #[command(flatten)]
+    pub between: Between,
+}
+
+impl From<WatchArgs> for TraceArgs {
+    /// As a recording that the user ends.
+    fn from(args: WatchArgs) -> Self {
+        let write = PathBuf::new();
+        Self::from(RecordArgs { between: args.between, wait: LONGEST, write })
+    }
 }
 
 /// Arguments of `podpath record`.

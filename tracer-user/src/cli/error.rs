@@ -105,6 +105,9 @@ pub(super) enum Error {
     /// No threads or descriptors for the work.
     #[error("podpath could not start its threads: {0}; check the limits on threads and open files (ulimit -a)")]
     Runtime(#[source] io::Error),
+    /// There is nothing to draw on.
+    #[error("watch: standard output is no terminal; run it in one, or use `podpath record`")]
+    NoTerminal,
     /// The result could not be written.
     #[error("standard output: {0}; nothing more was written")]
     Output(#[source] io::Error),

@@ -12,6 +12,7 @@ mod ends;
 mod error;
 mod install;
 mod kubernetes;
+mod live;
 mod nodes;
 mod plugin;
 mod record;
@@ -42,6 +43,7 @@ pub fn main() -> ExitCode {
             let args = args.clone().with_port_of_destination().unwrap_or_else(|error| error.exit());
             block_on(trace::run(&args))
         }
+        Command::Watch(args) => block_on(live::run(args)),
         Command::Record(args) => block_on(record::run(args)),
         Command::Report(args) => report::run(args),
         Command::Convert(args) => convert::run(args),

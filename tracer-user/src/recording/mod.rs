@@ -14,6 +14,7 @@ use crate::{
 pub mod capture;
 mod error;
 mod file;
+mod live;
 mod names;
 mod read;
 #[cfg(test)]
@@ -22,6 +23,7 @@ mod window;
 
 pub use error::Error;
 pub use file::{Entry, Writer};
+pub use live::Live;
 pub use names::KnownNames;
 pub use read::{Contents, Recording};
 pub use window::Window;

@@ -7,14 +7,14 @@ use crate::path::{Evidence, Joined, NodeEvidence, join_all, model::Exchange};
 const RECORDS: usize = 200_000;
 
 /// What belongs to an exchange, an answer or another transmission, comes within this time, ns.
-const MARGIN_NS: u64 = 2_000_000_000;
+pub(super) const MARGIN_NS: u64 = 2_000_000_000;
 
 /// A piece of a recording.
 pub struct Window {
     /// What was seen in it, and a while before and after.
     pub evidence: Evidence,
     /// By node: its name, and the span of time of the core, ns of its clock; from, and until before.
-    core: Vec<(String, (u64, u64))>,
+    pub(super) core: Vec<(String, (u64, u64))>,
 }
 
 impl Window {

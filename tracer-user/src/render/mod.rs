@@ -1,5 +1,8 @@
 //! Trace -> text and JSON: pure functions that return what is to be printed.
 
+mod board;
+#[cfg(test)]
+mod board_tests;
 mod comparison;
 mod failure;
 #[cfg(test)]
@@ -23,6 +26,7 @@ mod verbose;
 
 use crate::path::model::{Exchange, Outcome, Trace};
 
+pub use board::Board;
 pub use comparison::comparison;
 pub(crate) use hops::steps;
 pub use report::report;

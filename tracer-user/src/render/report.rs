@@ -110,10 +110,10 @@ fn about(page: &mut Page, contents: &Contents) {
 }
 
 /// A row: where, which interfaces, what, and the numbers.
-struct Row {
+pub(super) struct Row {
     paint: Paint,
-    words: [String; 3],
-    numbers: [String; 5],
+    pub(super) words: [String; 3],
+    pub(super) numbers: [String; 5],
 }
 
 fn table(page: &mut Page, report: &Report, names: &Names) {
@@ -128,7 +128,14 @@ fn table(page: &mut Page, report: &Report, names: &Names) {
         let words = ["round trip".to_owned(), format!("{} {kind}", grouped(times.count())), String::new()];
         rows.push(Row { paint: Paint::Bold, words, numbers: numbers(times, None) });
     }
+    rows.extend(segments(report, names));
+    lay_out(page, &rows);
+}
+
+/// A row for each segment, with a row before each direction.
+pub(super) fn segments(report: &Report, names: &Names) -> Vec<Row> {
     let total = report.total_ns();
+    let mut rows = Vec::new();
     let mut before: Option<&Key> = None;
     for (key, times) in &report.segments {
         if before.is_none_or(|before| before.direction != key.direction) {
@@ -149,7 +156,13 @@ fn table(page: &mut Page, report: &Report, names: &Names) {
         rows.push(Row { paint, words, numbers: numbers(times, Some(total)) });
         before = Some(key);
     }
-    lay_out(page, &rows);
+    rows
+}
+
+/// Of each segment, its share of all round trips.
+pub(super) fn shares(report: &Report) -> Vec<f64> {
+    let total = report.total_ns().max(1) as f64;
+    report.segments.iter().map(|(_, times)| times.total_ns as f64 / total).collect()
 }
 
 fn numbers(times: &Times, total: Option<u128>) -> [String; 5] {

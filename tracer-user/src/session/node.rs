@@ -123,6 +123,21 @@ impl Node {
         self.alone_ns = self.latest_ns;
     }
 
+    /// What it said so far, without its records, as if it were complete.
+    pub(super) fn so_far(&self) -> NodeEvidence {
+        NodeEvidence {
+            name: self.name.clone(),
+            records: Vec::new(),
+            facts: self.collected.facts.clone(),
+            lost: self.counters.map_or(0, |(counters, discarded)| counters.lost() + discarded),
+            unread: 0,
+            complete: true,
+            watched: self.request.flows.clone(),
+            stopped_ns: None,
+            alone_ns: self.alone_ns,
+        }
+    }
+
     /// Whether probes can come from it.
     pub(super) fn fires(&self) -> bool {
         self.armed && self.request.ping.is_some()

@@ -7,7 +7,7 @@ use super::{
     node::Node,
     wire::{self, Message},
 };
-use crate::event::Record;
+use crate::{event::Record, path::NodeEvidence};
 
 /// Sessions whose frames are at hand: what each says is taken in as [`super::drive`] takes it in, but that records are passed on
 /// and not kept.
@@ -51,6 +51,11 @@ impl Replay {
         self.nodes.iter_mut().for_each(Node::all_record);
     }
 
+    /// What they delivered so far, without the records.
+    pub fn so_far(&self) -> impl Iterator<Item = NodeEvidence> {
+        self.nodes.iter().map(Node::so_far)
+    }
+
     /// What they delivered, without the records.
     pub fn finish(self) -> Driven {
         let mut driven = Driven::default();
@@ -74,7 +79,7 @@ pub fn records(frame: Bytes) -> Result<Vec<Record>, Error> {
 
 /// What a session would have said that saw this, as frames.
 #[cfg(test)]
-pub(crate) fn frames(node: &crate::path::NodeEvidence) -> Vec<Bytes> {
+pub(crate) fn frames(node: &NodeEvidence) -> Vec<Bytes> {
     use super::{About, Counters, Hello, PROTOCOL};
 
     let about = About { node: node.name.clone(), kernel: "6.18.0".to_owned(), ..About::default() };
