@@ -317,9 +317,6 @@ pub struct Between {
 /// Arguments of `podpath trace`.
 #[derive(Clone, Debug, PartialEq, Args)]
 pub struct TraceArgs {
-    /// Between whom: pings, or with --tcp SYNs that are reset when they are answered, or with --udp datagrams.
-    #[command(flatten)]
-    pub between: Between,
     /// How many exchanges
     #[arg(short = 'c', long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
     pub count: u16,
@@ -350,6 +347,10 @@ pub struct TraceArgs {
     /// Name the netfilter rules that packets meet: adds one nftables table to each node (`flags owner`) while the trace runs
     #[arg(long)]
     pub trace_rules: bool,
+    // Last: what follows the cluster's options is listed with them.
+    /// Between whom: pings, or with --tcp SYNs that are reset when they are answered, or with --udp datagrams.
+    #[command(flatten)]
+    pub between: Between,
 }
 
 /// Arguments of `podpath watch`.
@@ -371,15 +372,16 @@ impl From<WatchArgs> for TraceArgs {
 /// Arguments of `podpath record`.
 #[derive(Clone, Debug, PartialEq, Args)]
 pub struct RecordArgs {
-    /// Between whom.
-    #[command(flatten)]
-    pub between: Between,
     /// How long, such as 30s, 5m or 1h; Ctrl-C ends it earlier, and keeps what was recorded
     #[arg(long = "for", value_name = "DURATION", value_parser = duration, default_value = "60s")]
     pub wait: Duration,
     /// The file to write; there must be none of that name yet
     #[arg(short, long, value_name = "FILE")]
     pub write: PathBuf,
+    // Last: what follows the cluster's options is listed with them.
+    /// Between whom.
+    #[command(flatten)]
+    pub between: Between,
 }
 
 impl From<RecordArgs> for TraceArgs {
