@@ -85,7 +85,12 @@ fn as_expected(expect: &Expect, trace: &Trace, lab: &LabInfo) -> Vec<String> {
             Some(direction) => vec![format!("{outcome}, failed direction {direction}")],
             None => vec![outcome.to_owned()],
         };
-        let lines = |hops: &[Hop]| hops.iter().map(|hop| hop.line(lab)).collect::<Vec<_>>();
+        let line = |hop: &Hop| {
+            let line = hop.line(lab);
+            let listed = expect.instead.iter().find(|[instead, _]| *instead == line);
+            listed.map_or(line, |[_, listed]| listed.clone())
+        };
+        let lines = |hops: &[Hop]| hops.iter().map(line).collect::<Vec<_>>();
         let found = [
             different(
                 "outcome",

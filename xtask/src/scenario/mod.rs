@@ -73,6 +73,10 @@ pub struct Expect {
     pub request: Vec<String>,
     /// Hops of the reply.
     pub reply: Vec<String>,
+    /// Hops that may be in place of others, for a reason that lies outside of the scenario: pairs of what may be there and what is
+    /// listed.
+    #[serde(default)]
+    pub instead: Vec<[String; 2]>,
     /// Bounds of shares of the median exchange: `node1 >= 10 ms`.
     #[serde(default)]
     pub shares: Vec<Bound>,
