@@ -160,7 +160,7 @@ impl Board {
         let room = usize::from(area.width).saturating_sub(used + 1);
         let mut lines = vec![Line::styled(
             format!(
-                "{:<a$} {:<b$} {:<c$} {:>numbers$} {:>numbers$} share of the round trip",
+                "{:<a$} {:<b$} {:<c$} {:>numbers$} {:>numbers$} share",
                 "where",
                 "interface",
                 "what",
