@@ -219,10 +219,7 @@ impl<'a> Walk<'a> {
         let ttl = shown_ttl(&packet);
         let at = from.unwrap_or(out);
         let why = match known {
-            _ if !out.up => {
-                let why = format!("{} is administratively down", out.name);
-                return Ok(self.drop(host, at, ttl, &why, None, None));
-            }
+            _ if !out.up => format!("{} is administratively down", out.name),
             _ if !host.carrier(self.world, out) => format!("{} has no carrier: its other end is down", out.name),
             Some(peer) => return self.hand_over(host, from, out, next, packet, peer),
             None => format!("no answer to ARP for {next}"),
@@ -591,7 +588,7 @@ impl<'a> Walk<'a> {
         }
         let place = self.place(host);
         let colon = if detail.is_empty() { "" } else { ": " };
-        let inferred = action == "bridged" || detail.ends_with(" is administratively down");
+        let inferred = action == "bridged";
         let basis = if inferred { " (inferred)" } else { "" };
         self.lines.push(format!("{place} {link} {action} ttl {ttl}{colon}{detail}{basis}"));
     }
