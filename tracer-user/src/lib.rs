@@ -3,6 +3,7 @@
 //! `docs/ARCHITECTURE.md` follows a packet's bytes through these modules. What needs the kernel of a node is compiled for Linux
 //! with the feature `agent`: there the build script sets `cfg(live)`.
 
+mod checksum;
 pub mod cli;
 pub mod cluster;
 pub mod doctor;

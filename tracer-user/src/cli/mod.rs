@@ -10,6 +10,7 @@ mod convert;
 mod doctor;
 mod ends;
 mod error;
+mod examples;
 mod install;
 mod kubernetes;
 mod live;
@@ -29,6 +30,9 @@ use args::{Cli, Command};
 
 /// It could not trace.
 const FAILED: u8 = 1;
+
+/// Done, and not all that was asked for completed.
+const NOT_ALL: u8 = 3;
 
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {

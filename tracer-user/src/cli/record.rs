@@ -1,7 +1,7 @@
 //! `podpath record`.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io,
     net::IpAddr,
@@ -9,26 +9,24 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use indicatif::DecimalBytes;
 use tokio::sync::Notify;
 
 use super::{
+    NOT_ALL,
     args::{RecordArgs, TraceArgs},
     ends::{self, Resolved},
     error::Error,
     nodes::{self, Cluster},
-    requests,
     terminal::{Progress, write_stderr},
-    trace::{home, plan, plural, rfc3339, stopped},
+    trace::{Watching, plural, rfc3339, stopped, watching},
 };
 use crate::{
     event::Record,
     path::join_all,
     recording::{self, Closing, Entry, Header, KnownNames, RecordedNode, Recording, Writer},
-    session::{self, Driven, Flow, Plan},
+    session::{self, Driven, Flow},
 };
-
-/// Recorded, but not all that was to be.
-const NOT_ALL: u8 = 3;
 
 /// Of more addresses the names are not kept: so many a report shows nobody.
 const MOST_ADDRESSES: usize = 100_000;
@@ -78,17 +76,8 @@ fn told(path: &Path, records: u64, lasted: Duration) -> String {
     if records == 0 {
         return format!("podpath: nothing was seen in {:.1} s; {path} says so\n", lasted.as_secs_f64());
     }
-    let size = size(bytes);
+    let size = DecimalBytes(bytes);
     format!("{records} records in {:.1} s, {size}; next: podpath report {path}\n", lasted.as_secs_f64())
-}
-
-/// `1.2 MB`
-fn size(bytes: u64) -> String {
-    match bytes {
-        0..1_000 => format!("{bytes} B"),
-        1_000..1_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),
-        _ => format!("{:.1} MB", bytes as f64 / 1e6),
-    }
 }
 
 /// What was recorded, but for its end.
@@ -110,7 +99,7 @@ struct Tape {
 #[derive(Default)]
 struct Seen {
     records: u64,
-    lost: std::collections::BTreeMap<String, u64>,
+    lost: BTreeMap<String, u64>,
     addresses: BTreeSet<IpAddr>,
 }
 
@@ -131,17 +120,25 @@ impl Seen {
 }
 
 impl Tape {
-    fn create(path: &Path, header: Header) -> Result<Self, recording::Error> {
+    /// Begins a file; `early`: names for the case that its end, with all, is never written. Where that fails there is none.
+    fn create(path: &Path, header: Header, early: KnownNames) -> Result<Self, recording::Error> {
         let failed = |source: io::Error| match source.kind() {
             io::ErrorKind::AlreadyExists => recording::Error::Exists { path: path.to_owned() },
             _ => recording::Error::File { path: path.to_owned(), what: "create", source },
         };
         let file = File::create_new(path).map_err(failed)?;
-        let writer = Writer::new(file, header).map_err(failed)?;
+        let begun = Writer::new(file, header).and_then(|mut writer| {
+            writer.add(Entry::Names(early))?;
+            Ok(writer)
+        });
+        let writer = begun.map_err(|source| {
+            let _gone = fs::remove_file(path);
+            unwritten(path, source)
+        })?;
         Ok(Self { writer, started: Instant::now(), seen: Seen::default() })
     }
 
-    /// Takes in what happens; what to say of it.
+    /// Takes in what happens.
     fn step(&mut self, step: &session::Progress<'_>) -> io::Result<()> {
         match step {
             session::Progress::Heard { node, frame } => {
@@ -162,39 +159,25 @@ impl Tape {
 
 /// Runs the sessions, and writes what they say.
 async fn record(path: &Path, args: &TraceArgs, cluster: &mut Cluster) -> Result<Recorded, Error> {
-    let mut resolved = ends::resolve(args, cluster).await?;
     let progress = Progress::start(format!("arming {}", plural(cluster.nodes.len(), "node")));
-    let (connections, _) = cluster.connect(None).await?;
-    resolved.sender = None;
-    let requests = requests::requests(args, cluster, &resolved, &[]);
-    let flows = requests.iter().map(|request| request.flows.clone());
-    let mut tape = Tape::create(path, header(cluster, &resolved, flows))?;
-    // For the case that the end, with all names, is never written.
-    let ends = [resolved.ends.source.address, resolved.ends.destination.address];
-    let own = cluster.nodes.iter().flat_map(|node| ends::node_addresses(&cluster.directory, &node.name));
-    let early = KnownNames::of(&cluster.directory, &ends.into_iter().chain(own).collect(), []);
-    tape.writer.add(Entry::Names(early)).map_err(|source| unwritten(path, source))?;
-    let plan = Plan { passes_on: true, ..plan(args, cluster, home(cluster, &resolved)) };
+    let Watching { resolved, sessions, plan } = watching(args, cluster).await?;
+    let flows = sessions.iter().map(|(_, request)| request.flows.clone());
+    let mut tape = Tape::create(path, header(cluster, &resolved, flows), early_names(cluster, &resolved))?;
     let full = Notify::new();
     let mut error = None;
     let mut meter = Meter::new(args.wait);
-    let driven = session::drive(
-        connections.into_iter().zip(requests).collect(),
-        plan,
-        stopped(&full, progress.line()),
-        |step| {
-            if error.is_none()
-                && let Err(source) = tape.step(&step)
-            {
-                error = Some(source);
-                // What is in the file is good: better an early end than a recording with a hole.
-                full.notify_one();
-            }
-            if let Some(text) = meter.step(&step, &tape) {
-                progress.now(text);
-            }
-        },
-    )
+    let driven = session::drive(sessions, plan, stopped(&full, progress.line()), |step| {
+        if error.is_none()
+            && let Err(source) = tape.step(&step)
+        {
+            error = Some(source);
+            // What is in the file is good: better an early end than a recording with a hole.
+            full.notify_one();
+        }
+        if let Some(text) = meter.step(&step, &tape) {
+            progress.now(text);
+        }
+    })
     .await;
     match driven {
         Ok(driven) => Ok(Recorded { tape, driven, error }),
@@ -206,6 +189,13 @@ async fn record(path: &Path, args: &TraceArgs, cluster: &mut Cluster) -> Result<
     }
 }
 
+/// Of the two ends, and of the nodes.
+fn early_names(cluster: &Cluster, resolved: &Resolved) -> KnownNames {
+    let ends = [resolved.ends.source.address, resolved.ends.destination.address];
+    let own = cluster.nodes.iter().flat_map(|node| ends::node_addresses(&cluster.directory, &node.name));
+    KnownNames::of(&cluster.directory, &ends.into_iter().chain(own).collect(), [])
+}
+
 fn header(cluster: &Cluster, resolved: &Resolved, flows: impl Iterator<Item = Vec<Flow>>) -> Header {
     let nodes = cluster.nodes.iter().zip(flows).map(|(node, flows)| RecordedNode { name: node.name.clone(), flows });
     Header {
@@ -215,7 +205,6 @@ fn header(cluster: &Cluster, resolved: &Resolved, flows: impl Iterator<Item = Ve
         ends: resolved.ends.clone(),
         service: resolved.service.as_ref().map(|behind| behind.asked.clone()),
         traffic: resolved.traffic.watched(resolved.ends.source.address),
-        one_flow_of: None,
         nodes: nodes.collect(),
     }
 }
@@ -249,7 +238,7 @@ impl Meter {
         self.said = Some((Instant::now(), records));
         let rate = (records - before) as f64 / passed.max(0.001);
         let lost: u64 = tape.seen.lost.values().sum();
-        let size = size(tape.writer.written());
+        let size = DecimalBytes(tape.writer.written());
         let (now, of) = (since.elapsed().as_secs(), self.of.as_secs());
         Some(format!("{now} of {of} s: {records} records, {rate:.0}/s, {lost} lost, {size}; Ctrl-C ends"))
     }

@@ -1,19 +1,17 @@
 //! `podpath report`.
 
 use super::{
+    NOT_ALL,
     args::{Format, ReportArgs},
     error::Error,
     terminal::{Surroundings, write_stderr, write_stdout},
 };
 use crate::{
-    path::model::{Exchange, Outcome, Trace, TracedNode},
-    recording::Recording,
+    path::model::{Endpoint, Exchange, Outcome, Trace, TracedNode},
+    recording::{Header, Recording},
     render,
     report::{self, Report},
 };
-
-/// Not all completed.
-const NOT_ALL: u8 = 3;
 
 /// Reads the recording and prints.
 ///
@@ -32,6 +30,9 @@ pub(super) fn run(args: &ReportArgs) -> Result<u8, Error> {
     if let Some(path) = &args.against {
         let mut older = Recording::open(path)?;
         let (before, _) = gather(&mut older, 0)?;
+        if let Some(others) = others(&contents.header, &older.contents.header) {
+            write_stderr(&format!("warning: {} is of {others}: other ends are compared\n", path.display()));
+        }
         let findings = report::compare(&report, &before);
         let now = (&report, contents);
         let bytes = match args.output {
@@ -50,20 +51,26 @@ pub(super) fn run(args: &ReportArgs) -> Result<u8, Error> {
         (Format::Text | Format::Wide, None) => render::report(&report, contents, &style(false)).into_bytes(),
     };
     write_stdout(&bytes).map_err(Error::Output)?;
-    if !contents.closed && args.slowest.is_some() {
-        contents.driven.warnings.iter().for_each(|warning| write_stderr(&format!("warning: {warning}\n")));
-    }
     let all = report.exchanges() > 0 && report.ended(Outcome::Delivered) == report.exchanges();
     Ok(if all { 0 } else { NOT_ALL })
 }
 
-/// Each exchange on its own: they have nothing in common but that they were slow.
+/// The ends of the older recording, if they are not those of the other: who has a name may have got another address since.
+fn others(header: &Header, older: &Header) -> Option<String> {
+    let name = |end: &Endpoint| end.name.clone().unwrap_or_else(|| end.address.to_string());
+    let ends = |header: &Header| [&header.ends.source, &header.ends.destination].map(name);
+    let of_older = ends(older);
+    (ends(header) != of_older).then(|| of_older.join(" -> "))
+}
+
+/// Each exchange on its own: they have nothing in common but that they were slow, and what is to be known of the recording.
 fn slowest(trace: &Trace, style: &render::Style) -> Vec<u8> {
-    let one = |exchange: &Exchange| {
+    let one = |(index, exchange): (usize, &Exchange)| {
         let exchanges = vec![exchange.clone()];
-        render::text(&Trace { exchanges, ..trace.clone() }, style)
+        let warnings = if index == 0 { trace.warnings.clone() } else { Vec::new() };
+        render::text(&Trace { exchanges, warnings, ..trace.clone() }, style)
     };
-    trace.exchanges.iter().map(one).collect::<Vec<_>>().join("\n").into_bytes()
+    trace.exchanges.iter().enumerate().map(one).collect::<Vec<_>>().join("\n").into_bytes()
 }
 
 /// All exchanges together, and the slowest as a trace.
@@ -95,4 +102,33 @@ fn gather(recording: &mut Recording, keep: usize) -> Result<(Report, Trace), Err
         probe: header.traffic.clone(),
     };
     Ok((report, trace))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Header, others};
+    use crate::path::{Ends, model::Endpoint};
+
+    #[test]
+    fn recordings_of_other_ends_are_told_apart() {
+        let end = |name: Option<&str>, address: [u8; 4]| Endpoint {
+            name: name.map(str::to_owned),
+            address: address.into(),
+            node: None,
+        };
+        let header = |source, destination| Header {
+            program: String::new(),
+            started: String::new(),
+            context: None,
+            ends: Ends { source, destination },
+            service: None,
+            traffic: String::new(),
+            nodes: Vec::new(),
+        };
+        let web = |last| end(Some("shop/web"), [10, 0, 0, last]);
+        let now = header(web(1), end(None, [8, 8, 8, 8]));
+        assert_eq!(others(&now, &header(web(2), end(None, [8, 8, 8, 8]))), None, "another address of the same pod");
+        let other = others(&now, &header(web(1), end(None, [1, 1, 1, 1])));
+        assert_eq!(other.as_deref(), Some("shop/web -> 1.1.1.1"));
+    }
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::Notify;
 
 use super::{
+    NOT_ALL,
     args::{Format, TraceArgs},
     ends::{self, Resolved},
     error::Error,
@@ -21,13 +22,11 @@ use crate::{
         pod_with,
     },
     render,
-    session::{self, Counters, Driven, DrivenNode, Flow, Plan},
+    session::{self, Connection, Counters, Driven, DrivenNode, Flow, Plan, Request},
 };
 
 /// After the last request that a passive trace waits for: its reply.
 const LAST_REPLY: Duration = Duration::from_secs(1);
-/// Traced, and not all that was asked for completed.
-const NOT_ALL: u8 = 3;
 
 /// Payload that every link takes, bytes.
 const SHORT: u16 = 56;
@@ -211,13 +210,32 @@ async fn drive(
     Ok(driven)
 }
 
+/// Sessions that only watch, and pass on what they record.
+pub(super) struct Watching {
+    pub(super) resolved: Resolved,
+    pub(super) sessions: Vec<(Connection, Request)>,
+    pub(super) plan: Plan,
+}
+
+/// Reaches all nodes for a recording or a live view, and says what each is asked.
+///
+/// # Errors
+/// An end means nothing, or a node cannot be reached.
+pub(super) async fn watching(args: &TraceArgs, cluster: &mut Cluster) -> Result<Watching, Error> {
+    let resolved = ends::resolve(args, cluster).await?;
+    let (connections, _) = cluster.connect(resolved.sender).await?;
+    let requests = requests::requests(args, cluster, &resolved, &[]);
+    let plan = Plan { passes_on: true, ..plan(args, cluster, home(cluster, &resolved)) };
+    Ok(Watching { resolved, sessions: connections.into_iter().zip(requests).collect(), plan })
+}
+
 /// Which node the source lives on.
-pub(super) fn home(cluster: &Cluster, resolved: &Resolved) -> Option<usize> {
+fn home(cluster: &Cluster, resolved: &Resolved) -> Option<usize> {
     cluster.nodes.iter().position(|node| Some(&node.name) == resolved.ends.source.node.as_ref())
 }
 
 /// How the sessions run; `home`: the source's node.
-pub(super) fn plan(args: &TraceArgs, cluster: &Cluster, home: Option<usize>) -> Plan {
+fn plan(args: &TraceArgs, cluster: &Cluster, home: Option<usize>) -> Plan {
     Plan {
         armed_within: args.between.ready_within,
         record_for: args.passive.then_some(args.wait),

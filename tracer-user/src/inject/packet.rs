@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::Error;
-use crate::{path::Probe, session::ProbeKind};
+use crate::{checksum::checksum, path::Probe, session::ProbeKind};
 
 pub(super) const IPV4_HEADER: usize = 20;
 pub(super) const IPV6_HEADER: usize = 40;
@@ -208,20 +208,6 @@ fn ip_id(first: u16, seq: u16) -> u16 {
     let ids = u32::from(u16::MAX);
     let at = (u32::from(first) + u32::from(seq)) % ids;
     u16::try_from(at + 1).expect("at most 65535 by the remainder")
-}
-
-/// The Internet checksum (RFC 1071).
-pub(super) fn checksum(bytes: &[u8]) -> u16 {
-    let words = bytes.chunks(2).map(|pair| match *pair {
-        [high, low] => u64::from(u16::from_be_bytes([high, low])),
-        [high] => u64::from(high) << 8,
-        _ => 0,
-    });
-    let mut sum: u64 = words.sum();
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !(sum as u16)
 }
 
 #[cfg(test)]

@@ -6,7 +6,8 @@ use super::{
     drops::{End, delivered_as},
     group::Role,
     model::{
-        Action, Basis, Detail, DropCause, DropDetail, Hop, Nat, OLD_ENTRY, QUEUED, Segmentation, Segments, Tunnel,
+        Action, Basis, Detail, DropCause, DropDetail, Hop, Nat, OLD_ENTRY, QUEUED, REDIRECTED, REDIRECTED_UNSEEN,
+        Segmentation, Segments, Tunnel,
     },
     nat, nat_rule, route,
     touch::{self, Header, Touch, Way},
@@ -35,9 +36,6 @@ struct Spot {
 
 /// Between a packet's own `nf_nat_manip_pkt` and its first device lies at most this much, ns.
 const BEFORE_QUEUE_NS: u64 = 1_000_000;
-
-/// Routes and rules had no say.
-pub(super) const REDIRECTED: &str = "redirected before IP (tc, XDP, a CNI's eBPF)";
 
 /// A packet's way through a namespace's netfilter hooks.
 pub(super) struct Passage {
@@ -217,7 +215,7 @@ impl<'a> Walk<'_, 'a> {
             let detail = Detail { tunnel, text, mtu, segments, ..Detail::default() };
             self.push(spot, Action::Decapsulated, touch.header(), Basis::Observed, detail);
         } else {
-            let text = touch.redirected().then(|| format!("{REDIRECTED}; no hook saw it"));
+            let text = touch.redirected().then(|| REDIRECTED_UNSEEN.to_owned());
             let detail = Detail { mtu, segments, text, ..Detail::default() };
             let basis = if touch.concluded() { Basis::Inferred } else { Basis::Observed };
             self.push(spot, Action::Received, touch.header(), basis, detail);

@@ -67,6 +67,15 @@ pub struct AskedService {
     pub not_let_in: Vec<String>,
 }
 
+/// What is said where a packet passed to another device without having been routed or bridged.
+pub const REDIRECTED: &str = "redirected before IP (tc, XDP, a CNI's eBPF)";
+
+/// And where no device saw it come.
+pub const REDIRECTED_UNSEEN: &str = "redirected before IP (tc, XDP, a CNI's eBPF); no hook saw it";
+
+/// What is said after the name of a place that has an XDP program.
+pub const HAS_XDP: &str = " has an XDP program: ";
+
 /// What is said at an `ifb`, by which a packet makes a detour.
 pub const QUEUED: &str = "redirected here by tc, to be queued; then handed back";
 
@@ -178,6 +187,32 @@ pub struct Exchange {
     /// The answer that says the request was refused, if somebody sent one; also where it did not reach the source.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rejection: Option<Rejection>,
+}
+
+impl Exchange {
+    /// The node of its first hop, and what that node's clock showed then, ns; None: not known.
+    #[must_use]
+    pub fn began(&self) -> Option<(&str, u64)> {
+        let first = self.request.hops.first().or_else(|| self.reply.hops.first())?;
+        Some((&first.node, self.clock_of(&first.node)?.try_into().ok()?))
+    }
+
+    /// What a node's clock showed at the first hop, ns; None: not known.
+    #[must_use]
+    pub fn clock_of(&self, node: &str) -> Option<i64> {
+        self.clocks.iter().find(|clock| clock.node == node).map(|clock| clock.monotonic_ns)
+    }
+
+    /// The hop at which the packet ended.
+    #[must_use]
+    pub fn ended_at(&self) -> Option<&Hop> {
+        let ended = |hop: &&Hop| matches!(hop.action, Action::Dropped | Action::Lost);
+        let paths = match self.failed_direction {
+            Some(Direction::Request) => [&self.request, &self.reply],
+            _ => [&self.reply, &self.request],
+        };
+        paths.iter().find_map(|path| path.hops.iter().rev().find(ended))
+    }
 }
 
 /// A node's clock at an exchange's first hop. Two of them tell how far the nodes' clocks are apart, and one relates the

@@ -25,6 +25,7 @@ use pcap_file::{
 };
 
 use crate::{
+    checksum::checksum,
     event::{L4, Packet, Record, Sighting},
     path::{
         Evidence,
@@ -168,13 +169,12 @@ impl<'a> Index<'a> {
 
     /// The packet as a hop shows it: the sighting of its moment.
     fn packet(&self, exchange: &Exchange, hop: &Hop) -> Option<Seen<'a>> {
-        let clock = |name: &str| exchange.clocks.iter().find(|clock| clock.node == name);
         let at = i64::try_from(hop.at_ns?).ok()?;
-        let moment = u64::try_from(clock(&hop.node)?.monotonic_ns + at).ok()?;
+        let moment = u64::try_from(exchange.clock_of(&hop.node)? + at).ok()?;
         let sighting = self.sightings.get(&(hop.node.as_str(), moment, hop.ifindex?))?;
         // By the clock of the first hop's node: the packets of an exchange keep their order whatever the others' clocks show.
-        let first = exchange.request.hops.first().or_else(|| exchange.reply.hops.first())?;
-        let start = i128::from(clock(&first.node)?.monotonic_ns) + i128::from(*self.realtime.get(first.node.as_str())?);
+        let (first, began) = exchange.began()?;
+        let start = i128::from(began) + i128::from(*self.realtime.get(first)?);
         let time_ns = u64::try_from(start + i128::from(at)).ok()?;
         let place = Place { node: hop.node.clone(), pod: hop.pod.clone(), interface: hop.interface.clone()? };
         Some(Seen { place, time_ns, packet: &sighting.packet, comments: Vec::new() })
@@ -246,12 +246,4 @@ fn transport(packet: &Packet) -> (u8, Vec<u8>) {
         L4::Other { protocol } => protocol,
     };
     (protocol, bytes)
-}
-
-/// The Internet checksum (RFC 1071).
-fn checksum(bytes: &[u8]) -> u16 {
-    let words = bytes.chunks_exact(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])));
-    let sum: u32 = words.sum();
-    let folded = (sum & 0xffff) + (sum >> 16);
-    !((folded & 0xffff) + (folded >> 16)) as u16
 }

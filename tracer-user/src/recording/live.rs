@@ -43,14 +43,13 @@ impl Live {
         Self { replay: Replay::new(nodes.to_vec()), nodes: nodes.iter().map(recent).collect(), forgotten: 0 }
     }
 
-    /// Takes in the content of one frame; how many records were in it.
+    /// Takes in the content of one frame.
     ///
     /// # Errors
     /// The frame is malformed.
-    pub fn hear(&mut self, node: usize, frame: Bytes) -> Result<usize, session::Error> {
+    pub fn hear(&mut self, node: usize, frame: Bytes) -> Result<(), session::Error> {
         let records = self.replay.hear(node, frame)?;
-        let Some(recent) = self.nodes.get_mut(node) else { return Ok(0) };
-        let count = records.len();
+        let Some(recent) = self.nodes.get_mut(node) else { return Ok(()) };
         for record in records {
             recent.latest = recent.latest.max(record.time_ns());
             recent.records.push_back(record);
@@ -59,7 +58,7 @@ impl Live {
                 self.forgotten += 1;
             }
         }
-        Ok(count)
+        Ok(())
     }
 
     /// Whatever follows was seen by all nodes.

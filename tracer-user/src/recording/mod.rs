@@ -43,9 +43,6 @@ pub struct Header {
     pub service: Option<AskedService>,
     /// What was waited for, in words: `tcp to port 5432`.
     pub traffic: String,
-    /// One of so many flows is recorded; None: all.
-    #[serde(default)]
-    pub one_flow_of: Option<u32>,
     /// The sessions, in the order in which frames number them.
     pub nodes: Vec<RecordedNode>,
 }

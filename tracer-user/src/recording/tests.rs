@@ -38,7 +38,6 @@ fn header(evidence: &Evidence, ends: &Ends) -> Header {
         ends: ends.clone(),
         service: None,
         traffic: "icmp echo, passive".to_owned(),
-        one_flow_of: None,
         nodes: nodes.map(|node| RecordedNode { name: node.name.clone(), flows: vec![flow.clone()] }).collect(),
     }
 }

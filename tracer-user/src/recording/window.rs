@@ -20,11 +20,8 @@ pub struct Window {
 impl Window {
     /// Whether an exchange is of this window and no other: it began in its core, by the clock of the node where it was first seen.
     pub fn has(&self, exchange: &Exchange) -> bool {
-        let Some(first) = exchange.request.hops.first().or_else(|| exchange.reply.hops.first()) else { return false };
-        let clock = exchange.clocks.iter().find(|clock| clock.node == first.node);
-        let core = self.core.iter().find(|(name, _)| *name == first.node);
-        let (Some(clock), Some((_, (from, until)))) = (clock, core) else { return false };
-        u64::try_from(clock.monotonic_ns).is_ok_and(|ns| (*from..*until).contains(&ns))
+        let Some((node, ns)) = exchange.began() else { return false };
+        self.core.iter().any(|(name, (from, until))| name == node && (*from..*until).contains(&ns))
     }
 }
 
@@ -118,11 +115,9 @@ struct Clock(Vec<(String, (u64, u64))>);
 impl Clock {
     /// In which of so many parts of the recording, of equal length, an exchange began, from 0.
     fn part(&self, exchange: &Exchange, parts: usize) -> usize {
-        let Some(first) = exchange.request.hops.first().or_else(|| exchange.reply.hops.first()) else { return 0 };
-        let clock = exchange.clocks.iter().find(|clock| clock.node == first.node);
-        let span = self.0.iter().find(|(name, _)| *name == first.node);
-        let (Some(clock), Some((_, (from, until)))) = (clock, span) else { return 0 };
-        let since = u64::try_from(clock.monotonic_ns).unwrap_or(0).saturating_sub(*from);
+        let Some((node, ns)) = exchange.began() else { return 0 };
+        let Some((_, (from, until))) = self.0.iter().find(|(name, _)| name == node) else { return 0 };
+        let since = ns.saturating_sub(*from);
         let part = u128::from(since) * parts as u128 / u128::from(until - from + 1);
         usize::try_from(part).unwrap_or(0).min(parts.saturating_sub(1))
     }

@@ -76,7 +76,7 @@ fn told(finding: &Finding, names: &Names) -> (Paint, String) {
         Finding::Way { direction, before, now } => {
             let text = format!(
                 "{} takes another way: {} instead of {}",
-                capital(*direction),
+                way_of(*direction),
                 step(now.as_ref(), names),
                 step(before.as_ref(), names)
             );
@@ -102,7 +102,7 @@ fn told(finding: &Finding, names: &Names) -> (Paint, String) {
     }
 }
 
-fn capital(direction: Direction) -> &'static str {
+fn way_of(direction: Direction) -> &'static str {
     match direction {
         Direction::Request => "the request",
         Direction::Reply => "the reply",

@@ -11,20 +11,10 @@ use crate::path::model::{
     Outcome, Policies, PoliciesRead, PolicyDirection, PolicyStage, Rejection, Trace,
 };
 
-/// The hop at which the packet ended.
-pub(super) fn last_hop(exchange: &Exchange) -> Option<&Hop> {
-    let ended = |hop: &&Hop| matches!(hop.action, Action::Dropped | Action::Lost);
-    let paths = match exchange.failed_direction {
-        Some(Direction::Request) => [&exchange.request, &exchange.reply],
-        _ => [&exchange.reply, &exchange.request],
-    };
-    paths.iter().find_map(|path| path.hops.iter().rev().find(ended))
-}
-
 /// What follows the count in the verdict: ` by ingress policy at default/bb1, on node ip-172-20-50-50 (not the wire)`,
 /// `: blackhole route on node ip-172-20-50-50`.
 pub(super) fn cause(names: &Names, exchange: &Exchange) -> String {
-    match (last_hop(exchange), exchange.outcome) {
+    match (exchange.ended_at(), exchange.outcome) {
         (Some(hop), _) if hop.action == Action::Lost => match &hop.detail.text {
             Some(text) => format!(": {}", names.shorten(text)),
             None => format!(": left {} {}, never seen again", names.short(&hop.node), interface(hop)),
@@ -100,13 +90,13 @@ pub(super) fn explain(page: &mut Page, trace: &Trace, names: &Names, exchange: &
     if let Some(service) = unserved(trace, exchange) {
         fact(page, "service", &nobody_serves(service, trace.source.address));
     }
-    if let Some(hop) = last_hop(exchange) {
+    if let Some(hop) = exchange.ended_at() {
         facts(page, hop);
         fact(page, "proof", &names.shorten(&proof(trace, hop)));
     }
     if let Some(rejection) = &exchange.rejection {
         fact(page, "answer", &names.shorten(&answer(names, rejection, exchange)));
-    } else if last_hop(exchange).is_some_and(is_usually_answered) {
+    } else if exchange.ended_at().is_some_and(is_usually_answered) {
         fact(page, "answer", "none was seen; the kernel limits the rate of ICMP errors (net.ipv4.icmp_ratelimit)");
     }
     let arrived = exchange.request.hops.iter().any(|hop| hop.action == Action::Delivered);
@@ -114,7 +104,7 @@ pub(super) fn explain(page: &mut Page, trace: &Trace, names: &Names, exchange: &
         fact(page, "note", "the request arrived and was answered; only the way back failed");
     }
     // Without a last hop and an answer the first note stands in the verdict.
-    let told = usize::from(last_hop(exchange).is_none() && exchange.rejection.is_none());
+    let told = usize::from(exchange.ended_at().is_none() && exchange.rejection.is_none());
     for note in exchange.notes.iter().skip(told) {
         fact(page, "note", &names.shorten(note));
     }

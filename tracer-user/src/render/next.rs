@@ -1,19 +1,13 @@
 //! What to look at next: commands, each with the place to run it.
 
-use super::{
-    failure::{last_hop, unserved},
-    names::Names,
-};
+use super::{failure::unserved, names::Names};
 use crate::path::model::{
-    Action, AskedService, CulpritRule, Direction, DropCause, DropDetail, Exchange, Hop, NamedPolicy, Nat, NatSide,
-    OLD_ENTRY, Rejection, Trace,
+    Action, AskedService, CulpritRule, Direction, DropCause, DropDetail, Exchange, HAS_XDP, Hop, NamedPolicy, Nat,
+    NatSide, OLD_ENTRY, Rejection, Trace,
 };
 
 /// As `path/culprit/rules.rs` says it.
 const INVALID: &str = "netfilter rule for packets that conntrack calls invalid";
-
-/// As `path/culprit/xdp.rs` says it.
-const XDP_AT: &str = " has an XDP program: ";
 
 /// Policies that are worth a command each.
 const MOST_POLICIES: usize = 3;
@@ -46,7 +40,7 @@ pub(super) fn commands(trace: &Trace, names: &Names, exchange: &Exchange) -> Vec
     if let Some((dnat, nat)) = trace.service.as_ref().and_then(|service| service.stranger(exchange)) {
         return stranger(trace, names, dnat, nat);
     }
-    let Some(hop) = last_hop(exchange) else { return without_hop(trace, names, exchange) };
+    let Some(hop) = exchange.ended_at() else { return without_hop(trace, names, exchange) };
     let on = match &hop.pod {
         Some(pod) => format!("in pod {pod}"),
         None => format!("on {}", names.short(&hop.node)),
@@ -104,8 +98,8 @@ fn lost(names: &Names, site: &Site<'_>, exchange: &Exchange) -> Vec<String> {
     if hop.detail.text.as_ref().is_some_and(|text| text.contains("(no SNAT)")) {
         return untranslated(site, exchange);
     }
-    if let Some(note) = exchange.notes.iter().find(|note| note.contains(XDP_AT)) {
-        let place = note.split(XDP_AT).next().unwrap_or_default();
+    if let Some(note) = exchange.notes.iter().find(|note| note.contains(HAS_XDP)) {
+        let place = note.split(HAS_XDP).next().unwrap_or_default();
         let (node, interface) = place.rsplit_once(' ').unwrap_or((place, dev));
         let on = names.short(node);
         return vec![format!(

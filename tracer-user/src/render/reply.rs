@@ -1,7 +1,7 @@
 //! A reply in one line, if it took the same way back.
 
 use super::{hops::rewrite, units::micros};
-use crate::path::model::{Action, Exchange, Hop, Path, QUEUED};
+use crate::path::model::{Action, Exchange, Hop, Path, QUEUED, REDIRECTED_UNSEEN};
 
 /// Interfaces visited, in order, without detours.
 fn visits(path: &Path) -> Vec<Visit<'_>> {
@@ -20,7 +20,7 @@ type Visit<'a> = (&'a str, Option<&'a str>, Option<&'a str>);
 
 /// Something redirected the packet past a device: of the way back, which may have one more, that says nothing.
 fn passes_over(path: &Path) -> bool {
-    path.hops.iter().any(|hop| hop.detail.text.as_deref().is_some_and(|text| text.ends_with("no hook saw it")))
+    path.hops.iter().any(|hop| hop.detail.text.as_deref().is_some_and(|text| text == REDIRECTED_UNSEEN))
 }
 
 fn namespaces<'a>(visits: &[Visit<'a>]) -> Vec<(&'a str, Option<&'a str>)> {

@@ -1,10 +1,12 @@
 //! A report -> text.
 
+use indicatif::HumanCount;
+
 use super::{
     Style,
     line::{Page, Paint},
     names::Names,
-    summary::colour,
+    summary::{colour, things, word},
     units::micros,
 };
 use crate::{
@@ -36,15 +38,7 @@ pub fn report(report: &Report, contents: &Contents, style: &Style) -> String {
 
 /// `12,345`
 pub(super) fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
+    HumanCount(number).to_string()
 }
 
 /// `0.32%`, `12%`
@@ -97,9 +91,8 @@ fn about(page: &mut Page, contents: &Contents) {
     };
     let service = header.service.as_ref().map(|service| format!(" ({}/svc/{})", service.namespace, service.name));
     let context = header.context.as_ref().map_or(String::new(), |context| format!("  context {context}"));
-    let sampled = header.one_flow_of.map_or(String::new(), |of| format!(", one flow of {of}"));
     let text = format!(
-        "{} -> {}{}  {}{sampled}  {}{context}",
+        "{} -> {}{}  {}  {}{context}",
         end(&header.ends.source),
         end(&header.ends.destination),
         service.unwrap_or_default(),
@@ -224,18 +217,8 @@ fn failures(page: &mut Page, report: &Report, names: &Names) {
 
 /// `lost requests`, and where and why.
 pub(super) fn failure(failure: &Failure, names: &Names) -> (String, String) {
-    let what = match failure.direction {
-        Some(Direction::Request) => " requests",
-        Some(Direction::Reply) => " replies",
-        None => "",
-    };
-    let word = match failure.outcome {
-        Outcome::Delivered => "delivered",
-        Outcome::Dropped => "dropped",
-        Outcome::Rejected => "rejected",
-        Outcome::Lost => "lost",
-        Outcome::Incomplete => "incomplete",
-    };
+    let what = things(failure.direction);
+    let word = word(failure.outcome).to_lowercase();
     let place = match (&failure.pod, &failure.node, &failure.interface) {
         (_, _, _) if failure.outcome == Outcome::Lost => String::new(),
         (Some(pod), _, Some(interface)) => format!("pod {pod} {interface}: "),

@@ -8,7 +8,7 @@ use super::{
     reply::same_way_back,
     units::Unit,
 };
-use crate::path::model::{Action, Direction, Exchange, Hop, Outcome, ShareOf, Trace};
+use crate::path::model::{Action, Direction, Exchange, Hop, Outcome, REDIRECTED, ShareOf, Trace};
 
 /// The first line.
 pub(super) fn verdict(page: &mut Page, trace: &Trace, names: &Names, groups: &[Group<'_>]) {
@@ -85,7 +85,7 @@ pub(super) fn colour(outcome: Outcome) -> Paint {
     }
 }
 
-fn things(direction: Option<Direction>) -> &'static str {
+pub(super) fn things(direction: Option<Direction>) -> &'static str {
     match direction {
         Some(Direction::Request) => " requests",
         Some(Direction::Reply) => " replies",
@@ -118,7 +118,7 @@ fn way(trace: &Trace, names: &Names, groups: &[Group<'_>]) -> String {
     let exchange = group.median;
     let hops = || exchange.request.hops.iter();
     let has = |action| hops().any(|hop| hop.action == action);
-    let redirected = |hop: &Hop| hop.detail.text.as_deref().is_some_and(|text| text.contains("redirected before IP"));
+    let redirected = |hop: &Hop| hop.detail.text.as_deref().is_some_and(|text| text.contains(REDIRECTED));
     let moved = match (has(Action::Routed), has(Action::Bridged)) {
         (true, true) => "bridged and routed",
         (true, false) => "routed",

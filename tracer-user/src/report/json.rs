@@ -18,7 +18,6 @@ struct Json<'r> {
     started: &'r str,
     context: &'r Option<String>,
     traffic: &'r str,
-    one_flow_of: Option<u32>,
     lasted_ns: u64,
     exchanges: Exchanges,
     round_trips: Vec<RoundTrip>,
@@ -105,7 +104,6 @@ pub fn json(report: &Report, contents: &Contents) -> Vec<u8> {
         started: &header.started,
         context: &header.context,
         traffic: &header.traffic,
-        one_flow_of: header.one_flow_of,
         lasted_ns: u64::try_from(contents.lasted.as_nanos()).unwrap_or(u64::MAX),
         exchanges: Exchanges {
             total: report.exchanges(),

@@ -247,15 +247,8 @@ impl Report {
 
 /// Where and why it ended.
 fn failure(exchange: &Exchange) -> Failure {
-    let Exchange { outcome, failed_direction: direction, .. } = exchange;
-    let paths = match direction {
-        Some(Direction::Request) => [&exchange.request, &exchange.reply],
-        _ => [&exchange.reply, &exchange.request],
-    };
-    let ended = |hop: &&Hop| matches!(hop.action, Action::Dropped | Action::Lost);
-    let hop = paths.iter().find_map(|path| path.hops.iter().rev().find(ended));
-    let (outcome, direction) = (*outcome, *direction);
-    let Some(hop) = hop else {
+    let (outcome, direction) = (exchange.outcome, exchange.failed_direction);
+    let Some(hop) = exchange.ended_at() else {
         let said = exchange.rejection.as_ref().map(|rejection| rejection.meaning.clone());
         let noted = || exchange.notes.first().map(|note| timeless(note));
         let why = said.or_else(noted).unwrap_or_else(|| "not enough was seen to say why".to_owned());

@@ -1,6 +1,7 @@
 //! Echoes: what leaves, what comes back, and when.
 
-use super::{packet::checksum, *};
+use super::*;
+use crate::checksum::checksum;
 use crate::path::Answer;
 
 #[test]

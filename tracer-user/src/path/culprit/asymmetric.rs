@@ -1,9 +1,6 @@
 //! Why conntrack calls a reply invalid: where its request went, and what the entry there knows.
 
-use crate::path::{
-    hops::REDIRECTED,
-    model::{Action, Exchange, Hop},
-};
+use crate::path::model::{Action, Exchange, Hop, REDIRECTED};
 
 /// What the two ways say about a reply that `node` dropped as invalid: one sentence.
 pub(super) fn note(exchange: &Exchange, node: &str, reply: &Hop) -> String {

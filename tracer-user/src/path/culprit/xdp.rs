@@ -3,6 +3,7 @@
 use crate::{
     node::facts::LinkRef,
     path::{
+        model::HAS_XDP,
         touch::{Touch, Way},
         world::World,
     },
@@ -29,5 +30,5 @@ pub(in crate::path) fn at_uplinks(world: &World<'_>, node: usize) -> Option<Stri
 
 /// What is to be known of a place with an XDP program.
 pub(in crate::path) fn sentence(place: &str) -> String {
-    format!("{place} has an XDP program: what that drops or redirects no hook sees, nor does tcpdump")
+    format!("{place}{HAS_XDP}what that drops or redirects no hook sees, nor does tcpdump")
 }

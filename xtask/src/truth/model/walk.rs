@@ -349,10 +349,8 @@ impl<'a> Walk<'a> {
             }
             // What NAT sends to another port is bridged there, not routed (`br_nf_pre_routing_finish`); by way of the bridge's own
             // device where the node has not sent anything to that neighbour yet.
-            let [bridged, sent] = ["bridged", "transmitted"].map(|action| {
-                self.line(host, &bridge.name, action, ttl, "");
-                self.lines.pop().unwrap_or_default()
-            });
+            let [bridged, sent] =
+                ["bridged", "transmitted"].map(|action| self.hop(host, &bridge.name, action, ttl, ""));
             self.instead.push((sent, bridged));
             return self.bridge(host, link, bridge, turned, packet);
         }
@@ -583,14 +581,16 @@ impl<'a> Walk<'a> {
 
     /// As scenario files write a hop.
     pub(super) fn line(&mut self, host: &Host, link: &str, action: &str, ttl: u8, detail: &str) {
-        if host.role == Role::Outside {
-            return;
+        if host.role != Role::Outside {
+            self.lines.push(self.hop(host, link, action, ttl, detail));
         }
+    }
+
+    fn hop(&self, host: &Host, link: &str, action: &str, ttl: u8, detail: &str) -> String {
         let place = self.place(host);
         let colon = if detail.is_empty() { "" } else { ": " };
-        let inferred = action == "bridged";
-        let basis = if inferred { " (inferred)" } else { "" };
-        self.lines.push(format!("{place} {link} {action} ttl {ttl}{colon}{detail}{basis}"));
+        let basis = if action == "bridged" { " (inferred)" } else { "" };
+        format!("{place} {link} {action} ttl {ttl}{colon}{detail}{basis}")
     }
 }
 
