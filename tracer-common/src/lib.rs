@@ -237,6 +237,20 @@ pub struct Rule {
     pub l4_mask: u64,
     /// IP protocol number.
     pub protocol: u64,
+    /// Of so many flows one is wanted, chosen by [`chosen`]; 0 and 1: all.
+    pub one_of: u32,
+    /// By how many bits `l4` is to be shifted right, as a number of this machine, until the asking end's port, or the ICMP
+    /// identifier, is in the lowest 16.
+    pub port_shift: u32,
+}
+
+/// Whether sampling of one in `one_of` flows chooses that of this port: 0 if so, for a comparison without branches. `port` is as
+/// it lies in the packet, read as a number of this machine; bits above its 16 are ignored. Multiplying by 2^32 divided by the
+/// golden ratio spreads neighbouring ports, as kernels give them out, evenly over the upper bits (Knuth, volume 3, 6.4).
+#[inline(always)]
+pub const fn chosen(port: u64, one_of: u32) -> u64 {
+    let spread = ((port & 0xffff).wrapping_mul(0x9e37_79b1) & 0xffff_ffff) >> 16;
+    (spread * one_of as u64) >> 16
 }
 
 /// Number of flows a session can ask for.

@@ -1,6 +1,6 @@
 //! Does a packet belong to a wanted flow, and is it the packet that was tracked?
 
-use tracer_common::{Learned, Rule, Track, Wanted, flow_mask, netfilter};
+use tracer_common::{Learned, Rule, Track, Wanted, chosen, flow_mask, netfilter};
 
 use crate::parse::{Headers, protocol};
 
@@ -36,6 +36,7 @@ fn differs(rule: &Rule, headers: &Headers, l4_mask: u64) -> u64 {
         | (headers.dst[1] ^ rule.dst[1]) & rule.dst_mask[1]
         | u64::from(headers.protocol) ^ rule.protocol
         | (headers.l4[0] ^ rule.l4) & rule.l4_mask & l4_mask
+        | chosen(headers.l4[0] >> (rule.port_shift & 63), rule.one_of) & l4_mask
 }
 
 /// Does a packet whose addresses end so belong to no flow for certain?

@@ -38,7 +38,7 @@ struct Times {
 fn podpath() -> Result<Times> {
     let words = ["ip", "netns", "exec", NAMESPACES[0], env!("CARGO_BIN_EXE_podpath-agent"), "session"];
     let words: Vec<_> = words.map(OsString::from).into();
-    let flow = Flow { a: IpAddr::V4(A), b: Some(IpAddr::V4(B)), protocol: 1, a_port: None, b_port: None };
+    let flow = Flow { a: IpAddr::V4(A), b: Some(IpAddr::V4(B)), protocol: 1, a_port: None, b_port: None, one_of: 1 };
     let ping = Ping {
         src: IpAddr::V4(A),
         home: None,

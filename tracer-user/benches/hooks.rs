@@ -97,7 +97,7 @@ fn measure(case: Case) -> Result<(Vec<Cost>, u64)> {
         Case::NearMiss => (B, A, elsewhere(2)),
         Case::Translated => (SERVICE, A, SERVICE),
     };
-    let flow = Flow { a: IpAddr::V4(a), b: Some(IpAddr::V4(b)), protocol: 1, a_port: None, b_port: None };
+    let flow = Flow { a: IpAddr::V4(a), b: Some(IpAddr::V4(b)), protocol: 1, a_port: None, b_port: None, one_of: 1 };
     let scope = match case {
         Case::OutOfScope => Vec::new(),
         _ => NAMESPACES.iter().map(|name| inode(name)).collect::<Result<_>>()?,

@@ -233,6 +233,9 @@ pub struct TraceArgs {
     /// Name the netfilter rules that packets meet: adds one nftables table to each node (`flags owner`) while the trace runs
     #[arg(long)]
     pub trace_rules: bool,
+    /// Of so many connections one is recorded: `podpath record --sample`. A trace takes all.
+    #[arg(skip = 1_u32)]
+    pub one_of: u32,
     // Last: what follows the cluster's options is listed with them.
     /// Between whom: pings, or with --tcp SYNs that are reset when they are answered, or with --udp datagrams.
     #[command(flatten)]
@@ -242,16 +245,23 @@ pub struct TraceArgs {
 /// Arguments of `podpath watch`.
 #[derive(Clone, Debug, PartialEq, Args)]
 pub struct WatchArgs {
+    /// Of N connections watch one, chosen by the client's port alike on all nodes: on busy nodes it costs so much less
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=MOST_SAMPLED))]
+    pub sample: u32,
+    // Last: what follows the cluster's options is listed with them.
     /// Between whom.
     #[command(flatten)]
     pub between: Between,
 }
 
+/// A port has 16 bits: of more connections one cannot be chosen by it.
+const MOST_SAMPLED: i64 = 1 << 16;
+
 impl From<WatchArgs> for TraceArgs {
     /// As a recording that the user ends.
     fn from(args: WatchArgs) -> Self {
-        let write = PathBuf::new();
-        Self::from(RecordArgs { between: args.between, wait: LONGEST, write })
+        let WatchArgs { sample, between } = args;
+        Self::from(RecordArgs { wait: LONGEST, write: PathBuf::new(), sample, between })
     }
 }
 
@@ -264,6 +274,9 @@ pub struct RecordArgs {
     /// The file to write; there must be none of that name yet
     #[arg(short, long, value_name = "FILE")]
     pub write: PathBuf,
+    /// Of N connections record one, chosen by the client's port alike on all nodes: on busy nodes it costs so much less
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=MOST_SAMPLED))]
+    pub sample: u32,
     // Last: what follows the cluster's options is listed with them.
     /// Between whom.
     #[command(flatten)]
@@ -285,6 +298,7 @@ impl From<RecordArgs> for TraceArgs {
             passive: true,
             wait: args.wait,
             trace_rules: false,
+            one_of: args.sample,
         }
     }
 }

@@ -106,7 +106,7 @@ async fn watch(args: &TraceArgs, cluster: &mut Cluster) -> Result<Vec<String>, E
         cluster.nodes.iter().zip(&sessions).map(|(n, (_, r))| (n.name.clone(), r.flows.clone())).collect();
     let plan = Plan { record_for: None, ..plan };
     let ends = resolved.ends.clone();
-    let traffic = resolved.traffic.watched(ends.source.address);
+    let traffic = resolved.traffic.watched(ends.source.address, args.one_of);
     let names = cluster.nodes.iter().map(|node| node.name.as_str());
     let board = Board::new(&ends.source, &ends.destination, &traffic, names);
     let shown = RefCell::new(Shown { board, live: Live::new(&flows), armed: 0, since: None, lost: BTreeMap::new() });

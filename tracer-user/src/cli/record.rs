@@ -61,7 +61,7 @@ pub(super) async fn run(args: &RecordArgs) -> Result<u8, Error> {
         write_stderr(&format!("podpath: {}\n", unwritten(&args.write, source)));
         return Ok(NOT_ALL);
     }
-    write_stderr(&told(&args.write, records, lasted));
+    write_stderr(&told(&args.write, records, lasted, args.sample));
     Ok(if records == 0 { NOT_ALL } else { 0 })
 }
 
@@ -70,11 +70,15 @@ fn unwritten(path: &Path, source: io::Error) -> recording::Error {
 }
 
 /// What there is now, and what to do with it.
-fn told(path: &Path, records: u64, lasted: Duration) -> String {
+fn told(path: &Path, records: u64, lasted: Duration, one_of: u32) -> String {
     let bytes = fs::metadata(path).map_or(0, |about| about.len());
     let path = path.display();
     if records == 0 {
-        return format!("podpath: nothing was seen in {:.1} s; {path} says so\n", lasted.as_secs_f64());
+        let sampled = match one_of {
+            1 => String::new(),
+            _ => format!("; of {one_of} connections one is recorded: without --sample all are"),
+        };
+        return format!("podpath: nothing was seen in {:.1} s; {path} says so{sampled}\n", lasted.as_secs_f64());
     }
     let size = DecimalBytes(bytes);
     format!("{records} records in {:.1} s, {size}; next: podpath report {path}\n", lasted.as_secs_f64())
@@ -162,7 +166,9 @@ async fn record(path: &Path, args: &TraceArgs, cluster: &mut Cluster) -> Result<
     let progress = Progress::start(format!("arming {}", plural(cluster.nodes.len(), "node")));
     let Watching { resolved, sessions, plan } = watching(args, cluster).await?;
     let flows = sessions.iter().map(|(_, request)| request.flows.clone());
-    let mut tape = Tape::create(path, header(cluster, &resolved, flows), early_names(cluster, &resolved))?;
+    let traffic = resolved.traffic.watched(resolved.ends.source.address, args.one_of);
+    let header = header(cluster, &resolved, traffic, flows);
+    let mut tape = Tape::create(path, header, early_names(cluster, &resolved))?;
     let full = Notify::new();
     let mut error = None;
     let mut meter = Meter::new(args.wait);
@@ -196,7 +202,7 @@ fn early_names(cluster: &Cluster, resolved: &Resolved) -> KnownNames {
     KnownNames::of(&cluster.directory, &ends.into_iter().chain(own).collect(), [])
 }
 
-fn header(cluster: &Cluster, resolved: &Resolved, flows: impl Iterator<Item = Vec<Flow>>) -> Header {
+fn header(cluster: &Cluster, resolved: &Resolved, traffic: String, flows: impl Iterator<Item = Vec<Flow>>) -> Header {
     let nodes = cluster.nodes.iter().zip(flows).map(|(node, flows)| RecordedNode { name: node.name.clone(), flows });
     Header {
         program: concat!("podpath ", env!("CARGO_PKG_VERSION")).to_owned(),
@@ -204,7 +210,7 @@ fn header(cluster: &Cluster, resolved: &Resolved, flows: impl Iterator<Item = Ve
         context: cluster.context.clone(),
         ends: resolved.ends.clone(),
         service: resolved.service.as_ref().map(|behind| behind.asked.clone()),
-        traffic: resolved.traffic.watched(resolved.ends.source.address),
+        traffic,
         nodes: nodes.collect(),
     }
 }

@@ -35,6 +35,7 @@ pub(super) fn requests(args: &TraceArgs, cluster: &Cluster, resolved: &Resolved,
         // Of TCP and UDP the source's kernel chooses the ports.
         a_port: (traffic == Traffic::Echo && !args.passive).then_some(id),
         b_port: traffic.port(),
+        one_of: args.one_of,
     };
     let ping = Ping {
         src: ends.source.address,
@@ -84,7 +85,8 @@ pub(super) fn translated(nodes: &[NodeEvidence]) -> Vec<Flow> {
                 continue;
             }
             let port = (!matches!(protocol, 1 | 58)).then_some(reply.l4_src);
-            let flow = Flow { a: reply.dst, b: Some(reply.src), protocol: *protocol, a_port: None, b_port: port };
+            let flow =
+                Flow { a: reply.dst, b: Some(reply.src), protocol: *protocol, a_port: None, b_port: port, one_of: 1 };
             let asked = |other: &NodeEvidence| {
                 other.watched.iter().any(|watched| watched.covers(*protocol, (reply.dst, None), (reply.src, port)))
             };
@@ -118,7 +120,8 @@ fn flows(cluster: &Cluster, resolved: &Resolved, flow: &Flow, node: &str) -> Vec
         flows.push(beyond.clone());
     }
     if !is(&ends.source) {
-        flows.extend(home_address(cluster, resolved).map(|a| Flow { a, a_port: None, ..seen.clone() }));
+        // Its port may be another there: which connections were chosen by it elsewhere cannot be told.
+        flows.extend(home_address(cluster, resolved).map(|a| Flow { a, a_port: None, one_of: 1, ..seen.clone() }));
     }
     if let Some(behind) = service.as_ref().filter(|_| !is(&ends.destination)) {
         let room = MAX_FLOWS - flows.len();
@@ -134,9 +137,15 @@ fn masqueraded(behind: &Behind, beyond: &Flow, node: &str, room: usize) -> Vec<F
     let here = |of: &Option<String>| of.as_deref().is_none_or(|of| of == node);
     let family = |address: &IpAddr| address.is_ipv4() == beyond.a.is_ipv4();
     let own = endpoints.iter().filter(|(address, _, of)| here(of) && family(address));
-    let to =
-        |(a, a_port, _): &(IpAddr, Option<u16>, _)| Flow { a: *a, a_port: *a_port, b: None, b_port: None, ..*beyond };
-    let from = |a: &IpAddr| Flow { a: *a, a_port: None, ..*beyond };
+    let to = |(a, a_port, _): &(IpAddr, Option<u16>, _)| Flow {
+        a: *a,
+        a_port: *a_port,
+        b: None,
+        b_port: None,
+        one_of: 1,
+        ..*beyond
+    };
+    let from = |a: &IpAddr| Flow { a: *a, a_port: None, one_of: 1, ..*beyond };
     match own.clone().count() {
         0 => Vec::new(),
         _ if !masquerades => Vec::new(),
@@ -239,6 +248,7 @@ items:
             protocol,
             a_port: None,
             b_port,
+            one_of: 1,
         };
         let dnat = translation(6, tuple("10.0.0.1", "10.9.0.9", 4711, 80), tuple("10.0.0.2", "10.0.0.1", 8080, 4711));
         let plain = translation(1, tuple("10.0.0.1", "10.0.0.3", 5, 5), tuple("10.0.0.3", "10.0.0.1", 5, 5));
@@ -332,7 +342,7 @@ items:
             local_nodes: None,
             asked: AskedService::default(),
         };
-        let beyond = Flow { a: address(200), b: None, protocol: 6, a_port: None, b_port: Some(8080) };
+        let beyond = Flow { a: address(200), b: None, protocol: 6, a_port: None, b_port: Some(8080), one_of: 1 };
         let from =
             |behind: &Behind, node| masqueraded(behind, &beyond, node, 3).iter().map(|flow| flow.a).collect::<Vec<_>>();
         assert_eq!(from(&behind(3), "node-1"), [address(0), address(1), address(2)]);

@@ -387,7 +387,7 @@ fn assemble(
     let first = exchanges.iter().find_map(|exchange| exchange.request.hops.first());
     let service = service.map(|behind| behind.came_in(first.map(|hop| hop.node.as_str())));
     let source = ends.source.address;
-    let probe = if args.passive { traffic.watched(source) } else { traffic.sent(source, args.size) };
+    let probe = if args.passive { traffic.watched(source, args.one_of) } else { traffic.sent(source, args.size) };
     Trace {
         schema: "podpath.trace/v1",
         source: ends.source,

@@ -84,12 +84,13 @@ impl Traffic {
         }
     }
 
-    /// The same for what others send.
-    pub(super) fn watched(self, source: IpAddr) -> String {
+    /// The same for what others send, where of so many flows one is recorded.
+    pub(super) fn watched(self, source: IpAddr, one_of: u32) -> String {
+        let sampled = if one_of > 1 { format!(", 1 flow of {one_of}") } else { String::new() };
         match self {
-            Self::Echo => format!("{} echo, passive", icmp(source)),
-            Self::Tcp(port) => format!("tcp to port {port}, passive"),
-            Self::Udp(port) => format!("udp to port {port}, passive"),
+            Self::Echo => format!("{} echo, passive{sampled}", icmp(source)),
+            Self::Tcp(port) => format!("tcp to port {port}, passive{sampled}"),
+            Self::Udp(port) => format!("udp to port {port}, passive{sampled}"),
         }
     }
 
@@ -129,7 +130,7 @@ mod tests {
         let four = IpAddr::from([10, 0, 0, 1]);
         let six = IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, 1]);
         let all = [Traffic::Echo, Traffic::Tcp(80), Traffic::Udp(53)];
-        let told = all.map(|traffic| [four, six].map(|source| (traffic.sent(source, 56), traffic.watched(source))));
+        let told = all.map(|traffic| [four, six].map(|source| (traffic.sent(source, 56), traffic.watched(source, 1))));
         insta::assert_debug_snapshot!(told, @r#"
         [
             [

@@ -23,24 +23,37 @@ pub(super) fn rules(flows: &[Flow]) -> Result<Wanted, Error> {
 }
 
 fn both_ways(flow: &Flow) -> [Rule; 2] {
-    let Flow { a, b, protocol, a_port, b_port } = *flow;
+    let Flow { a, b, protocol, a_port, b_port, one_of } = *flow;
     let end = |end: Option<IpAddr>| match end {
         Some(end) => (address(event::to_bytes(end)), [u64::MAX; 2]),
         None => ([0; 2], [0; 2]),
     };
     let ((a, a_mask), (b, b_mask)) = (end(Some(a)), end(b));
-    let (forward, backward) = if matches!(protocol, 1 | 58) {
+    let (forward, backward, port_at) = if matches!(protocol, 1 | 58) {
         // An ICMP identifier is the same both ways.
         let id = l4_bytes(4, a_port);
-        (id, id)
+        (id, id, [4, 4])
     } else {
-        (either(l4_bytes(0, a_port), l4_bytes(2, b_port)), either(l4_bytes(0, b_port), l4_bytes(2, a_port)))
+        (either(l4_bytes(0, a_port), l4_bytes(2, b_port)), either(l4_bytes(0, b_port), l4_bytes(2, a_port)), [0, 2])
     };
-    let protocol = u64::from(protocol);
-    [
-        Rule { src: a, src_mask: a_mask, dst: b, dst_mask: b_mask, l4: forward.0, l4_mask: forward.1, protocol },
-        Rule { src: b, src_mask: b_mask, dst: a, dst_mask: a_mask, l4: backward.0, l4_mask: backward.1, protocol },
-    ]
+    let rule = |src: (_, _), dst: (_, _), l4: (u64, u64), port_at| Rule {
+        src: src.0,
+        src_mask: src.1,
+        dst: dst.0,
+        dst_mask: dst.1,
+        l4: l4.0,
+        l4_mask: l4.1,
+        protocol: u64::from(protocol),
+        one_of,
+        port_shift: shift(port_at),
+    };
+    let (a, b) = ((a, a_mask), (b, b_mask));
+    [rule(a, b, forward, port_at[0]), rule(b, a, backward, port_at[1])]
+}
+
+/// How far the two bytes at this place are from the lowest of the number that the machine reads.
+fn shift(at: u32) -> u32 {
+    if cfg!(target_endian = "little") { 8 * at } else { 8 * (6 - at) }
 }
 
 /// A port at this place in the first 8 bytes of the L4 header, and the mask of that place.
@@ -59,6 +72,8 @@ fn either(a: (u64, u64), b: (u64, u64)) -> (u64, u64) {
 
 #[cfg(test)]
 mod tests {
+    use tracer_common::chosen;
+
     use super::*;
 
     const ALL: [u64; 2] = [u64::MAX; 2];
@@ -77,8 +92,14 @@ mod tests {
 
     #[test]
     fn an_icmp_flow_has_one_identifier_both_ways() {
-        let flow =
-            Flow { a: ip("10.0.0.1"), b: Some(ip("10.0.0.2")), protocol: 1, a_port: Some(0x1234), b_port: Some(9) };
+        let flow = Flow {
+            a: ip("10.0.0.1"),
+            b: Some(ip("10.0.0.2")),
+            protocol: 1,
+            a_port: Some(0x1234),
+            b_port: Some(9),
+            one_of: 1,
+        };
         let wanted = rules(&[flow]).expect("fits");
         assert_eq!(wanted.flows, 1);
         assert_eq!(wanted.ends[0], u32::from_ne_bytes([10, 0, 0, 1]));
@@ -92,7 +113,7 @@ mod tests {
 
     #[test]
     fn ports_change_places_on_the_way_back_and_wildcards_have_no_mask() {
-        let flow = Flow { a: ip("fd00::1"), b: None, protocol: 6, a_port: None, b_port: Some(443) };
+        let flow = Flow { a: ip("fd00::1"), b: None, protocol: 6, a_port: None, b_port: Some(443), one_of: 1 };
         let wanted = rules(&[flow]).expect("fits");
         let [there, back] = wanted.rules[0];
         assert_eq!(
@@ -104,8 +125,47 @@ mod tests {
     }
 
     #[test]
+    fn sampling_looks_at_the_port_of_the_one_end_in_both_directions() {
+        let flow = |protocol| Flow {
+            a: ip("10.0.0.1"),
+            b: Some(ip("10.0.0.2")),
+            protocol,
+            a_port: None,
+            b_port: Some(80),
+            one_of: 16,
+        };
+        let port = 0xbeef_u16;
+        let [p, q] = port.to_be_bytes();
+        for (protocol, there, back) in [
+            (6, [p, q, 0, 80, 1, 2, 3, 4], [0, 80, p, q, 5, 6, 7, 8]),
+            (1, [8, 0, 1, 2, p, q, 0, 1], [0, 0, 3, 4, p, q, 0, 1]),
+        ] {
+            let wanted = rules(&[flow(protocol)]).expect("fits");
+            let seen = wanted.rules[0].iter().zip([there, back]);
+            let seen = seen.map(|(rule, l4)| (word(l4) >> rule.port_shift & 0xffff, rule.one_of));
+            let expected = (u64::from(u16::from_ne_bytes([p, q])), 16);
+            assert_eq!(seen.collect::<Vec<_>>(), [expected, expected], "protocol {protocol}");
+        }
+    }
+
+    /// Linux gives out ephemeral ports from 32768 to 60999, to `connect` the odd or the even ones of them.
+    #[test]
+    fn sampling_chooses_evenly_among_the_ports_that_clients_have() {
+        for (step, one_of) in [(1, 2), (1, 10), (2, 3), (2, 16), (2, 100), (1, 1000)] {
+            let ports: Vec<u16> = (32768..61000).step_by(step).collect();
+            let chosen = ports.iter().filter(|port| {
+                let seen = u16::from_ne_bytes(port.to_be_bytes());
+                chosen(seen.into(), one_of) == 0
+            });
+            let (chosen, fair) = (chosen.count() as f64, ports.len() as f64 / f64::from(one_of));
+            assert!((0.8..1.25).contains(&(chosen / fair)), "1 of {one_of}: {chosen} for {fair}");
+        }
+        assert_eq!([0, 1].map(|all| (0..=u16::MAX).all(|port| chosen(port.into(), all) == 0)), [true; 2]);
+    }
+
+    #[test]
     fn too_many_flows_are_refused() {
-        let flow = Flow { a: ip("10.0.0.1"), b: None, protocol: 1, a_port: None, b_port: None };
+        let flow = Flow { a: ip("10.0.0.1"), b: None, protocol: 1, a_port: None, b_port: None, one_of: 1 };
         let most = MAX_FLOWS;
         assert_eq!(rules(&vec![flow.clone(); most]).expect("fits").flows as usize, most);
         let refused = rules(&vec![flow; most + 1]).map_err(|error| error.to_string());

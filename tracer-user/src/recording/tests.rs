@@ -29,7 +29,7 @@ impl Names for AllNames {
 }
 
 fn header(evidence: &Evidence, ends: &Ends) -> Header {
-    let flow = Flow { a: ends.source.address, b: None, protocol: 1, a_port: None, b_port: None };
+    let flow = Flow { a: ends.source.address, b: None, protocol: 1, a_port: None, b_port: None, one_of: 1 };
     let nodes = evidence.nodes.iter();
     Header {
         program: "podpath 0.1.0".to_owned(),

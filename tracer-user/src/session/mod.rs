@@ -43,7 +43,7 @@ pub use self::{
 };
 
 /// The protocol this program speaks; `docs/PROTOCOL.md` says when which number grows.
-pub const PROTOCOL: Version = Version { major: 1, minor: 3 };
+pub const PROTOCOL: Version = Version { major: 1, minor: 4 };
 
 /// A protocol version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,12 +109,13 @@ impl Request {
     fn lacked_by(&self, version: Version) -> Option<&'static str> {
         let ping = self.ping.as_ref();
         let younger = [
-            (matches!(ping, Some(Ping { kind: ProbeKind::Tcp { .. }, .. })), "TCP probes"),
-            (matches!(ping, Some(Ping { kind: ProbeKind::Udp { .. }, .. })), "UDP probes"),
-            (matches!(ping, Some(Ping { src: IpAddr::V6(_), .. })), "IPv6 probes"),
-            (self.trace_rules, "tracing of rules"),
+            (1, matches!(ping, Some(Ping { kind: ProbeKind::Tcp { .. }, .. })), "TCP probes"),
+            (1, matches!(ping, Some(Ping { kind: ProbeKind::Udp { .. }, .. })), "UDP probes"),
+            (1, matches!(ping, Some(Ping { src: IpAddr::V6(_), .. })), "IPv6 probes"),
+            (1, self.trace_rules, "tracing of rules"),
+            (4, self.flows.iter().any(|flow| flow.one_of > 1), "sampling of flows"),
         ];
-        younger.into_iter().find(|(asked, _)| *asked && version.minor < 1).map(|(_, what)| what)
+        younger.into_iter().find(|(since, asked, _)| *asked && version.minor < *since).map(|(.., what)| what)
     }
 }
 
@@ -131,6 +132,14 @@ pub struct Flow {
     pub a_port: Option<u16>,
     /// Port of `b`; None: any.
     pub b_port: Option<u16>,
+    /// Of so many connections one is recorded, chosen by the port (ICMP: identifier) of `a` alike on all nodes
+    /// ([`tracer_common::chosen`]); 1: all.
+    #[serde(default = "all")]
+    pub one_of: u32,
+}
+
+fn all() -> u32 {
+    1
 }
 
 impl Flow {

@@ -88,7 +88,7 @@ fn readable() -> bool {
 }
 
 pub(crate) fn flow(protocol: u8, a: &str, b: &str) -> Flow {
-    Flow { a: a.parse().unwrap(), b: Some(b.parse().unwrap()), protocol, a_port: None, b_port: None }
+    Flow { a: a.parse().unwrap(), b: Some(b.parse().unwrap()), protocol, a_port: None, b_port: None, one_of: 1 }
 }
 
 /// What was recorded, by time, and the counters.

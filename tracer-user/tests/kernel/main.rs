@@ -9,6 +9,7 @@ use std::{
 
 mod fragments;
 mod kprobes;
+mod sampling;
 mod tags;
 mod tunnels;
 
@@ -71,7 +72,7 @@ impl Drop for Pair {
 
 fn flow() -> Flow {
     let ip = |text: &str| text.parse::<IpAddr>().unwrap();
-    Flow { a: ip("198.51.100.1"), b: Some(ip("198.51.100.2")), protocol: 1, a_port: None, b_port: None }
+    Flow { a: ip("198.51.100.1"), b: Some(ip("198.51.100.2")), protocol: 1, a_port: None, b_port: None, one_of: 1 }
 }
 
 fn sightings(records: Vec<Record>) -> Vec<Sighting> {
@@ -257,7 +258,8 @@ fn a_packet_in_vxlan_is_known_by_what_is_inside() {
     }
     pair.ping(&["-c", "1", "10.42.0.2"]);
     let ip = |text: &str| text.parse::<IpAddr>().unwrap();
-    let inner = Flow { a: ip("10.42.0.1"), b: Some(ip("10.42.0.2")), protocol: 1, a_port: None, b_port: None };
+    let inner =
+        Flow { a: ip("10.42.0.1"), b: Some(ip("10.42.0.2")), protocol: 1, a_port: None, b_port: None, one_of: 1 };
     let mut probe = start(&[inner], &pair.scope(), RING_SIZE);
     pair.ping(&["-c", "1", "10.42.0.2"]);
     let seen = finish(&mut probe);

@@ -11,7 +11,7 @@ use tracer_user::{
 use crate::{Pair, finish, kind, sh, start};
 
 fn flow(protocol: u8, a: &str, b: &str) -> Flow {
-    Flow { a: a.parse().unwrap(), b: Some(b.parse().unwrap()), protocol, a_port: None, b_port: None }
+    Flow { a: a.parse().unwrap(), b: Some(b.parse().unwrap()), protocol, a_port: None, b_port: None, one_of: 1 }
 }
 
 /// A tunnel of the same name at both ends, made by `ip link add NAME KIND local ME remote PEER`; 10.42.0.1 and .2.

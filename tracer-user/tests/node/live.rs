@@ -27,6 +27,7 @@ fn session(lab: &Lab, trace_rules: bool) -> NodeFacts {
         protocol: 1,
         a_port: None,
         b_port: None,
+        one_of: 1,
     };
     let request = Request {
         flows: vec![flow("10.1.0.2", "10.2.0.2")],

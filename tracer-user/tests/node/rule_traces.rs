@@ -30,6 +30,7 @@ fn the_kernels_own_trace_tells_the_rules_of_one_flow() {
         protocol: 1,
         a_port: None,
         b_port: None,
+        one_of: 1,
     };
     let met_by = |flow: Flow| {
         let node = lab.survey("n");
@@ -63,7 +64,7 @@ fn legacy_iptables_is_not_traced_and_that_is_said() {
     let lab = lab();
     lab.exec("n", "iptables-legacy -A FORWARD -j ACCEPT");
     let node = lab.survey("n");
-    let flow = Flow { a: "10.1.0.2".parse().unwrap(), b: None, protocol: 1, a_port: None, b_port: None };
+    let flow = Flow { a: "10.1.0.2".parse().unwrap(), b: None, protocol: 1, a_port: None, b_port: None, one_of: 1 };
     let traces = node.trace_rules(&node.rule_counters(&[]), &[flow]);
     let [note] = traces.notes() else { panic!("{:?}", traces.notes()) };
     assert!(note.contains("legacy iptables"), "{note}");
@@ -75,7 +76,7 @@ fn a_killed_tracer_leaves_no_table() {
     const INSIDE: &str = "PODPATH_TEST_TRACE_INSIDE";
     if std::env::var_os(INSIDE).is_some() {
         let node = Node::survey().expect("survey");
-        let flow = Flow { a: "10.1.0.2".parse().unwrap(), b: None, protocol: 1, a_port: None, b_port: None };
+        let flow = Flow { a: "10.1.0.2".parse().unwrap(), b: None, protocol: 1, a_port: None, b_port: None, one_of: 1 };
         let _traces = node.trace_rules(&node.rule_counters(&[]), &[flow]);
         loop {
             std::thread::park();

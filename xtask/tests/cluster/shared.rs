@@ -107,7 +107,7 @@ async fn agents_on_one_kernel_record_their_own_nodes_packets_alone() {
     let address = |pod: &str| lab.pod(pod).unwrap().address.into();
     let (src, dst) = (address("busybox"), address("echoserver-2"));
     let echo = 4711;
-    let flow = Flow { a: src, b: Some(dst), protocol: ICMP, a_port: Some(echo), b_port: None };
+    let flow = Flow { a: src, b: Some(dst), protocol: ICMP, a_port: Some(echo), b_port: None, one_of: 1 };
     let ping = Ping {
         src,
         home: None,

@@ -199,7 +199,7 @@ fn what_a_node_was_not_asked_to_record_is_not_lost_before_it() {
     let mut w = two_nodes();
     w.request(1).sent((0, 1, ETH0)).received((0, 0, veth(1))).masqueraded((0, 0, ENS5), ip("10.0.0.9"), 5);
     w.ended((0, 0, ENS5), "lost").answer(RouteKind::Unicast, Some(host(1)));
-    let flow = |a: IpAddr| Flow { a, b: Some(pod(1, 1)), protocol: 1, a_port: None, b_port: None };
+    let flow = |a: IpAddr| Flow { a, b: Some(pod(1, 1)), protocol: 1, a_port: None, b_port: None, one_of: 1 };
     w.evidence.nodes[1].watched = vec![flow(pod(0, 1)), flow(ip("10.0.0.9"))];
     assert_eq!(w.join().exchanges[0].outcome, Outcome::Lost);
     w.evidence.nodes[1].watched.pop();
@@ -215,7 +215,7 @@ fn a_reply_that_its_own_node_translates_is_missed_there() {
     let mut w = Walk::new(2, pod(0, 1), host(1));
     w.request(1).sent((0, 1, ETH0)).received((0, 0, veth(1))).masqueraded((0, 0, ENS5), host(0), 5);
     w.delivered((1, 0, ENS5)).reply().sent((1, 0, ENS5)).ended((1, 0, ENS5), "routed").ended((1, 0, ENS5), "lost");
-    let flow = |a| Flow { a, b: Some(host(1)), protocol: 1, a_port: None, b_port: None };
+    let flow = |a| Flow { a, b: Some(host(1)), protocol: 1, a_port: None, b_port: None, one_of: 1 };
     w.evidence.nodes[0].watched = vec![flow(pod(0, 1))];
     w.evidence.nodes[1].watched = vec![flow(pod(0, 1)), flow(host(0))];
     w.answer(RouteKind::Unicast, None);

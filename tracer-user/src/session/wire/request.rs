@@ -54,6 +54,9 @@ struct Flow {
     a_port: Option<u32>,
     #[prost(uint32, optional, tag = "5")]
     b_port: Option<u32>,
+    /// 0, as from those who do not know it: 1.
+    #[prost(uint32, tag = "6")]
+    one_of: u32,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -209,13 +212,14 @@ impl TryFrom<Request> for (session::Version, session::Request) {
 
 impl From<&session::Flow> for Flow {
     fn from(flow: &session::Flow) -> Self {
-        let session::Flow { a, b, protocol, a_port, b_port } = *flow;
+        let session::Flow { a, b, protocol, a_port, b_port, one_of } = *flow;
         Self {
             a: bytes(a),
             b: b.map(bytes),
             protocol: protocol.into(),
             a_port: a_port.map(Into::into),
             b_port: b_port.map(Into::into),
+            one_of,
         }
     }
 }
@@ -231,6 +235,7 @@ impl TryFrom<Flow> for session::Flow {
             protocol: fields.narrow("protocol", flow.protocol)?,
             a_port: fields.maybe_narrow("port of a", flow.a_port)?,
             b_port: fields.maybe_narrow("port of b", flow.b_port)?,
+            one_of: flow.one_of.max(1),
         })
     }
 }

@@ -336,8 +336,8 @@ fn node_facts() -> impl Strategy<Value = NodeFacts> {
 }
 
 fn request() -> impl Strategy<Value = Request> {
-    let flow = any::<(IpAddr, Option<IpAddr>, u8, Option<u16>, Option<u16>)>()
-        .prop_map(|(a, b, protocol, a_port, b_port)| Flow { a, b, protocol, a_port, b_port });
+    let flow = (any::<(IpAddr, Option<IpAddr>, u8, Option<u16>, Option<u16>)>(), 1..=u32::MAX)
+        .prop_map(|((a, b, protocol, a_port, b_port), one_of)| Flow { a, b, protocol, a_port, b_port, one_of });
     let kind = any::<(u8, u16, u16)>().prop_map(|(kind, id, dst_port)| match kind % 3 {
         0 => ProbeKind::Echo { id },
         1 => ProbeKind::Tcp { dst_port },

@@ -226,7 +226,7 @@ fn header(list: &mut Vec<u8>, base: u32, offset: u32, value: &[u8]) {
 fn packet(list: &mut Vec<u8>, family: u8, flow: &Flow, back: bool) {
     const NETWORK: u32 = 1;
     const TRANSPORT: u32 = 2;
-    let Flow { a, b, protocol: number, a_port, b_port } = flow;
+    let Flow { a, b, protocol: number, a_port, b_port, one_of: _ } = flow;
     protocol(list, *number);
     let (source, destination) = if family == IP { (12, 16) } else { (8, 24) };
     let (of_a, of_b) = if back { (destination, source) } else { (source, destination) };
@@ -257,7 +257,7 @@ fn original(list: &mut Vec<u8>, flow: &Flow) {
     /// NFT_CT_PROTO_SRC and NFT_CT_PROTO_DST.
     const SOURCE_PORT: u32 = 11;
     const DESTINATION_PORT: u32 = 12;
-    let Flow { a, b, protocol: number, a_port, b_port } = flow;
+    let Flow { a, b, protocol: number, a_port, b_port, one_of: _ } = flow;
     protocol(list, *number);
     let address = |key, address: &IpAddr| (key, octets(*address));
     // Of an echo the identifier is both ends'; conntrack keeps it as the source's port (`icmp_pkt_to_tuple`).
