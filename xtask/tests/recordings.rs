@@ -1,18 +1,25 @@
 //! Recordings of real traffic in a standing lab, by the real binaries. Needs what `lab.rs` needs, `podpath` and `podpath-agent` in the
 //! target folder, and the kernel object built in.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::sleep;
 use std::time::Duration;
 
 use serde_json::Value;
 use support::{Lab, address};
-use tracer_user::path::model::{Exchange, Outcome};
+use tracer_common::chosen;
+use tracer_user::event::{L4, Record};
+use tracer_user::path::model::{Action, Exchange, Hop, Outcome};
 use tracer_user::recording::Recording;
 use tracer_user::report::{Finding, Kind, PARTS, Report, compare, segments};
+use xtask::lab::plant::Plant;
 use xtask::lab::{LabInfo, inside, run};
 
 #[expect(dead_code, reason = "of what the tests on standing labs share, these need a lab and its addresses only")]
@@ -198,6 +205,105 @@ fn a_recording_is_not_written_over_and_none_is_left_of_a_failure() {
     assert_eq!(nothing.status.code(), Some(3), "{}", text(&nothing));
     assert!(text(&nothing).contains("nothing was seen"), "{}", text(&nothing));
     assert!(text(&report(&other)).starts_with("NOTHING SEEN"), "{}", text(&report(&other)));
+}
+
+/// In the lab `calico-bgp`: bb1 on node1, the endpoint on node2.
+const SHOP: &str = r#"
+plant = "services"
+mode = "iptables"
+services = [{ name = "shop", cluster_ip = "100.64.0.10", port = 80, target_port = 8080, endpoints = ["bb2"] }]
+"#;
+
+/// Asks the service over and over, each time from a port of its own; the ports.
+fn ask(namespace: &str, done: &AtomicBool) -> BTreeSet<u16> {
+    let asked = inside(namespace, || {
+        let mut ports = BTreeSet::new();
+        while !done.load(Relaxed) {
+            let mut stream = TcpStream::connect("100.64.0.10:80")?;
+            ports.insert(stream.local_addr()?.port());
+            stream.write_all(b"question")?;
+            stream.read_to_end(&mut Vec::new())?;
+        }
+        Ok(ports)
+    });
+    asked.unwrap()
+}
+
+/// Answers them.
+fn answer(listener: &TcpListener) {
+    for stream in listener.incoming() {
+        // The client is gone when it has its answer, and the listener with the test.
+        let Ok(mut stream) = stream else { return };
+        let mut question = [0; 8];
+        if stream.read_exact(&mut question).is_ok() {
+            let _gone = stream.write_all(b"answer");
+        }
+    }
+}
+
+#[test]
+fn of_connections_to_a_service_the_same_are_sampled_on_all_nodes() {
+    const ONE_OF: u32 = 8;
+    let _turn = turn();
+    let lab = Lab::up("t-record-sample", "calico-bgp");
+    let plant: Plant = toml::from_str(SHOP).unwrap();
+    let _planted = plant.plant(&lab).unwrap();
+    let names = ["bb1", "bb2"].map(|pod| lab.pod(pod).unwrap().namespace.clone());
+    let listener = inside(&names[1], || Ok(TcpListener::bind("0.0.0.0:8080")?)).unwrap();
+    std::thread::spawn(move || answer(&listener));
+    let (_folder, file) = folder();
+    let done = AtomicBool::new(false);
+    let asked = std::thread::scope(|scope| {
+        let asking = scope.spawn(|| ask(&names[0], &done));
+        let mut record = podpath(&["record", "bb1", "svc/shop", "--tcp", "80", "--for", "6s", "--sample"]);
+        let record = record.arg(ONE_OF.to_string()).arg("--inventory").arg(&lab.inventory).arg("-w").arg(&file);
+        let recorded = record.output();
+        done.store(true, Relaxed);
+        let recorded = recorded.unwrap();
+        assert!(recorded.status.success(), "{}", text(&recorded));
+        asking.join().unwrap()
+    });
+
+    let is_sampled = |port: &u16| chosen(u16::from_ne_bytes(port.to_be_bytes()).into(), ONE_OF) == 0;
+    let sampled: BTreeSet<u16> = asked.iter().copied().filter(is_sampled).collect();
+    let mut recording = Recording::open(&file).unwrap();
+    assert_eq!(recording.contents.lost_events(), 0);
+    // By node: the clients' ports, before and after DNAT.
+    let mut seen: BTreeMap<String, BTreeSet<u16>> = BTreeMap::new();
+    for window in recording.windows() {
+        for node in window.unwrap().evidence.nodes {
+            let ports = node.records.iter().filter_map(|record| match record {
+                Record::Sighting(sighting) => match sighting.packet.l4 {
+                    L4::Tcp { src_port, dst_port: 80 | 8080, .. } => Some(src_port),
+                    L4::Tcp { src_port: 80 | 8080, dst_port, .. } => Some(dst_port),
+                    _ => panic!("nobody asked for {sighting:?}"),
+                },
+                Record::Translation(_) | Record::Rewrite(_) => None,
+            });
+            seen.entry(node.name.clone()).or_default().extend(ports);
+        }
+    }
+    for node in ["node1", "node2"].map(|node| &lab.node(node).unwrap().name) {
+        assert!(seen[node].is_subset(&sampled), "{node}: {:?}", seen[node].difference(&sampled));
+    }
+
+    let mut report = Report::new(0);
+    let translated = |path: &[Hop], action| path.iter().any(|hop| hop.action == action);
+    recording
+        .exchanges(1, |exchange, _| {
+            report.add(exchange, 0);
+            if exchange.outcome == Outcome::Delivered {
+                assert!(translated(&exchange.request.hops, Action::Dnat), "{exchange:#?}");
+                assert!(translated(&exchange.reply.hops, Action::Undnat), "{exchange:#?}");
+            }
+        })
+        .unwrap();
+    let (all, delivered) = (report.exchanges(), report.ended(Outcome::Delivered));
+    // Those of other connections on the other node would lack half their way. One may have been under way at an end.
+    assert!(delivered > 40 && all - delivered <= 2, "{:?}", report.outcomes);
+    let said = text(&self::report(&file));
+    assert!(said.contains(&format!("tcp to port 80, passive, 1 flow of {ONE_OF}")), "{said}");
+    println!("{said}");
 }
 
 /// Pings are recorded so long: some four thousand, so that 1% of loss is not chance.

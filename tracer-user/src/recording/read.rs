@@ -44,7 +44,7 @@ pub struct Contents {
     pub names: KnownNames,
     /// It ended in order.
     pub closed: bool,
-    /// When its last entry came, since it began.
+    /// How long all nodes recorded: until they were told to stop, or the last entry came.
     pub lasted: Duration,
     /// Records of all nodes.
     pub records: u64,
@@ -155,7 +155,10 @@ struct Scan {
     replay: Replay,
     names: KnownNames,
     closing: Option<Closing>,
-    lasted: Duration,
+    /// Since the recording began: when the last entry came, when all nodes recorded, and when they were told to stop.
+    last: Duration,
+    began: Duration,
+    ended: Option<Duration>,
     records: u64,
     /// By node: the time of the last record so far, ns of its clock.
     seen: Vec<u64>,
@@ -172,7 +175,9 @@ impl Scan {
             replay: Replay::new([]),
             names: KnownNames::default(),
             closing: None,
-            lasted: Duration::ZERO,
+            last: Duration::ZERO,
+            began: Duration::ZERO,
+            ended: None,
             records: 0,
             seen: Vec::new(),
             stopping: None,
@@ -196,7 +201,7 @@ impl Scan {
                 Entry::Heard { node, after, frame } => {
                     let source = |error| Error::Frame { path: self.path.clone(), source: Box::new(error) };
                     let records = self.replay.hear(node, frame).map_err(source)?;
-                    self.lasted = self.lasted.max(after);
+                    self.last = self.last.max(after);
                     found.count += records.len();
                     if let Some(times) = found.times.get_mut(node) {
                         for time in records.iter().map(Record::time_ns) {
@@ -206,8 +211,14 @@ impl Scan {
                         }
                     }
                 }
-                Entry::AllRecord => self.replay.all_record(),
-                Entry::Stopping => self.stopping = Some(self.seen.clone()),
+                Entry::AllRecord => {
+                    self.replay.all_record();
+                    self.began = self.last;
+                }
+                Entry::Stopping => {
+                    self.stopping = Some(self.seen.clone());
+                    self.ended = Some(self.last);
+                }
                 Entry::Names(names) => self.names = names,
                 Entry::Closing(closing) => self.closing = Some(closing),
                 Entry::Unknown => {}
@@ -219,7 +230,8 @@ impl Scan {
     }
 
     fn finish(self, file: File, bytes: u64, torn: u64) -> Result<Recording, Error> {
-        let Self { path, blocks, header, replay, names, closing, lasted, records, seen, stopping } = self;
+        let Self { path, blocks, header, replay, names, closing, last, began, ended, records, seen, stopping } = self;
+        let lasted = ended.unwrap_or(last).saturating_sub(began);
         let Some(header) = header else { return Err(Error::Empty { path }) };
         let mut driven = replay.finish();
         let closed = closing.is_some();
