@@ -13,11 +13,14 @@ use harness::{Cluster, Said, assert_warned, nodes, outcomes, podpath, start, unt
 mod harness;
 #[path = "../leftovers/held.rs"]
 mod held;
+mod live;
 mod shared;
 mod states;
 #[path = "../support/mod.rs"]
 #[expect(dead_code, reason = "shared with other tests, which use more of it")]
 mod support;
+#[path = "../support/terminal.rs"]
+mod terminal;
 mod versions;
 
 const NODE1: &str = "ip-172-20-50-50.ec2.internal";
