@@ -24,10 +24,12 @@ use crate::{
     scenario::{
         self, Scenario,
         check::{self, Ground},
-        report::Trace,
+        report::{Exchange, Trace},
     },
     workspace_root,
 };
+
+mod recording;
 
 /// What is traced where nothing else is asked for: routed, IPIP, VXLAN.
 pub(super) const SCENARIOS: &[&str] = &["a-cross-node", "a-ipip-cross-node", "b-vxlan-cross-node"];
@@ -168,6 +170,14 @@ impl<'a> Pair<'a> {
                 Err(error) => (false, format!("{error:#}")),
             };
             report.tell(prefix, &format!("{name}/one-way-bounds"), outcome(well), &text);
+            // One is enough: what wraps the packets has no part in it.
+            if name == SCENARIOS[0]
+                && let [source, destination] = scenario.trace.split(' ').collect::<Vec<_>>()[..]
+            {
+                let recorded = self.recorded([source, destination], &labs, &self.inventory(&labs)?);
+                let text = recorded.as_ref().map_or_else(|error| format!("{error:#}"), Clone::clone);
+                report.tell(prefix, &format!("{name}/recording"), outcome(recorded.is_ok()), &text);
+            }
         }
         for vm in 0..2 {
             self.shell(vm, &format!("xtask lab down {LAB}"))?;
@@ -203,9 +213,7 @@ impl<'a> Pair<'a> {
         if !problems.is_empty() {
             problems.extend([text, stderr]);
         }
-        let courses = [0, 1].map(|vm| Course([before[vm], after[vm]]));
-        let nodes = [0, 1].map(|vm| labs[vm].nodes[vm].name.as_str());
-        Ok((problems, bounds(&trace, nodes, &courses)))
+        Ok((problems, claims(&trace.exchanges, labs, [before, after])))
     }
 
     fn clocks(&self) -> Result<[Sample; 2]> {
@@ -264,12 +272,14 @@ impl<'a> Pair<'a> {
     }
 }
 
-/// What every exchange claims of the two clocks, beside what our own clock says; an error if one does not hold, if none is
+/// What every exchange claims of the two clocks, which were read before and after, beside what our own clock says; an error if one does not hold, if none is
 /// proven, or if the clocks did not run as differently as they were made to.
-fn bounds(trace: &Trace, nodes: [&str; 2], courses: &[Course; 2]) -> Result<String> {
+fn claims(exchanges: &[Exchange], labs: &[LabInfo; 2], [before, after]: [[Sample; 2]; 2]) -> Result<String> {
+    let courses = &[0, 1].map(|vm| Course([before[vm], after[vm]]));
+    let nodes = [0, 1].map(|vm| labs[vm].nodes[vm].name.as_str());
     let mut text = String::new();
     let (mut well, mut proven) = (true, 0);
-    for exchange in &trace.exchanges {
+    for exchange in exchanges {
         let claim = Claim::new(&exchange.clocks, (nodes[1], &courses[1]), (nodes[0], &courses[0]));
         let Some(claim) = claim else { bail!("exchange {} says nothing of the clocks of {nodes:?}", exchange.seq) };
         let verdict = match (claim.holds(), claim.is_proven()) {
@@ -281,7 +291,7 @@ fn bounds(trace: &Trace, nodes: [&str; 2], courses: &[Course; 2]) -> Result<Stri
         proven += usize::from(claim.is_proven());
         text.push_str(&format!("  exchange {}: {claim}: {verdict}\n", exchange.seq));
     }
-    let rates = courses.map(|course| course.rate());
+    let rates = [0, 1].map(|vm| courses[vm].rate());
     text.push_str(&format!("  clocks run fast by {} and {} millionths of the host's", rates[0], rates[1]));
     ensure!(well, "{text}");
     ensure!(proven > 0, "{text}\n  none of these is proven");

@@ -107,6 +107,7 @@ fn pair_rows<'a>(scenarios: &'a [(String, Scenario)], pairs: &[&'a Column]) -> V
     names.sort_unstable();
     let about = |name: &str| match scenarios.iter().find(|(known, _)| known == name) {
         Some((_, scenario)) => scenario.about.as_str(),
+        None if name.ends_with("/recording") => "20 s of live pings recorded while the clocks drift apart",
         None => "what its trace says of the two clocks",
     };
     let row = |name: &'a str| Row {
