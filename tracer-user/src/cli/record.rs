@@ -174,6 +174,9 @@ async fn record(path: &Path, args: &TraceArgs, cluster: &mut Cluster) -> Result<
             // What is in the file is good: better an early end than a recording with a hole.
             full.notify_one();
         }
+        if step == session::Progress::AllRecord {
+            progress.reached("podpath: recording; Ctrl-C ends\n");
+        }
         if let Some(text) = meter.step(&step, &tape) {
             progress.now(text);
         }

@@ -43,6 +43,7 @@ const ROOT: &[&str] = &[
     "busybox-static",
     // To look around by, and to compare with.
     "bpftool",
+    "bpftrace",
     "ethtool",
     "iperf3",
     "netcat-openbsd",
