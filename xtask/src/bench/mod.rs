@@ -43,8 +43,9 @@ pub fn attach(kernels: &[vm::Wanted]) -> Result<ExitCode> {
     }
     kernel_object()?;
     let built = proc::step("bench: compile", || built(command(NAME).args(["--no-run", MESSAGES]), &[NAME, AGENT]))?;
-    let bench = built.first().context("the bench is built")?.display().to_string();
-    in_vms(NAME, kernels, &bench, &built, LIMIT)
+    let (_, bench) = built.first().context("the bench is built")?;
+    let command = bench.display().to_string();
+    in_vms(NAME, kernels, &command, built, LIMIT)
 }
 
 /// Runs a bench of `tracer-user` here.
@@ -64,10 +65,15 @@ const AGENT: &str = "podpath-agent";
 const MESSAGES: &str = "--message-format=json-render-diagnostics";
 
 /// Runs a bench's command in a VM of each of these kernels, with these programs in it.
-fn in_vms(bench: &str, kernels: &[vm::Wanted], command: &str, add: &[PathBuf], limit: Duration) -> Result<ExitCode> {
-    vm::captured(kernels, &format!("{MODULES} && {command}"), add, limit, |_, output| {
-        show_and_keep(bench, IN_A_VM, output)
-    })
+fn in_vms(
+    bench: &str,
+    kernels: &[vm::Wanted],
+    command: &str,
+    programs: Vec<(String, PathBuf)>,
+    limit: Duration,
+) -> Result<ExitCode> {
+    let command = format!("{MODULES} && {command}");
+    vm::captured(kernels, &command, programs, limit, |output| show_and_keep(bench, IN_A_VM, output))
 }
 
 /// Shows a bench's table, and keeps its raw data, which names the kernel.
@@ -84,14 +90,14 @@ fn command(bench: &str) -> Command {
     cargo
 }
 
-/// Compiles by this command of cargo's: the paths of the programs of these names, in that order.
-fn built(cargo: &mut Command, names: &[&str]) -> Result<Vec<PathBuf>> {
+/// Compiles by this command of cargo's: the programs of these names and their paths, in that order.
+fn built(cargo: &mut Command, names: &[&str]) -> Result<Vec<(String, PathBuf)>> {
     let all = programs(&proc::quiet(cargo)?);
-    let path = |name: &&str| {
+    let find = |name: &&str| {
         let found = all.iter().find(|(known, _)| known == name);
-        found.map(|(_, path)| path.clone()).with_context(|| format!("cargo built no {name}"))
+        found.cloned().with_context(|| format!("cargo built no {name}"))
     };
-    names.iter().map(path).collect()
+    names.iter().map(find).collect()
 }
 
 /// The release of the kernel that runs.

@@ -33,6 +33,7 @@ pub use serve::serve;
 use bench::Bench;
 use client::Event;
 use kernel::Kernel;
+use payload::Payload;
 use suite::Suite;
 
 use crate::{
@@ -213,20 +214,20 @@ fn check_names(known: &[(String, Scenario)], wanted: &[String], pair: bool) -> R
     Ok(())
 }
 
-/// Runs a shell command, as root, on each of these kernels, with `add` at the same paths as here. What it writes to its standard
-/// output is handed to `take` with the kernel's release when it has ended well; what it writes to its standard error is shown.
-/// The exit code is the first that is not 0.
+/// Runs a shell command, as root, on each of these kernels, with these programs (and xtask) at the same paths as here. What it
+/// writes to its standard output is handed to `take` when it has ended well; what it writes to its standard error is shown. The
+/// exit code is the first that is not 0.
 ///
 /// # Errors
 /// What VMs need cannot be had, a VM could not be brought up, or `take` refuses.
 pub(crate) fn captured(
     kernels: &[Wanted],
     command: &str,
-    add: &[PathBuf],
+    programs: Vec<(String, PathBuf)>,
     limit: Duration,
-    take: impl Fn(&str, &str) -> Result<()>,
+    take: impl Fn(&str) -> Result<()>,
 ) -> Result<ExitCode> {
-    let bench = Bench::new(kernels, add)?;
+    let bench = Bench::with(assets::ensure(kernels)?, Payload::of(programs)?)?;
     let mut code = 0;
     for kernel in &bench.assets.kernels {
         let mut output = Vec::new();
@@ -236,7 +237,7 @@ pub(crate) fn captured(
         })?;
         let output = String::from_utf8_lossy(&output);
         if ended == 0 {
-            take(&kernel.release, &output)?;
+            take(&output)?;
         } else {
             print!("{output}");
         }

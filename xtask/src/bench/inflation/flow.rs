@@ -1,6 +1,7 @@
 //! What is measured: a flow of pings and one of TCP, flat out, between two pods of a lab; and how many devices a ping crosses.
 
 use std::{
+    io::{Read, Seek},
     net::Ipv4Addr,
     process::{Command, Stdio},
     time::Duration,
@@ -35,32 +36,51 @@ impl Pair {
     }
 }
 
-/// What ping(8) said of some pings.
+/// Some pings.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(super) struct Burst {
     pub(super) sent: u64,
     pub(super) received: u64,
     /// From the first to the last, ms.
     pub(super) took_ms: f64,
-    /// Round trips, ms.
-    pub(super) min_ms: f64,
+    /// Their average round trip, as ping says it, ms.
     pub(super) avg_ms: f64,
-    pub(super) max_ms: f64,
+    /// The average of the middle half of the round trips, ms: without those in which the machine did something else, and yet finer
+    /// than the microseconds that ping counts in.
+    pub(super) mid_ms: f64,
+    /// The least, the quarters and the most, ms.
+    pub(super) quarters_ms: [f64; 5],
 }
 
 impl Burst {
+    /// Of what ping(8) said.
     fn read(text: &str) -> Option<Burst> {
+        let mut times: Vec<f64> = text.lines().filter_map(time).collect();
+        times.sort_by(f64::total_cmp);
+        let last = times.len().checked_sub(1)?;
+        let middle = &times[times.len() / 4..times.len() - times.len() / 4];
         let counts = text.lines().find(|line| line.contains(" packets transmitted"))?;
         let mut parts = counts.split(", ");
         let number = |part: &str| part.split(' ').next()?.parse().ok();
         let sent = number(parts.next()?)?;
         let received = number(parts.find(|part| part.ends_with(" received"))?)?;
         let took_ms = parts.find_map(|part| part.strip_prefix("time ")?.strip_suffix("ms")?.parse().ok())?;
-        let times = text.lines().find(|line| line.starts_with("rtt "))?;
-        let mut times = times.split(" = ").nth(1)?.split(['/', ' ']).map(|number| number.parse().ok());
-        let (min_ms, avg_ms, max_ms) = (times.next()??, times.next()??, times.next()??);
-        Some(Burst { sent, received, took_ms, min_ms, avg_ms, max_ms })
+        let summary = text.lines().find_map(|line| line.strip_prefix("rtt ")?.split(" = ").nth(1))?;
+        let avg_ms = summary.split('/').nth(1)?.parse().ok()?;
+        Some(Burst {
+            sent,
+            received,
+            took_ms,
+            avg_ms,
+            mid_ms: middle.iter().sum::<f64>() / middle.len() as f64,
+            quarters_ms: [0, 1, 2, 3, 4].map(|quarter| times[last * quarter / 4]),
+        })
     }
+}
+
+/// `64 bytes from 10.0.0.2: icmp_seq=1 ttl=62 time=0.112 ms`, ms.
+fn time(line: &str) -> Option<f64> {
+    line.split_once(" time=")?.1.strip_suffix(" ms")?.parse().ok()
 }
 
 /// Sends pings as fast as they are answered; or with a pause between.
@@ -68,10 +88,15 @@ impl Burst {
 /// # Errors
 /// Nothing came back.
 pub(super) fn ping(pair: &Pair, count: u32, flat_out: bool) -> Result<Burst> {
+    // No pipe, whose reader would wake up for each.
+    let mut output = tempfile::tempfile().context("create a file for what ping says")?;
     let mut command = Command::new("ping");
-    command.args(["-n", "-q", "-c", &count.to_string()]);
-    command.args(if flat_out { &["-f"][..] } else { &["-i", PAUSE] }).arg(pair.destination.address.to_string());
-    let text = inside(&pair.source.namespace, || proc::quiet_within(&mut command, LIMIT))?;
+    command.args(["-n", "-c", &count.to_string()]).args(if flat_out { &["-A"][..] } else { &["-i", PAUSE] });
+    command.arg(pair.destination.address.to_string()).stdout(output.try_clone().context("share a file")?);
+    let status = inside(&pair.source.namespace, || proc::shown(&mut command, LIMIT))?;
+    let mut text = String::new();
+    output.rewind().and_then(|()| output.read_to_string(&mut text)).context("read what ping said")?;
+    ensure!(status.success(), "{} {}:\n{text}", proc::describe(&command), proc::ended(status));
     Burst::read(&text).with_context(|| format!("ping said something else than ever:\n{text}"))
 }
 
@@ -142,15 +167,20 @@ mod tests {
 
     #[test]
     fn what_ping_says_is_read() {
-        let whole = "PING 10.0.0.2 (10.0.0.2) 56(84) bytes of data.\n\n--- 10.0.0.2 ping statistics ---\n\
-                     500 packets transmitted, 499 received, 0.2% packet loss, time 61ms\n\
-                     rtt min/avg/max/mdev = 0.029/0.112/2.052/0.009 ms, pipe 2, ipg/ewma 0.122/0.040 ms\n";
-        let expected = Burst { sent: 500, received: 499, took_ms: 61.0, min_ms: 0.029, avg_ms: 0.112, max_ms: 2.052 };
-        assert_eq!(Burst::read(whole), Some(expected));
-        let with_errors = whole.replace("499 received,", "499 received, +1 duplicates,");
-        assert_eq!(Burst::read(&with_errors).unwrap().took_ms, 61.0);
+        let line = |ms: &str| format!("64 bytes from 10.0.0.2: icmp_seq=1 ttl=62 time={ms} ms\n");
+        let lines: String = ["1.03", "0.109", "12.0", "0.110", "0.112", "0.113", "0.020"].map(line).concat();
+        let whole = format!(
+            "PING 10.0.0.2 (10.0.0.2) 56(84) bytes of data.\n{lines}\n--- 10.0.0.2 ping statistics ---\n\
+             8 packets transmitted, 7 received, +1 duplicates, 12.5% packet loss, time 61ms\n\
+             rtt min/avg/max/mdev = 0.020/1.912/12.000/0.009 ms, pipe 2, ipg/ewma 0.122/0.040 ms\n"
+        );
+        let burst = Burst::read(&whole).unwrap();
+        assert_eq!((burst.sent, burst.received, burst.took_ms, burst.avg_ms), (8, 7, 61.0, 1.912));
+        assert!((burst.mid_ms - 0.111).abs() < 1e-9, "of 0.109 to 0.113: {burst:?}");
+        assert_eq!(burst.quarters_ms, [0.02, 0.109, 0.112, 0.113, 12.0]);
         let nothing = "3 packets transmitted, 0 received, 100% packet loss, time 2040ms\n\n";
         assert_eq!(Burst::read(nothing), None);
+        assert!(Burst::read(&whole.replace("rtt ", "round-trip ")).is_none());
     }
 
     #[test]

@@ -32,7 +32,7 @@ const NAME: &str = "inflation";
 const PROFILE: &str = "calico-vms";
 /// In front of each packet, bytes.
 const IPIP: u32 = 20;
-/// Of pings flat out, in a round; the median of their averages is the round's, so that a moment in which the machine was busy
+/// Of pings flat out, in a round; the median of theirs is the round's, so that a moment in which the machine was busy
 /// with something else does not count.
 const BURSTS: u32 = 5;
 const PINGS: u32 = 500;
@@ -84,7 +84,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let mut release = Command::new(cargo());
     release.current_dir(workspace_root()).args(["build", "--release", "-p", "tracer-user", "--bins", MESSAGES]);
     let programs = proc::step("bench: podpath, podpath-agent: compile", || built(&mut release, &["podpath", AGENT]))?;
-    let podpath = programs.first().context("podpath is built")?.clone();
+    let podpath = programs.first().context("podpath is built")?.1.clone();
     let rounds = options.rounds;
     if here {
         let output = text(&Here { podpath, rounds, ipip: false })?;
@@ -92,7 +92,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let command = format!("xtask bench-inflation {} --rounds {rounds} --ipip", podpath.display());
-    in_vms(NAME, &options.kernel, &command, &programs, LIMIT)
+    in_vms(NAME, &options.kernel, &command, programs, LIMIT)
 }
 
 /// The part of [`run`] that a VM does.

@@ -115,9 +115,9 @@ fn aims(text: &mut String, measured: &Measured) {
         writeln!(text, "podpath's recordings hold {total} exchanges of {sent} pings, {delivered} delivered; aim: all");
 }
 
-/// A round's ms per ping: the median of its bursts.
+/// A round's ms per ping: the median of its bursts' middle halves.
 fn ms(sample: &Sample) -> f64 {
-    median(&sample.pings.iter().map(|burst| burst.avg_ms).collect::<Vec<_>>()).unwrap_or(f64::NAN)
+    median(&sample.pings.iter().map(|burst| burst.mid_ms).collect::<Vec<_>>()).unwrap_or(f64::NAN)
 }
 
 fn over(measured: &Measured, case: &str, of: impl Fn(&Sample) -> f64) -> Vec<f64> {
@@ -161,8 +161,9 @@ mod tests {
         *,
     };
 
-    fn sample(case: usize, round: u32, averages: [f64; 3], gbit: f64, events: Option<u64>) -> Sample {
-        let burst = |avg_ms| Burst { sent: 100, received: 100, took_ms: 9.0, min_ms: 0.0, avg_ms, max_ms: 1.0 };
+    fn sample(case: usize, round: u32, times: [f64; 3], gbit: f64, events: Option<u64>) -> Sample {
+        let burst =
+            |mid_ms| Burst { sent: 100, received: 100, took_ms: 9.0, avg_ms: 9.0, mid_ms, quarters_ms: [mid_ms; 5] };
         let account = Account {
             events: 0,
             said_lost: (case != 3).then_some(7),
@@ -172,7 +173,7 @@ mod tests {
         Sample {
             case: CASES[case].1,
             round,
-            pings: averages.map(burst).to_vec(),
+            pings: times.map(burst).to_vec(),
             tcp: Throughput { gbit, retransmits: 0 },
             events,
             accounts: if case == 0 { Vec::new() } else { vec![account] },
