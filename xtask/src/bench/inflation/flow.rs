@@ -168,16 +168,16 @@ mod tests {
     #[test]
     fn what_ping_says_is_read() {
         let line = |ms: &str| format!("64 bytes from 10.0.0.2: icmp_seq=1 ttl=62 time={ms} ms\n");
-        let lines: String = ["1.03", "0.109", "12.0", "0.110", "0.112", "0.113", "0.020"].map(line).concat();
+        let lines: String = ["1.03", "0.109", "12.0", "0.110", "0.112", "0.113", "0.020", "0.030"].map(line).concat();
         let whole = format!(
             "PING 10.0.0.2 (10.0.0.2) 56(84) bytes of data.\n{lines}\n--- 10.0.0.2 ping statistics ---\n\
-             8 packets transmitted, 7 received, +1 duplicates, 12.5% packet loss, time 61ms\n\
+             9 packets transmitted, 8 received, +1 duplicates, 11.1% packet loss, time 61ms\n\
              rtt min/avg/max/mdev = 0.020/1.912/12.000/0.009 ms, pipe 2, ipg/ewma 0.122/0.040 ms\n"
         );
         let burst = Burst::read(&whole).unwrap();
-        assert_eq!((burst.sent, burst.received, burst.took_ms, burst.avg_ms), (8, 7, 61.0, 1.912));
+        assert_eq!((burst.sent, burst.received, burst.took_ms, burst.avg_ms), (9, 8, 61.0, 1.912));
         assert!((burst.mid_ms - 0.111).abs() < 1e-9, "of 0.109 to 0.113: {burst:?}");
-        assert_eq!(burst.quarters_ms, [0.02, 0.109, 0.112, 0.113, 12.0]);
+        assert_eq!(burst.quarters_ms, [0.02, 0.03, 0.11, 0.113, 12.0]);
         let nothing = "3 packets transmitted, 0 received, 100% packet loss, time 2040ms\n\n";
         assert_eq!(Burst::read(nothing), None);
         assert!(Burst::read(&whole.replace("rtt ", "round-trip ")).is_none());
