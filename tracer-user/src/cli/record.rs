@@ -61,7 +61,8 @@ pub(super) async fn run(args: &RecordArgs) -> Result<u8, Error> {
         write_stderr(&format!("podpath: {}\n", unwritten(&args.write, source)));
         return Ok(NOT_ALL);
     }
-    write_stderr(&told(&args.write, records, lasted));
+    let lost = driven.evidence.nodes.iter().map(|node| node.lost).sum();
+    write_stderr(&told(&args.write, records, lost, lasted));
     Ok(if records == 0 { NOT_ALL } else { 0 })
 }
 
@@ -70,14 +71,14 @@ fn unwritten(path: &Path, source: io::Error) -> recording::Error {
 }
 
 /// What there is now, and what to do with it.
-fn told(path: &Path, records: u64, lasted: Duration) -> String {
+fn told(path: &Path, records: u64, lost: u64, lasted: Duration) -> String {
     let bytes = fs::metadata(path).map_or(0, |about| about.len());
     let path = path.display();
     if records == 0 {
         return format!("podpath: nothing was seen in {:.1} s; {path} says so\n", lasted.as_secs_f64());
     }
-    let size = DecimalBytes(bytes);
-    format!("{records} records in {:.1} s, {size}; next: podpath report {path}\n", lasted.as_secs_f64())
+    let (size, seconds) = (DecimalBytes(bytes), lasted.as_secs_f64());
+    format!("{records} records in {seconds:.1} s, {lost} lost, {size}; next: podpath report {path}\n")
 }
 
 /// What was recorded, but for its end.

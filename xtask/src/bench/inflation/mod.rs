@@ -2,7 +2,6 @@
 //! podpath, and with the tools that people use today; in rounds, in which each has its turn.
 
 use std::{
-    fs,
     path::{Path, PathBuf},
     process::{Command, ExitCode},
     time::Duration,

@@ -81,6 +81,8 @@ pub(super) struct Place<'a> {
 /// A tool that traces.
 pub(super) struct Session<'a> {
     tool: Tool,
+    /// Whether podpath is asked to report on its recording. TCP's takes minutes in an emulated machine.
+    reports: bool,
     place: &'a Place<'a>,
     child: Guard,
     /// From its start until it traced.
@@ -192,7 +194,8 @@ impl<'a> Session<'a> {
         command.stdin(Stdio::null()).stdout(file(place.out())?).stderr(file(place.err())?);
         let begin = Instant::now();
         let child = Guard(proc::spawn(&mut command)?);
-        let mut session = Session { tool, place, child, armed: Duration::ZERO };
+        let mut session =
+            Session { tool, reports: matches!(traced, Traced::Pings(_)), place, child, armed: Duration::ZERO };
         let (path, sign) = match tool {
             Tool::Podpath => (place.err(), "podpath: recording;"),
             Tool::Pwru | Tool::PwruFive => (place.err(), "Listening for events"),
@@ -267,12 +270,16 @@ impl<'a> Session<'a> {
         let words = read(&self.place.err())?;
         let mut account = Account { events: self.written()?, said_lost: None, exchanges: None, end_ms };
         match self.tool {
-            Tool::Podpath => {
+            Tool::Podpath if self.reports => {
                 let report = self.report().with_context(|| format!("podpath record said: {words}"))?;
-                account.events = records(&words);
+                account.events = records(&words).map_or(0, |(records, _)| records);
                 account.said_lost = report["lost_events"].as_u64();
                 let count = |what: &str| report["exchanges"][what].as_u64().context("count exchanges");
                 account.exchanges = Some(Exchanges { total: count("total")?, delivered: count("delivered")? });
+            }
+            Tool::Podpath => {
+                let (records, lost) = records(&words).with_context(|| format!("podpath record said: {words}"))?;
+                (account.events, account.said_lost) = (records, Some(lost));
             }
             Tool::Bpftrace => account.said_lost = Some(lost(&words) + lost(&read(&self.place.out())?)),
             // It never says.
@@ -306,9 +313,13 @@ fn events(tool: Tool, output: &Path) -> Result<u64> {
     found.stdout.trim().parse().with_context(|| format!("grep said: {}", found.stderr))
 }
 
-/// Of what `podpath record` says at its end: `1234 records in 5.6 s, ...`.
-fn records(words: &str) -> u64 {
-    words.lines().find_map(|line| line.split_once(" records in ")?.0.parse().ok()).unwrap_or_default()
+/// Records and lost ones of what `podpath record` says at its end: `1234 records in 5.6 s, 7 lost, ...`.
+fn records(words: &str) -> Option<(u64, u64)> {
+    words.lines().find_map(|line| {
+        let (records, rest) = line.split_once(" records in ")?;
+        let lost = rest.split(", ").find_map(|part| part.strip_suffix(" lost"))?;
+        Some((records.parse().ok()?, lost.parse().ok()?))
+    })
 }
 
 /// Of what bpftrace says: `Lost 1234 events`, perhaps several times.
@@ -322,8 +333,9 @@ mod tests {
 
     #[test]
     fn what_tools_say_is_read() {
-        assert_eq!(records("podpath: recording; Ctrl-C ends\n1234 records in 5.6 s, 30 kB; next: ...\n"), 1234);
-        assert_eq!(records("podpath: nothing was seen in 5.6 s; x.ppr says so\n"), 0);
+        let end = "podpath: recording; Ctrl-C ends\n1234 records in 5.6 s, 7 lost, 30 kB; next: ...\n";
+        assert_eq!(records(end), Some((1234, 7)));
+        assert_eq!(records("podpath: nothing was seen in 5.6 s; x.ppr says so\n"), None);
         assert_eq!(lost("Attaching 6 probes...\nLost 12 events\nWARNING: Lost 30 events\n"), 42);
     }
 

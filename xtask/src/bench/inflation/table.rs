@@ -4,8 +4,8 @@ use std::fmt::Write;
 
 use super::{CASES, Measured, Sample};
 
-/// At most this much longer takes a ping with IPIP in a VM, ms: a traced one, and one beside it.
-const IN_A_VM: [f64; 2] = [0.05, 0.015];
+/// At most this much longer takes a ping with IPIP in a VM, us: a traced one, and one beside it.
+const IN_A_VM: [f64; 2] = [50.0, 15.0];
 /// At most this much longer a device takes on a machine, us: of a traced packet, and of one beside it.
 const A_CROSSING: [f64; 2] = [0.2, 0.06];
 
@@ -17,7 +17,7 @@ pub(super) fn table(measured: &Measured) -> String {
         "Linux {kernel}, {processors} processors, {wire}; a ping and its answer cross {crossings:.0} devices\n\
          {rounds} rounds of {bursts} x {pings} pings and {tcp_s} s of TCP for each; medians\n\n\
          {:<26}{:>9}  {:<28}{:>7}{:>10}{:>7}  {:<26}{:>9}\n",
-        "", "ms/ping", "more, ms (least to most)", "times", "Gbit/s", "times", "events written", "said lost"
+        "", "us/ping", "more, us (least to most)", "times", "Gbit/s", "times", "events written", "said lost"
     );
     for (_, case) in CASES {
         row(&mut text, measured, case);
@@ -36,11 +36,11 @@ pub(super) fn table(measured: &Measured) -> String {
 }
 
 fn row(text: &mut String, measured: &Measured, case: &str) {
-    let ms = over(measured, case, ms);
-    let (Some(ping), Some(gbit)) = (median(&ms), median(&over(measured, case, |sample| sample.tcp.gbit))) else {
+    let us = over(measured, case, us);
+    let (Some(ping), Some(gbit)) = (median(&us), median(&over(measured, case, |sample| sample.tcp.gbit))) else {
         return;
     };
-    let _ = write!(text, "{case:<26}{ping:>9.3}  ");
+    let _ = write!(text, "{case:<26}{ping:>9.1}  ");
     if case == CASES[0].1 {
         let _ = writeln!(text, "{:<28}{:>7}{gbit:>10.2}", "", "");
         return;
@@ -50,8 +50,8 @@ fn row(text: &mut String, measured: &Measured, case: &str) {
     let [middle, least, most] = [middle, least, most].map(Option::unwrap_or_default);
     let times =
         |of: fn(&Sample) -> f64| median(&compared(measured, case, of, |own, base| own / base)).unwrap_or_default();
-    let _ = write!(text, "{:<28}", format!("{middle:+.3} ({least:+.3} to {most:+.3})"));
-    let _ = write!(text, "{:>6.2}x{gbit:>10.2}{:>6.2}x", times(self::ms), times(|sample| sample.tcp.gbit));
+    let _ = write!(text, "{:<28}", format!("{middle:+.1} ({least:+.1} to {most:+.1})"));
+    let _ = write!(text, "{:>6.2}x{gbit:>10.2}{:>6.2}x", times(self::us), times(|sample| sample.tcp.gbit));
     let (written, said) = match Events::of(measured, case) {
         Some(events) => (events.told(), events.said_lost.map_or_else(|| "never".to_owned(), |lost| lost.to_string())),
         None => (String::new(), said_lost(measured, case).map(|lost| lost.to_string()).unwrap_or_default()),
@@ -97,13 +97,14 @@ fn sent(sample: &Sample) -> u64 {
 fn aims(text: &mut String, measured: &Measured) {
     let more = |case: usize| median(&added(measured, CASES[case].1));
     let (Some(other), Some(this)) = (more(1), more(2)) else { return };
-    let crossing = |ms: f64| ms * 1000.0 / measured.crossings;
-    let lines = [(this, "a traced ping", 0), (other, "a ping beside a traced flow", 1)].map(|(ms, what, aim)| {
+    let lines = [(this, "a traced ping", 0), (other, "a ping beside a traced flow", 1)].map(|(us, what, aim)| {
         let (in_a_vm, of_a_crossing) = (IN_A_VM[aim], A_CROSSING[aim]);
-        let us = crossing(ms);
+        let crossing = us / measured.crossings;
         match measured.ipip {
-            true => format!("{what}: {ms:+.3} ms, aim: at most {in_a_vm} ms; {us:+.2} us per device"),
-            false => format!("{what}: {us:+.3} us per device, aim: at most {of_a_crossing} us; {ms:+.4} ms"),
+            true => format!("{what}: {us:+.1} us, aim: at most {in_a_vm} us; that is {crossing:+.2} us per device"),
+            false => {
+                format!("{what}: {crossing:+.3} us per device, aim: at most {of_a_crossing} us; in all {us:+.1} us")
+            }
         }
     });
     let _ = writeln!(text, "\n{}\n{}", lines[0], lines[1]);
@@ -115,9 +116,9 @@ fn aims(text: &mut String, measured: &Measured) {
         writeln!(text, "podpath's recordings hold {total} exchanges of {sent} pings, {delivered} delivered; aim: all");
 }
 
-/// A round's ms per ping: the median of its bursts' middle halves.
-fn ms(sample: &Sample) -> f64 {
-    median(&sample.pings.iter().map(|burst| burst.mid_ms).collect::<Vec<_>>()).unwrap_or(f64::NAN)
+/// A round's us per ping: the median of its bursts' middle halves.
+fn us(sample: &Sample) -> f64 {
+    median(&sample.pings.iter().map(|burst| burst.mid_ms * 1000.0).collect::<Vec<_>>()).unwrap_or(f64::NAN)
 }
 
 fn over(measured: &Measured, case: &str, of: impl Fn(&Sample) -> f64) -> Vec<f64> {
@@ -131,9 +132,9 @@ fn compared(measured: &Measured, case: &str, of: fn(&Sample) -> f64, by: fn(f64,
     own.filter_map(|sample| Some(by(of(sample), of(base(sample.round)?)))).collect()
 }
 
-/// ms that a ping takes longer than with nothing attached, in each round.
+/// us that a ping takes longer than with nothing attached, in each round.
 fn added(measured: &Measured, case: &str) -> Vec<f64> {
-    compared(measured, case, ms, |own, base| own - base)
+    compared(measured, case, us, |own, base| own - base)
 }
 
 fn median(values: &[f64]) -> Option<f64> {
