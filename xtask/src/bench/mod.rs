@@ -45,7 +45,7 @@ pub fn attach(kernels: &[vm::Wanted]) -> Result<ExitCode> {
     let built = proc::step("bench: compile", || built(command(NAME).args(["--no-run", MESSAGES]), &[NAME, AGENT]))?;
     let (_, bench) = built.first().context("the bench is built")?;
     let command = bench.display().to_string();
-    in_vms(NAME, kernels, &command, built, LIMIT)
+    in_vms(NAME, kernels, &command, (built, &[]), LIMIT)
 }
 
 /// Runs a bench of `tracer-user` here.
@@ -64,16 +64,16 @@ fn on_this_machine(bench: &str) -> Result<()> {
 const AGENT: &str = "podpath-agent";
 const MESSAGES: &str = "--message-format=json-render-diagnostics";
 
-/// Runs a bench's command in a VM of each of these kernels, with these programs in it.
+/// Runs a bench's command in a VM of each of these kernels, with these programs and packages in it.
 fn in_vms(
     bench: &str,
     kernels: &[vm::Wanted],
     command: &str,
-    programs: Vec<(String, PathBuf)>,
+    with: (Vec<(String, PathBuf)>, &[&'static str]),
     limit: Duration,
 ) -> Result<ExitCode> {
     let command = format!("{MODULES} && {command}");
-    vm::captured(kernels, &command, programs, limit, |output| show_and_keep(bench, IN_A_VM, output))
+    vm::captured(kernels, &command, with, limit, |output| show_and_keep(bench, IN_A_VM, output))
 }
 
 /// Shows a bench's table, and keeps its raw data, which names the kernel.

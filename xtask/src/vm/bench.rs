@@ -66,7 +66,7 @@ impl Bench {
     /// # Errors
     /// Something cannot be fetched or built.
     pub(super) fn new(kernels: &[Wanted], extra: &[PathBuf]) -> Result<Bench> {
-        Bench::with(assets::ensure(kernels)?, Payload::build(extra)?)
+        Bench::with(assets::ensure(kernels, &[])?, Payload::build(extra)?)
     }
 
     /// The same with programs that are built already.

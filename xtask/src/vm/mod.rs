@@ -154,7 +154,7 @@ pub(crate) fn test(skip: &[String]) -> Result<(Totals, bool)> {
     let of_pair = not_skipped(pair::SCENARIOS);
     check_names(&scenarios()?, &suite.scenarios, false)?;
     let kernels = wanted(TEST_KERNELS)?;
-    if let Some(reason) = assets::lack(&kernels)? {
+    if let Some(reason) = assets::lack(&kernels, &[])? {
         proc::say(&format!("vm: skipped, {reason}"));
         return Ok((Totals { ignored: 1, ignored_tests: vec![format!("vm, {reason}")], ..Totals::default() }, true));
     }
@@ -214,8 +214,8 @@ fn check_names(known: &[(String, Scenario)], wanted: &[String], pair: bool) -> R
     Ok(())
 }
 
-/// Runs a shell command, as root, on each of these kernels, with these programs (and xtask) at the same paths as here. What it
-/// writes to its standard output is handed to `take` when it has ended well; what it writes to its standard error is shown. The
+/// Runs a shell command, as root, on each of these kernels, with these programs (and xtask) at the same paths as here, and with
+/// these of Debian's packages beyond what all VMs have. What it writes to its standard output is handed to `take` when it has ended well; what it writes to its standard error is shown. The
 /// exit code is the first that is not 0.
 ///
 /// # Errors
@@ -223,11 +223,11 @@ fn check_names(known: &[(String, Scenario)], wanted: &[String], pair: bool) -> R
 pub(crate) fn captured(
     kernels: &[Wanted],
     command: &str,
-    programs: Vec<(String, PathBuf)>,
+    (programs, packages): (Vec<(String, PathBuf)>, &[&'static str]),
     limit: Duration,
     take: impl Fn(&str) -> Result<()>,
 ) -> Result<ExitCode> {
-    let bench = Bench::with(assets::ensure(kernels)?, Payload::of(programs)?)?;
+    let bench = Bench::with(assets::ensure(kernels, packages)?, Payload::of(programs)?)?;
     let mut code = 0;
     for kernel in &bench.assets.kernels {
         let mut output = Vec::new();

@@ -91,7 +91,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let command = format!("xtask bench-inflation {} --rounds {rounds} --ipip", podpath.display());
-    in_vms(NAME, &options.kernel, &command, programs, LIMIT)
+    in_vms(NAME, &options.kernel, &command, (programs, &["bpftrace"]), LIMIT)
 }
 
 /// The part of [`run`] that a VM does.

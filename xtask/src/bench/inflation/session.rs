@@ -136,7 +136,12 @@ impl Place<'_> {
                 if let Traced::Tcp(_) = traced {
                     command.args(["--tcp", &PORT.to_string()]);
                 }
-                command.args(["--for", "1h"]).arg("--inventory").arg(self.inventory).arg("-w").arg(self.recording());
+                command
+                    .args(["--for", "1h", "--ready-within", "5m"])
+                    .arg("--inventory")
+                    .arg(self.inventory)
+                    .arg("-w")
+                    .arg(self.recording());
             }
             Tool::Pwru => {
                 command = Command::new("pwru");
