@@ -137,7 +137,7 @@ impl Place<'_> {
                     command.args(["--tcp", &PORT.to_string()]);
                 }
                 command
-                    .args(["--for", "1h", "--ready-within", "5m"])
+                    .args(["--for", "1h", "--ready-within", "300"])
                     .arg("--inventory")
                     .arg(self.inventory)
                     .arg("-w")
