@@ -136,8 +136,8 @@ enum Bench {
     },
     /// What tracing does to traffic: round trips and throughput of a flow, flat out, with nothing attached, podpath, pwru, bpftrace
     ///
-    /// In rounds, in which each has its turn. The raw data is kept in target/bench. pwru takes long to start and end: on 6.12 a
-    /// round takes about two minutes, on older kernels several times that.
+    /// In rounds, in which each has its turn. The raw data is kept in target/bench. pwru takes long to start and end, on kernels
+    /// without kprobe_multi (6.1 is one) minutes each time. In VMs there is bpftrace too: a root file system of its own, 1.1 GB in the cache.
     Inflation(bench::inflation::Options),
 }
 
