@@ -2,7 +2,7 @@
 //! from the kernel: `cargo xtask bench attach`. Beside it pwru, where it is installed and the kernel has kprobes, in turns.
 //!
 //! A session runs in one of two network namespaces of our own and pings the other. pwru is given the same ping as a filter, and
-//! counts as armed when it says that it listens.
+//! counts as armed when it says that it listens. The last line is the raw data.
 #![cfg(target_os = "linux")]
 
 use std::{
@@ -16,6 +16,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
 use tracer_user::session::{Connection, Flow, Ping, Plan, ProbeKind, Progress, Request, drive};
 
 use wire::{A, B, Wire, sh};
@@ -167,8 +168,18 @@ fn main() -> Result<()> {
         }
         Err(why) => println!("pwru: not measured: {why}"),
     }
-    println!("the machine's load: {}", load()?);
+    let load = load()?;
+    println!("the machine's load: {load}");
+    let peer = peer.map_or_else(|why| json!({ "not measured": why }), |()| raw(&theirs));
+    println!("{}", json!({ "kernel": release.trim(), "load": load, "podpath": raw(&ours), "pwru": peer }));
     Ok(())
+}
+
+/// Of each round, ms.
+fn raw(rounds: &[Times]) -> Value {
+    let ms = |time: Duration| time.as_secs_f64() * 1000.0;
+    let round = |times: &Times| json!({ "armed": ms(times.armed), "first exchange": ms(times.exchange), "detached": ms(times.detached) });
+    rounds.iter().map(round).collect()
 }
 
 /// The load of the last minute, by which a reader can judge the numbers.

@@ -4,7 +4,7 @@
 //! every round so that a noisy machine disturbs all alike: neither namespace in scope; in scope, but a flow between others
 //! wanted (a miss); another flow of the same source wanted (a near miss); the flow wanted (a hit); and wanted behind DNAT (a hit that
 //! conntrack translates). An empty program on
-//! `net_dev_start_xmit` runs beside the others each time: what is printed is above it.
+//! `net_dev_start_xmit` runs beside the others each time: what is printed is above it. The last line is the raw data.
 #![cfg(target_os = "linux")]
 
 use std::{
@@ -22,6 +22,7 @@ use nix::{
     sched::{CloneFlags, setns},
     sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, sendto, socket},
 };
+use serde_json::{Value, json};
 use tracer_user::{
     probe::{Cost, EMPTY, Probe, RING_SIZE, Setup, hooks},
     session::Flow,
@@ -156,7 +157,20 @@ fn main() -> Result<()> {
         "\n{ROUNDS} rounds of {PACKETS} pings per case; ns per run above an empty program (its own ns in brackets);"
     );
     println!("median of the rounds; {lost} records lost");
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").context("read the kernel's release")?;
+    println!("{}", json!({ "kernel": release.trim(), "packets": PACKETS, "lost": lost, "programs": raw(&table) }));
     Ok(())
+}
+
+/// ns per run, of the program and of the empty one beside it, in each round.
+fn raw(table: &BTreeMap<(usize, Case), Vec<(f64, f64)>>) -> Value {
+    let title = |case: &Case| CASES.iter().find(|(known, _)| known == case).map(|(_, title)| *title);
+    let entry = |((place, case), rounds): (&(usize, Case), &Vec<(f64, f64)>)| {
+        let name = hooks::tracepoints().nth(*place).map(|hook| hook.name);
+        let rounds: Value = rounds.iter().map(|(ns, empty)| json!({ "ns": ns, "empty": empty })).collect();
+        json!({ "program": name, "case": title(case), "rounds": rounds })
+    };
+    table.iter().map(entry).collect()
 }
 
 fn print(table: &BTreeMap<(usize, Case), Vec<(f64, f64)>>) {

@@ -107,6 +107,10 @@ enum Task {
     #[command(subcommand)]
     Bench(Bench),
 
+    /// In a VM, or on this machine: the part of `bench inflation` that measures
+    #[command(hide = true)]
+    BenchInflation(bench::inflation::Here),
+
     /// Bring up, list and remove labs: clusters made of network namespaces (needs root)
     #[command(subcommand)]
     Lab(Lab),
@@ -130,6 +134,11 @@ enum Bench {
         #[arg(long, value_name = "LIST", value_delimiter = ',')]
         kernel: Vec<vm::Wanted>,
     },
+    /// What tracing does to traffic: round trips and throughput of a flow, flat out, with nothing attached, podpath, pwru, bpftrace
+    ///
+    /// In rounds, in which each has its turn. The raw data is kept in target/bench. pwru takes long to start and end, on kernels
+    /// without kprobe_multi (6.1 is one) minutes each time. In VMs there is bpftrace too: a root file system of its own, 1.1 GB in the cache.
+    Inflation(bench::inflation::Options),
 }
 
 #[derive(Subcommand)]
@@ -198,6 +207,8 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Kube(Kube::Serve(arguments)) => kube::run(&arguments)?,
         Task::Bench(Bench::Hooks) => bench::hooks()?,
         Task::Bench(Bench::Attach { kernel }) => return bench::attach(&kernel),
+        Task::Bench(Bench::Inflation(options)) => return bench::inflation::run(&options),
+        Task::BenchInflation(here) => bench::inflation::measure(&here)?,
         Task::Lab(Lab::Up { profile, name, services }) => {
             up(&profile, name.as_deref().unwrap_or(&profile), services.as_deref())?;
         }

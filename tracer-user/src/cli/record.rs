@@ -61,7 +61,8 @@ pub(super) async fn run(args: &RecordArgs) -> Result<u8, Error> {
         write_stderr(&format!("podpath: {}\n", unwritten(&args.write, source)));
         return Ok(NOT_ALL);
     }
-    write_stderr(&told(&args.write, records, lasted, args.sample));
+    let lost = driven.evidence.nodes.iter().map(|node| node.lost).sum();
+    write_stderr(&told(&args.write, records, lost, lasted, args.sample));
     Ok(if records == 0 { NOT_ALL } else { 0 })
 }
 
@@ -70,7 +71,7 @@ fn unwritten(path: &Path, source: io::Error) -> recording::Error {
 }
 
 /// What there is now, and what to do with it.
-fn told(path: &Path, records: u64, lasted: Duration, one_of: u32) -> String {
+fn told(path: &Path, records: u64, lost: u64, lasted: Duration, one_of: u32) -> String {
     let bytes = fs::metadata(path).map_or(0, |about| about.len());
     let path = path.display();
     if records == 0 {
@@ -80,8 +81,8 @@ fn told(path: &Path, records: u64, lasted: Duration, one_of: u32) -> String {
         };
         return format!("podpath: nothing was seen in {:.1} s; {path} says so{sampled}\n", lasted.as_secs_f64());
     }
-    let size = DecimalBytes(bytes);
-    format!("{records} records in {:.1} s, {size}; next: podpath report {path}\n", lasted.as_secs_f64())
+    let (size, seconds) = (DecimalBytes(bytes), lasted.as_secs_f64());
+    format!("{records} records in {seconds:.1} s, {lost} lost, {size}; next: podpath report {path}\n")
 }
 
 /// What was recorded, but for its end.
@@ -179,6 +180,9 @@ async fn record(path: &Path, args: &TraceArgs, cluster: &mut Cluster) -> Result<
             error = Some(source);
             // What is in the file is good: better an early end than a recording with a hole.
             full.notify_one();
+        }
+        if step == session::Progress::AllRecord {
+            progress.reached("podpath: recording; Ctrl-C ends\n");
         }
         if let Some(text) = meter.step(&step, &tape) {
             progress.now(text);

@@ -95,6 +95,13 @@ impl Progress {
         self.0.set_message(text);
     }
 
+    /// For a program that waits for this moment: a line where progress is not shown.
+    pub(super) fn reached(&self, text: &str) {
+        if self.0.is_hidden() {
+            write_stderr(text);
+        }
+    }
+
     /// To be cleared from elsewhere.
     pub(super) fn line(&self) -> Line {
         Line(self.0.clone())

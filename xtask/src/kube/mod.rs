@@ -4,7 +4,7 @@
 //! and execs `podpath-agent` for real. Clients learn where it is from a kubeconfig, as of any cluster. [`Server`] is a test's handle;
 //! [`Fault`]s make it misbehave.
 
-mod clock;
+pub(crate) mod clock;
 mod control;
 mod controller;
 mod discovery;

@@ -66,16 +66,16 @@ pub(super) struct Assets {
     pub(super) kernels: Vec<Kernel>,
 }
 
-/// Why this machine cannot have these VMs, if it cannot.
+/// Why this machine cannot have these VMs, with `more` packages, if it cannot.
 ///
 /// # Errors
 /// There is no place for a cache.
-pub(super) fn lack(wanted: &[Wanted]) -> Result<Option<String>> {
+pub(super) fn lack(wanted: &[Wanted], more: &[&'static str]) -> Result<Option<String>> {
     if !cfg!(target_arch = "x86_64") {
         return Ok(Some("test VMs are x86-64 machines, and this is none".to_owned()));
     }
     let folder = folder()?;
-    let root = folder.join(root_name(&root_packages()));
+    let root = folder.join(root_name(&root_packages(more)));
     let cached = folder.join(qemu_name()).is_dir() && root.is_dir();
     let cached = cached && wanted.iter().all(|wanted| Known::read(&folder, wanted).is_some());
     Ok(if cached { None } else { apt::lack().map(|lack| format!("the cache lacks a part of the VMs, and {lack}")) })
@@ -124,12 +124,13 @@ fn kernel_key() -> String {
     key(&[include_str!("init.sh")])
 }
 
-/// Takes everything from the cache, and fetches and builds what is missing there.
+/// Takes everything from the cache, and fetches and builds what is missing there. The root file system has `more` packages
+/// than those that all VMs have; then it is one of its own in the cache.
 ///
 /// # Errors
 /// Something cannot be fetched or built.
-pub(super) fn ensure(wanted: &[Wanted]) -> Result<Assets> {
-    if let Some(lack) = lack(wanted)? {
+pub(super) fn ensure(wanted: &[Wanted], more: &[&'static str]) -> Result<Assets> {
+    if let Some(lack) = lack(wanted, more)? {
         bail!(lack);
     }
     let folder = folder()?;
@@ -141,7 +142,7 @@ pub(super) fn ensure(wanted: &[Wanted]) -> Result<Assets> {
     let qemu = builder.keep(&qemu_name(), "qemu", |apt, scratch| {
         Tree::unpack(&scratch.join("tree"), &apt.fetch(SUITE, QEMU)?).map(drop)
     })?;
-    let packages = root_packages();
+    let packages = root_packages(more);
     let root =
         builder.keep(&root_name(&packages), "root file system", |apt, scratch| build_root(apt, scratch, &packages))?;
     let root_tree = Tree(root.join("tree"));
@@ -222,10 +223,10 @@ impl Builder<'_> {
     }
 }
 
-fn root_packages() -> Vec<&'static str> {
+fn root_packages(more: &[&'static str]) -> Vec<&'static str> {
     let tools = [packages::LAB, packages::TESTS].concat();
     let tools = tools.into_iter().map(|(package, _)| package);
-    ROOT.iter().copied().chain(tools).collect()
+    ROOT.iter().copied().chain(tools).chain(more.iter().copied()).collect()
 }
 
 /// The image and the tree it was made of.

@@ -66,8 +66,14 @@ impl Bench {
     /// # Errors
     /// Something cannot be fetched or built.
     pub(super) fn new(kernels: &[Wanted], extra: &[PathBuf]) -> Result<Bench> {
-        let assets = assets::ensure(kernels)?;
-        let payload = Payload::build(extra)?;
+        Bench::with(assets::ensure(kernels, &[])?, Payload::build(extra)?)
+    }
+
+    /// The same with programs that are built already.
+    ///
+    /// # Errors
+    /// Their image cannot be made.
+    pub(super) fn with(assets: Assets, payload: Payload) -> Result<Bench> {
         let (folder, owner) = folder(&std::env::temp_dir())?;
         let bench = Bench { assets, payload, folder, _owner: owner };
         proc::step("vm: image of this clone's programs", || {
@@ -90,8 +96,7 @@ impl Bench {
     /// # Errors
     /// cargo built no podpath.
     pub(super) fn shell(&self, command: &str) -> Result<Request> {
-        let podpath = self.payload.program("podpath")?;
-        let programs = podpath.parent().context("podpath lies in no folder")?.display();
+        let programs = self.payload.folders().join(":");
         let path = format!("{programs}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
         Ok(Request {
             words: ["bash", "-c", command].map(str::to_owned).to_vec(),

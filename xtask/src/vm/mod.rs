@@ -32,6 +32,8 @@ pub use serve::serve;
 
 use bench::Bench;
 use client::Event;
+use kernel::Kernel;
+use payload::Payload;
 use suite::Suite;
 
 use crate::{
@@ -152,7 +154,7 @@ pub(crate) fn test(skip: &[String]) -> Result<(Totals, bool)> {
     let of_pair = not_skipped(pair::SCENARIOS);
     check_names(&scenarios()?, &suite.scenarios, false)?;
     let kernels = wanted(TEST_KERNELS)?;
-    if let Some(reason) = assets::lack(&kernels)? {
+    if let Some(reason) = assets::lack(&kernels, &[])? {
         proc::say(&format!("vm: skipped, {reason}"));
         return Ok((Totals { ignored: 1, ignored_tests: vec![format!("vm, {reason}")], ..Totals::default() }, true));
     }
@@ -212,21 +214,68 @@ fn check_names(known: &[(String, Scenario)], wanted: &[String], pair: bool) -> R
     Ok(())
 }
 
+/// Runs a shell command, as root, on each of these kernels, with these programs (and xtask) at the same paths as here, and with
+/// these of Debian's packages beyond what all VMs have. What it writes to its standard output is handed to `take` when it has ended well; what it writes to its standard error is shown. The
+/// exit code is the first that is not 0.
+///
+/// # Errors
+/// What VMs need cannot be had, a VM could not be brought up, or `take` refuses.
+pub(crate) fn captured(
+    kernels: &[Wanted],
+    command: &str,
+    (programs, packages): (Vec<(String, PathBuf)>, &[&'static str]),
+    limit: Duration,
+    take: impl Fn(&str) -> Result<()>,
+) -> Result<ExitCode> {
+    let bench = Bench::with(assets::ensure(kernels, packages)?, Payload::of(programs)?)?;
+    let mut code = 0;
+    for kernel in &bench.assets.kernels {
+        let mut output = Vec::new();
+        let ended = in_one(&bench, kernel, command, limit, |bytes| {
+            output.extend_from_slice(bytes);
+            Ok(())
+        })?;
+        let output = String::from_utf8_lossy(&output);
+        if ended == 0 {
+            take(&output)?;
+        } else {
+            print!("{output}");
+        }
+        code = if code == 0 { ended } else { code };
+    }
+    Ok(exit_code(code))
+}
+
 fn run_command(bench: &Bench, command: &str, limit: Duration) -> Result<ExitCode> {
     let mut code = 0;
     for kernel in &bench.assets.kernels {
-        let vm = bench.boot(kernel, &kernel.wanted.to_string(), None)?;
-        let ended = vm.run(0, &bench.shell(command)?, limit, |event| match event {
-            Event::Started => Ok(()),
-            Event::Output(bytes) => client::print(&mut std::io::stdout().lock(), bytes),
-            Event::Error(bytes) => client::print(&mut std::io::stderr().lock(), bytes),
-        })?;
-        vm.is_sound()?;
-        if code == 0 {
-            code = ended;
-        }
+        let show = |bytes: &[u8]| client::print(&mut std::io::stdout().lock(), bytes);
+        let ended = in_one(bench, kernel, command, limit, show)?;
+        code = if code == 0 { ended } else { code };
     }
-    Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
+    Ok(exit_code(code))
+}
+
+fn exit_code(code: i32) -> ExitCode {
+    ExitCode::from(u8::try_from(code).unwrap_or(1))
+}
+
+/// Runs a command in a VM with that kernel; its exit code.
+fn in_one(
+    bench: &Bench,
+    kernel: &Kernel,
+    command: &str,
+    limit: Duration,
+    mut output: impl FnMut(&[u8]) -> Result<()>,
+) -> Result<i32> {
+    let vm = bench.boot(kernel, &kernel.wanted.to_string(), None)?;
+    let ended = vm.run(0, &bench.shell(command)?, limit, |event| match event {
+        Event::Started => Ok(()),
+        Event::Output(bytes) => output(bytes),
+        Event::Error(bytes) => client::print(&mut std::io::stderr().lock(), bytes),
+    })?;
+    vm.is_sound()?;
+    Ok(ended)
 }
 
 /// Runs the tests on every kernel; whether all is well.

@@ -13,6 +13,8 @@ use crate::{build, proc, workspace_root};
 
 /// The tests that run in VMs, by package-wide unique name.
 const TESTS: &[&str] = &["kernel", "profiles", "scenarios"];
+/// What is in the PATH of a VM.
+const CALLED: &[&str] = &["podpath", "podpath-agent", "xtask"];
 /// What tests read from the clone.
 const FOLDERS: &[&str] = &["scenarios", "target/ebpf"];
 
@@ -43,10 +45,30 @@ impl Payload {
         let extra =
             extra.iter().map(std::path::absolute).collect::<std::io::Result<_>>().context("find the files to add")?;
         let payload = Payload { programs, extra };
-        for name in TESTS.iter().chain(&["podpath", "podpath-agent", "xtask"]) {
+        for name in TESTS.iter().chain(CALLED) {
             payload.program(name)?;
         }
         Ok(payload)
+    }
+
+    /// Only these programs, by name, and this very one, which serves in the VM.
+    ///
+    /// # Errors
+    /// Our own program cannot be found.
+    pub(super) fn of(programs: Vec<(String, PathBuf)>) -> Result<Payload> {
+        let own = std::env::current_exe().context("find the own program")?;
+        let programs = programs.into_iter().chain([("xtask".to_owned(), own)]).collect();
+        Ok(Payload { programs, extra: Vec::new() })
+    }
+
+    /// Where the programs lie that people call by name; each folder once.
+    pub(super) fn folders(&self) -> Vec<String> {
+        let named = self.programs.iter().filter(|(name, _)| CALLED.contains(&name.as_str()));
+        let mut folders: Vec<String> =
+            named.filter_map(|(_, path)| Some(path.parent()?.to_string_lossy().into_owned())).collect();
+        folders.sort();
+        folders.dedup();
+        folders
     }
 
     /// The path of a program, here and in the VM.
