@@ -13,6 +13,8 @@ use crate::{
     cargo, packages, proc, vm, workspace_root,
 };
 
+mod scale;
+
 /// A bench that takes longer hangs.
 const LIMIT: Duration = Duration::from_secs(20 * 60);
 
@@ -45,6 +47,22 @@ pub fn attach(kernels: &[vm::Wanted]) -> Result<ExitCode> {
         ..vm::Options::default()
     };
     vm::run(&options)
+}
+
+/// Runs the bench of userspace: from the ring buffer's bytes to a report.
+///
+/// # Errors
+/// As [`hooks`].
+pub fn pipeline() -> Result<()> {
+    run("pipeline")
+}
+
+/// Runs the bench of many nodes, flows and pods.
+///
+/// # Errors
+/// As [`hooks`]; and the lab or its API server cannot be brought up.
+pub fn scale() -> Result<()> {
+    scale::run()
 }
 
 /// Compiles a bench: its executable and the agent that it starts.
