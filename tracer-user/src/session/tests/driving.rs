@@ -334,7 +334,7 @@ async fn passive_recording_ends_by_time_or_by_stop() {
 #[tokio::test(start_paused = true)]
 async fn stop_before_anything_is_armed_is_no_error() {
     let (connection, mut peer) = Peer::connected("a");
-    let stop = tokio::time::sleep(Duration::from_secs(1));
+    let stop = sleep(Duration::from_secs(1));
     let driving = tokio::spawn(drive(vec![(connection, request(60))], PLAN, stop, |_| {}));
     assert_eq!(peer.hear_all().await, []);
     drop(peer);
@@ -390,7 +390,7 @@ async fn what_waits_for_a_slow_driver_is_bounded() {
     for _ in 0..3 {
         assert!(matches!(events.try_recv(), Ok((0, Event::Message(Message::Records(..), ..)))));
     }
-    tokio::time::sleep(Duration::from_millis(1)).await;
+    sleep(Duration::from_millis(1)).await;
     assert_eq!(events.len(), 3);
     // Nobody takes in anything more: nobody waits.
     room.close();

@@ -427,20 +427,20 @@ proptest! {
     #[test]
     fn records_stand_on_the_wire_as_the_protocol_says(record in record()) {
         let mut bytes = Vec::new();
-        super::record::put(&record, &mut bytes);
-        prop_assert_eq!(&bytes, &super::record::reference::Record::from(&record).encode_to_vec());
-        prop_assert_eq!(super::record::get(&bytes).unwrap(), record);
+        record::put(&record, &mut bytes);
+        prop_assert_eq!(&bytes, &record::reference::Record::from(&record).encode_to_vec());
+        prop_assert_eq!(record::get(&bytes).unwrap(), record);
     }
 
     #[test]
     fn no_bytes_make_the_reader_of_records_panic(record in record(), at in any::<prop::sample::Index>(), new in vec(any::<u8>(), 0..8)) {
         let mut bytes = Vec::new();
-        super::record::put(&record, &mut bytes);
+        record::put(&record, &mut bytes);
         let at = at.index(bytes.len());
         let end = (at + new.len()).min(bytes.len());
         bytes.splice(at..end, new.iter().copied());
         for bytes in [&bytes[..], &bytes[..at], &new] {
-            let _good_or_not = super::record::get(bytes);
+            let _good_or_not = record::get(bytes);
         }
     }
 
