@@ -140,12 +140,12 @@ impl Recording {
         let margins = margins.map(|(from, until)| (from.saturating_sub(MARGIN_NS), until.saturating_add(MARGIN_NS)));
         let mut spans: Vec<(u64, u64)> = margins.collect();
         for (node, (least, _)) in spans.iter_mut().enumerate() {
-            let before = self.blocks[..first].iter().filter_map(|block| Some((*block.times.get(node)?)?.1)).max();
-            *least = before.map_or(*least, |ns| (ns + 1).max(*least));
+            *least = self.seen(first, node).map_or(*least, |ns| (ns + 1).max(*least));
         }
         self.cut(until, last, &mut spans);
         let mut records = vec![Vec::new(); spans.len()];
-        for index in first..last {
+        // Wherever they lie: what was freed may be told much later than the rest.
+        for index in 0..self.blocks.len() {
             let meets = self.blocks[index]
                 .times
                 .iter()
@@ -176,27 +176,33 @@ impl Recording {
         Ok(Window { evidence, core: core.collect() })
     }
 
-    /// Ends a window before the block `last`, if that or a later one has something of it.
+    /// The last that a node said in the blocks before this one, ns of its clock.
+    fn seen(&self, block: usize, node: usize) -> Option<u64> {
+        self.blocks[..block].iter().filter_map(|block| Some((*block.times.get(node)?)?.1)).max()
+    }
+
+    /// Ends a window with what was said before the block `last`, if the rest has something of it.
     fn cut(&mut self, until: &Bound, last: usize, spans: &mut [(u64, u64)]) {
-        let rest = &self.blocks[last..];
-        let of_window = |block: &&Block| {
-            let mut times = block.times.iter().zip(&*spans);
-            times.any(|(times, (_, most))| times.is_some_and(|(first, _)| first < *most))
+        let ends = spans.iter().enumerate().map(|(node, (_, most))| {
+            let seen = self.seen(last, node).map_or(0, |ns| ns + 1);
+            seen.max(until.times[node]).min(*most)
+        });
+        let ends: Vec<u64> = ends.collect();
+        let left_out = |block: &&Block| {
+            let mut times = block.times.iter().zip(&ends).zip(&*spans);
+            times.any(|((times, end), (_, most))| times.is_some_and(|(_, last)| (*end..*most).contains(&last)))
         };
-        let records: u64 = rest.iter().filter(of_window).map(|block| block.count as u64).sum();
+        let records: u64 = self.blocks[last..].iter().filter(left_out).map(|block| block.count as u64).sum();
         if records == 0 {
             return;
         }
-        let mut least_ns = MARGIN_NS;
-        for (node, (_, most)) in spans.iter_mut().enumerate() {
-            // All before that is in the blocks that are read.
-            let next = rest.iter().filter_map(|block| Some((*block.times.get(node)?)?.0)).min();
-            *most = next.map_or(*most, |ns| ns.min(*most));
-            least_ns = least_ns.min(most.saturating_sub(until.times[node]));
-        }
         let before = self.left_out;
+        let after = ends.iter().zip(&until.times).map(|(end, until)| end - until);
+        // Of those that said something meanwhile.
+        let least_ns = after.filter(|ns| *ns > 0).min().unwrap_or(0);
         let least_ns = if before.windows == 0 { least_ns } else { least_ns.min(before.least_ns) };
         self.left_out = LeftOut { windows: before.windows + 1, records: before.records + records, least_ns };
+        spans.iter_mut().zip(ends).for_each(|((_, most), end)| *most = end);
     }
 }
 

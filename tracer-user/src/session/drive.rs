@@ -497,7 +497,7 @@ impl<P: FnMut(Progress<'_>)> Driver<P> {
                 (self.progress)(Progress::Probe(probe));
             }
             Event::Message(message, _, room) => {
-                node.hear(message, &mut self.progress);
+                drop(node.hear(message, &mut self.progress));
                 drop(room);
             }
             Event::Ended(ended) => {

@@ -171,18 +171,19 @@ impl Node {
         if self.hello.is_none() { "session ended before hello" } else { "session ended before it was armed" }
     }
 
-    /// Takes in one message; one that makes no sense ends the session.
-    pub(super) fn hear(&mut self, message: Message, progress: &mut impl FnMut(Progress<'_>)) {
+    /// Takes in one message; one that makes no sense ends the session. Answers its records, if they are passed on only.
+    pub(super) fn hear(&mut self, message: Message, progress: &mut impl FnMut(Progress<'_>)) -> Vec<Record> {
         if self.ended.is_some() {
-            return;
+            return Vec::new();
         }
-        if let Err(cause) = self.understand(message, progress) {
+        self.understand(message, progress).unwrap_or_else(|cause| {
             self.outbox.abandon(Message::Error(cause.to_failure()));
             self.ended = Some(Err(Death { cause, remains: None }));
-        }
+            Vec::new()
+        })
     }
 
-    fn understand(&mut self, message: Message, progress: &mut impl FnMut(Progress<'_>)) -> Result<(), Error> {
+    fn understand(&mut self, message: Message, progress: &mut impl FnMut(Progress<'_>)) -> Result<Vec<Record>, Error> {
         let node = &*self.name;
         match message {
             Message::Hello(hello) if self.hello.is_none() => {
@@ -206,9 +207,10 @@ impl Node {
                 self.total += records.len();
                 self.unknown += unknown;
                 progress(Progress::Records { node, total: self.total, new: &records });
-                if !self.passes_on {
-                    self.records.extend(records);
+                if self.passes_on {
+                    return Ok(records);
                 }
+                self.records.extend(records);
             }
             Message::Facts(facts) if self.armed => {
                 for fact in facts {
@@ -224,7 +226,7 @@ impl Node {
             }
             other => return Err(Error::Unexpected { message: other.name(), when: self.state() }),
         }
-        Ok(())
+        Ok(Vec::new())
     }
 
     fn state(&self) -> &'static str {
