@@ -171,3 +171,62 @@ fn a_ring_that_is_too_small_loses_nothing_silently() {
     let text = String::from_utf8(shown.stdout).unwrap();
     assert!(text.contains("EVENTS LOST: "), "{text}");
 }
+
+impl Node {
+    /// Records so many pings from the one pod to the other; how many records there are, how many are told to be lost, and the report.
+    fn recorded(&self, environment: Option<(&str, &str)>, pings: u32) -> (u64, u64, String) {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("flood.ppr");
+        let podpath = || {
+            let mut command = Command::new("ip");
+            command.args(["netns", "exec", &self.name, env!("CARGO_BIN_EXE_podpath")]).env_remove("COLUMNS");
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+            command
+        };
+        let mut record = podpath();
+        record.args(["record", "--local", A, B, "--for", "60s", "--write"]).arg(&file).envs(environment);
+        let child = record.spawn().unwrap();
+        // Its kernel programs hang by links, which its process holds. (`ip netns exec` becomes podpath.)
+        let attached = || {
+            let held = std::fs::read_dir(format!("/proc/{}/fdinfo", child.id())).unwrap().flatten();
+            let texts = held.filter_map(|entry| std::fs::read_to_string(entry.path()).ok());
+            texts.filter(|text| text.contains("link_type:")).count()
+        };
+        while attached() < 5 {
+            thread::sleep(std::time::Duration::from_millis(50));
+        }
+        // The kprobes came first, and what the nodes saw until all of them record is settled by now.
+        thread::sleep(std::time::Duration::from_millis(500));
+        let said = sh(&format!("ip netns exec {}-a ping -n -q -f -c {pings} -W 5 {B}", self.name));
+        assert!(said.contains(" 0% packet loss"), "{said}");
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id().cast_signed()), nix::sys::signal::Signal::SIGINT)
+            .unwrap();
+        let recorded = child.wait_with_output().unwrap();
+        let told = String::from_utf8(recorded.stderr).unwrap();
+        let records = told.lines().find_map(|line| line.split_once(" records in ")?.0.parse().ok());
+        let report = |more: &[&str]| podpath().arg("report").arg(&file).args(more).output().unwrap();
+        let lost = json(&report(&["-o", "json"]))["lost_events"].as_u64().unwrap();
+        let text = String::from_utf8(report(&[]).stdout).unwrap();
+        (records.unwrap_or_else(|| panic!("{told}")), lost, text)
+    }
+}
+
+#[test]
+fn what_a_ring_that_is_too_small_loses_of_a_recording_is_counted_and_told() {
+    let node = Node::new("record");
+    let (expected, lost, text) = node.recorded(None, 3_000);
+    assert_eq!(lost, 0, "{text}");
+    assert!(expected >= 30_000, "{expected} records of 3000 pings through a node");
+    let (received, lost, text) = node.recorded(Some(("PODPATH_RING_BYTES", "4096")), 3_000);
+    assert!(lost > 0, "{received} of {expected} records fit");
+    assert_eq!(received + lost, expected, "what was lost is not what is told");
+    let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(words.contains(&format!("{} events lost", grouped(lost))), "{text}");
+}
+
+/// `12,345`
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let groups = digits.as_bytes().rchunks(3).rev().map(|group| std::str::from_utf8(group).unwrap());
+    groups.collect::<Vec<_>>().join(",")
+}

@@ -126,6 +126,10 @@ enum Kube {
 enum Bench {
     /// ns per run of every kernel program, beside an empty one in the same run, by the kernel's own statistics
     Hooks,
+    /// Userspace: events per second, allocations and memory, from the ring buffer's bytes to a report; what a full ring loses
+    Pipeline,
+    /// Many nodes, flows and pods: time, memory, requests; on generated input
+    Scale,
     /// ms from a session's start until it is armed, until its first exchange, and from its end until nothing is left
     ///
     /// In VMs pwru runs beside it, in turns; on a machine where it is installed and the kernel has kprobes, too.
@@ -206,6 +210,8 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Traffic(traffic) => traffic::run(&traffic)?,
         Task::Kube(Kube::Serve(arguments)) => kube::run(&arguments)?,
         Task::Bench(Bench::Hooks) => bench::hooks()?,
+        Task::Bench(Bench::Pipeline) => bench::pipeline()?,
+        Task::Bench(Bench::Scale) => bench::scale()?,
         Task::Bench(Bench::Attach { kernel }) => return bench::attach(&kernel),
         Task::Bench(Bench::Inflation(options)) => return bench::inflation::run(&options),
         Task::BenchInflation(here) => bench::inflation::measure(&here)?,

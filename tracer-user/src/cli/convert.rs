@@ -8,9 +8,10 @@ use std::{
 use super::{
     args::{Conversion, ConvertArgs},
     error::Error,
+    terminal::write_stderr,
 };
 use crate::{
-    path::{join_all, model::Exchange},
+    path::model::Exchange,
     recording::{
         self, Recording,
         capture::{Capture, Index},
@@ -74,11 +75,16 @@ fn convert(
     let contents = recording.contents.clone();
     for window in recording.windows() {
         let window = window?;
-        let joined = join_all(&window.evidence, &contents.header.ends, &contents.names);
+        let joined = window.join(&contents.header.ends, &contents.names);
         let index = Index::new(&window.evidence, &contents.driven.nodes);
         for exchange in joined.exchanges.iter().filter(|exchange| window.has(exchange)) {
             out.add(exchange, &index).map_err(&failed)?;
         }
     }
-    out.finish().map_err(failed)
+    out.finish().map_err(failed)?;
+    let told = recording.contents.driven.warnings.len();
+    recording.tell_left_out();
+    let new = recording.contents.driven.warnings[told..].iter();
+    new.for_each(|warning| write_stderr(&format!("warning: {warning}\n")));
+    Ok(())
 }

@@ -25,7 +25,7 @@ use super::{
     trace::{Watching, plural, stopped, watching},
 };
 use crate::{
-    path::{Ends, join_all},
+    path::Ends,
     recording::Live,
     render::Board,
     report::Report,
@@ -91,7 +91,7 @@ impl Shown {
         self.board.since = since.elapsed();
         self.board.lost = self.lost.values().sum::<u64>() + self.live.forgotten;
         let window = self.live.window();
-        let joined = join_all(&window.evidence, ends, &cluster.directory);
+        let joined = window.join(ends, &cluster.directory);
         let mut report = Report::new(0);
         joined.exchanges.iter().filter(|exchange| window.has(exchange)).for_each(|exchange| report.add(exchange, 0));
         self.board.add(report);

@@ -24,12 +24,9 @@ use super::{
 use crate::{
     event::Record,
     path::join_all,
-    recording::{self, Closing, Entry, Header, KnownNames, RecordedNode, Recording, Writer},
+    recording::{self, Closing, Entry, Header, KnownNames, Met, RecordedNode, Recording, Writer},
     session::{self, Driven, Flow},
 };
-
-/// Of more addresses the names are not kept: so many a report shows nobody.
-const MOST_ADDRESSES: usize = 100_000;
 
 /// Records into a file; the exit code says whether there is something in it.
 ///
@@ -46,6 +43,7 @@ pub(super) async fn run(args: &RecordArgs) -> Result<u8, Error> {
     let Recorded { tape, driven, error } = recorded?;
     let mut warnings = [cluster.notes(), driven.warnings.clone()].concat();
     warnings.extend(left);
+    warnings.extend(tape.seen.met.sentence());
     let names = names(&args.write, &tape, &driven, &mut cluster).await;
     let Tape { writer, seen, started, .. } = tape;
     let (records, lasted) = (seen.records, started.elapsed());
@@ -105,22 +103,13 @@ struct Tape {
 struct Seen {
     records: u64,
     lost: BTreeMap<String, u64>,
-    addresses: BTreeSet<IpAddr>,
+    met: Met,
 }
 
 impl Seen {
     fn add(&mut self, records: &[Record]) {
         self.records += records.len() as u64;
-        for record in records {
-            let (src, dst) = match record {
-                Record::Sighting(sighting) => (sighting.packet.src, sighting.packet.dst),
-                Record::Translation(translation) => (translation.reply.src, translation.reply.dst),
-                Record::Rewrite(rewrite) => (rewrite.packet.src, rewrite.packet.dst),
-            };
-            if self.addresses.len() < MOST_ADDRESSES {
-                self.addresses.extend([src, dst]);
-            }
-        }
+        records.iter().for_each(|record| self.met.add(record));
     }
 }
 
@@ -268,6 +257,6 @@ async fn names(path: &Path, tape: &Tape, driven: &Driven, cluster: &mut Cluster)
     let nodes = &driven.evidence.nodes;
     let links = nodes.iter().flat_map(|node| &node.facts.namespaces).flat_map(|namespace| &namespace.links);
     let mut addresses: BTreeSet<IpAddr> = links.flat_map(|link| link.addresses.iter().map(|net| net.addr())).collect();
-    addresses.extend(&tape.seen.addresses);
+    addresses.extend(tape.seen.met.addresses());
     KnownNames::of(&cluster.directory, &addresses, nodes.iter().map(|node| &node.facts))
 }

@@ -75,10 +75,11 @@ fn slowest(trace: &Trace, style: &render::Style) -> Vec<u8> {
 
 /// All exchanges together, and the slowest as a trace.
 fn gather(recording: &mut Recording, keep: usize) -> Result<(Report, Trace), Error> {
-    let contents = recording.contents.clone();
-    let header = &contents.header;
     let mut report = Report::new(keep);
     let joined = recording.exchanges(report::PARTS, |exchange, part| report.add(exchange, part))?;
+    let contents = &mut recording.contents;
+    contents.driven.warnings.extend(report.left_out.sentence());
+    let header = &contents.header;
     let nodes = contents.driven.nodes.iter().map(|node| TracedNode {
         name: node.name.clone(),
         kernel: node.hello.as_ref().map(|hello| hello.about.kernel.clone()),

@@ -1,6 +1,9 @@
 //! Which request an ICMP error is about (RFC 792, RFC 4443).
 
-use std::net::IpAddr;
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+};
 
 use super::group::Group;
 use crate::event::{L4, Packet, Sighting};
@@ -44,22 +47,44 @@ pub(super) type Seen<'a> = (usize, &'a Sighting);
 /// it is about the last that passed its node before it.
 pub(super) fn assign<'a>(groups: &[Group<'a>], errors: &[Seen<'a>]) -> Vec<Vec<Seen<'a>>> {
     let mut found = vec![Vec::new(); groups.len()];
+    if errors.is_empty() {
+        return found;
+    }
+    // By what an error repeats of a packet: each is compared with a few requests, not with all.
+    let mut alike: HashMap<(IpAddr, u16), Vec<usize>> = HashMap::new();
+    for (i, group) in groups.iter().enumerate() {
+        let packets: HashSet<_> = group.request.iter().flatten().map(|s| told_apart_by(&s.packet)).collect();
+        packets.into_iter().for_each(|packet| alike.entry(packet).or_default().push(i));
+    }
     for &(node, error) in errors {
+        let alike = alike.get(&repeated(&error.packet)).map_or(&[][..], Vec::as_slice);
         let passed = |g: &Group<'_>| {
             let on_node = g.request[node].iter().filter(|s| s.time_ns <= error.time_ns);
             on_node.filter(|s| is_about(&error.packet, &s.packet)).map(|s| s.time_ns).max()
         };
-        let last = groups.iter().enumerate().filter_map(|(i, g)| Some((passed(g)?, i))).max();
+        let last = alike.iter().filter_map(|&i| Some((passed(&groups[i])?, i))).max();
         if let Some((_, i)) = last {
             found[i].push((node, error));
             continue;
         }
         // On a node that the request did not pass no order tells; but there may be only one like it.
-        let about = |g: &Group<'_>| g.request.iter().flatten().any(|s| is_about(&error.packet, &s.packet));
-        let mut like = groups.iter().enumerate().filter(|(_, g)| about(g)).map(|(i, _)| i);
-        if let (Some(i), None) = (like.next(), like.next()) {
+        let about = |i: &&usize| groups[**i].request.iter().flatten().any(|s| is_about(&error.packet, &s.packet));
+        let mut like = alike.iter().filter(about);
+        if let (Some(&i), None) = (like.next(), like.next()) {
             found[i].push((node, error));
         }
     }
     found
+}
+
+/// Source, and the word that [`is_about`] compares first.
+fn told_apart_by(packet: &Packet) -> (IpAddr, u16) {
+    (packet.src, if packet.src.is_ipv4() { packet.ip_id } else { packet.ip_len })
+}
+
+/// The same of the packet that an error is about.
+fn repeated(error: &Packet) -> (IpAddr, u16) {
+    let L4::Icmp { nonce, .. } = error.l4 else { return (error.dst, 0) };
+    let word = (nonce >> 16) as u16;
+    (error.dst, if error.dst.is_ipv4() { word } else { word.saturating_add(40) })
 }

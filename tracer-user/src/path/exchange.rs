@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 use super::{
     Answer, Probe,
     chain::{Between, Chain, between},
-    clock::{Bounds, Offset},
+    clock::{Bounds, Offset, Solved, Together},
     culprit::{answer, naming::Suspicion},
     drops::{self, End},
     ending,
@@ -58,7 +58,7 @@ impl<'a> Story<'a> {
         let mut request = Chain::new(world, Role::Request, &group.request, sorted);
         request.doubts.extend(group.doubts.iter().cloned());
         let mut reply = Chain::new(world, Role::Reply, &group.reply, sorted);
-        let mut bounds = Bounds::new(sorted.len());
+        let mut bounds = Bounds::default();
         for chain in [&request, &reply] {
             for pair in chain.fragments.windows(2) {
                 let [a, b] = pair else { continue };
@@ -120,8 +120,13 @@ impl<'a> Story<'a> {
         self.reply.first().is_some_and(acknowledges)
     }
 
-    /// `others`: the bounds that the trace's other exchanges give, the best first.
-    pub(super) fn tell<'b>(&self, world: &World<'a>, others: impl Iterator<Item = &'b Bounds> + Clone) -> Told<'a> {
+    /// What the trace's other exchanges say of the clocks: `all` together, and `others` one by one, the best first.
+    pub(super) fn tell<'b>(
+        &self,
+        world: &World<'a>,
+        all: &Together,
+        others: impl Iterator<Item = &'b Bounds> + Clone,
+    ) -> Told<'a> {
         let answered = self.answered();
         let mut request_end = self.request_end(world, answered);
         if self.rejection.is_some() && matches!(request_end, End::Lost(..)) {
@@ -130,14 +135,14 @@ impl<'a> Story<'a> {
         let mut reply_end = drops::end(world, &self.reply, self.confirmed());
         for (chain, end) in [(&self.request, &mut request_end), (&self.reply, &mut reply_end)] {
             if let (End::Lost(..), Some(ns), Some((node, last))) =
-                (&*end, self.cut_off(world, chain, others.clone()), chain.last())
+                (&*end, self.cut_off(world, chain, all, others.clone()), chain.last())
             {
                 let (place, ms) = (world.place(node, last.at()), milliseconds(ns));
                 *end =
                     End::Unknown(format!("it left {place} {ms} before the recording ended: it may have come further"));
             }
         }
-        let unanswered = || match self.cut_off(world, &self.request, others.clone()) {
+        let unanswered = || match self.cut_off(world, &self.request, all, others.clone()) {
             Some(ns) => too_soon(ns),
             None => unanswered(world),
         };
@@ -191,7 +196,7 @@ impl<'a> Story<'a> {
         notes.extend(self.between_pods(world, &there.hops));
         // A verdict's own words come first: they may be all that the first screen shows.
         notes.splice(0..0, verdict.note);
-        let (mut request, mut reply, clocks) = self.date(world, there.hops, back.hops, others);
+        let (mut request, mut reply, clocks) = self.date(world, there.hops, back.hops, (all, others));
         [request.incomplete, reply.incomplete] = incomplete;
         let exchange = Exchange {
             seq: self.seq,
@@ -246,11 +251,12 @@ impl<'a> Story<'a> {
         &self,
         world: &World<'_>,
         chain: &Chain<'_>,
+        all: &Together,
         others: impl Iterator<Item = &'b Bounds>,
     ) -> Option<u64> {
         let (node, last) = chain.last()?;
-        let all: Vec<usize> = (0..world.evidence.nodes.len()).collect();
-        ending::too_soon(world, node, last.end(), &self.offsets(node, &all, others))
+        let needed: Vec<usize> = (0..world.evidence.nodes.len()).collect();
+        ending::too_soon(world, node, last.end(), &self.offsets(node, &needed, (all, others)))
     }
 
     fn verdict(&self, unanswered: impl FnOnce() -> Verdict, request: &End<'_>, reply: &End<'_>) -> Verdict {
@@ -389,7 +395,7 @@ impl<'a> Story<'a> {
         world: &World<'_>,
         there: Vec<Timed>,
         back: Vec<Timed>,
-        others: impl Iterator<Item = &'b Bounds>,
+        clocks: (&Together, impl Iterator<Item = &'b Bounds>),
     ) -> (Path, Path, Vec<ClockAtStart>) {
         let Some(start) = there.first().or(back.first()).and_then(|h| Some((h.node, h.time_ns?))) else {
             // What its source kept has no time; all other ways begin with one.
@@ -398,7 +404,7 @@ impl<'a> Story<'a> {
             return (undated(there), undated(back), Vec::new());
         };
         let needed: Vec<usize> = there.iter().chain(&back).map(|h| h.node).collect();
-        let offsets = self.offsets(start.0, &needed, others);
+        let offsets = self.offsets(start.0, &needed, clocks);
         let path = |hops: Vec<Timed>| Path {
             hops: hops.into_iter().map(|h| dated(h, start.1, &offsets)).collect(),
             incomplete: false,
@@ -413,22 +419,30 @@ impl<'a> Story<'a> {
         (path(there), path(back), clocks)
     }
 
-    /// From this exchange alone if it can be; else with the help of the others.
+    /// By node; those `needed` from this exchange alone if it can be, else with the help of the others.
     fn offsets<'b>(
         &self,
         reference: usize,
         needed: &[usize],
-        others: impl Iterator<Item = &'b Bounds>,
+        (all, others): (&Together, impl Iterator<Item = &'b Bounds>),
     ) -> Vec<Option<Offset>> {
-        let mut offsets = self.bounds.clone().solve(reference);
+        let nodes = needed.iter().max().map_or(0, |most| most + 1);
+        let own = self.bounds.solve();
+        let mut offsets: Vec<_> = (0..nodes).map(|node| own.offset(reference, node)).collect();
+        let lack = |offsets: &[Option<Offset>]| needed.iter().any(|n| offsets[*n].is_none());
+        let complete = |offsets: &mut [Option<Offset>], helped: &Solved| {
+            for (node, mine) in offsets.iter_mut().enumerate() {
+                *mine = mine.or_else(|| helped.offset(reference, node));
+            }
+        };
+        if lack(&offsets) {
+            complete(&mut offsets, all.solved());
+        }
         for other in others {
-            if needed.iter().all(|n| offsets[*n].is_some()) {
+            if !lack(&offsets) {
                 break;
             }
-            let helped = self.bounds.and(other).solve(reference);
-            for (mine, theirs) in offsets.iter_mut().zip(helped) {
-                *mine = mine.or(theirs);
-            }
+            complete(&mut offsets, &self.bounds.clone().and(other).solve());
         }
         offsets
     }

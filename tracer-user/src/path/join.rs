@@ -4,13 +4,13 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use super::{
     Ends, Evidence, Joined, Names, NodeEvidence,
-    clock::Bounds,
+    clock::{Bounds, Together},
     culprit::naming,
     errors,
     exchange::{Story, Told, milliseconds},
     group::{self, Group, Sorted},
     model::{Action, Direction, DropCause, Exchange, Hop, Outcome},
-    world::World,
+    world::{Owners, World},
 };
 use crate::{
     event::Record,
@@ -28,31 +28,44 @@ const MOST_WATCHED: usize = 1_000;
 /// The order of the records does not matter, duplicates neither. Missing records lead to missing hops, with a note in
 /// the exchange; never to a hop that was not there.
 pub fn join(evidence: &Evidence, ends: &Ends, names: &dyn Names) -> Joined {
-    join_up_to(MOST_WATCHED, evidence, ends, names)
+    join_up_to(MOST_WATCHED, None, evidence, ends, names)
 }
 
 /// [`join`], of however many exchanges.
 pub fn join_all(evidence: &Evidence, ends: &Ends, names: &dyn Names) -> Joined {
-    join_up_to(usize::MAX, evidence, ends, names)
+    join_up_to(usize::MAX, None, evidence, ends, names)
 }
 
-fn join_up_to(most_watched: usize, evidence: &Evidence, ends: &Ends, names: &dyn Names) -> Joined {
-    let world = World { evidence, ends, names };
+/// [`join_all`], of the exchanges that were seen in a span of time on some node, and of those that these repeat. `spans`: by node, from
+/// and until before, ns of its clock. What else was seen is looked at, and not told.
+pub fn join_within(spans: &[(u64, u64)], evidence: &Evidence, ends: &Ends, names: &dyn Names) -> Joined {
+    join_up_to(usize::MAX, Some(spans), evidence, ends, names)
+}
+
+fn join_up_to(
+    most_watched: usize,
+    spans: Option<&[(u64, u64)]>,
+    evidence: &Evidence,
+    ends: &Ends,
+    names: &dyn Names,
+) -> Joined {
+    let owners = Owners::of(evidence);
+    let world = World { evidence, ends, names, owners: &owners };
     let sorted: Vec<Sorted<'_>> = evidence.nodes.iter().map(|n| Sorted::new(&n.records)).collect();
     let by_node = sorted.iter().enumerate().flat_map(|(node, n)| n.sightings.iter().map(move |s| (node, *s)));
     let errors: Vec<_> = by_node.filter(|(_, s)| errors::is_error(s)).collect();
     let mut groups = group::groups(&world, &sorted);
     let untold = if evidence.probes.is_empty() { groups.len().saturating_sub(most_watched) } else { 0 };
     groups.truncate(groups.len() - untold);
+    if let Some(spans) = spans {
+        groups = group::within(groups, spans);
+    }
     let errors = errors::assign(&groups, &errors);
     let stories: Vec<_> =
         groups.iter().zip(errors).map(|(group, errors)| Story::new(&world, group, &sorted, &errors)).collect();
-    let all = stories.iter().fold(Bounds::new(sorted.len()), |all, s| all.and(&s.bounds));
-    let mut told: Vec<_> = stories
-        .iter()
-        .enumerate()
-        .map(|(i, story)| story.tell(&world, std::iter::once(&all).chain(neighbours(&stories, i))))
-        .collect();
+    let all = Together::of(stories.iter().map(|story| &story.bounds));
+    let told = stories.iter().enumerate().map(|(i, story)| story.tell(&world, &all, neighbours(&stories, i)));
+    let mut told: Vec<_> = told.collect();
     sent_again(&groups, &mut told);
     let mut told: Vec<_> = told
         .into_iter()

@@ -28,7 +28,7 @@ mod tests;
 mod touch;
 mod world;
 
-pub use join::{join, join_all, pod_with};
+pub use join::{join, join_all, join_within, pod_with};
 pub use route::{links_met, route_questions};
 
 /// Everything that is known about one run, as the sessions delivered it.

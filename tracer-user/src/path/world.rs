@@ -1,6 +1,6 @@
 //! Look-ups in what is known about the nodes.
 
-use std::net::IpAddr;
+use std::{collections::HashMap, net::IpAddr};
 
 use super::{Ends, Evidence, Names, NodeEvidence};
 use crate::node::facts::{Link, LinkRef, Namespace, Role, RouteAnswer, RouteQuestion};
@@ -143,6 +143,28 @@ pub(super) struct World<'a> {
     pub(super) evidence: &'a Evidence,
     pub(super) ends: &'a Ends,
     pub(super) names: &'a dyn Names,
+    pub(super) owners: &'a Owners,
+}
+
+/// Which traced node has an address, and on which link.
+pub(super) struct Owners(HashMap<IpAddr, (usize, LinkRef)>);
+
+impl Owners {
+    pub(super) fn of(evidence: &Evidence) -> Self {
+        let mut owners = HashMap::new();
+        for (node, seen) in evidence.nodes.iter().enumerate() {
+            for namespace in &seen.facts.namespaces {
+                for link in &namespace.links {
+                    let at = LinkRef { netns: namespace.inode, ifindex: link.ifindex };
+                    for address in link.addresses.iter().map(|a| a.addr()).filter(|a| !a.is_loopback()) {
+                        // Where several have it, the first.
+                        owners.entry(address).or_insert((node, at));
+                    }
+                }
+            }
+        }
+        Self(owners)
+    }
 }
 
 impl<'a> World<'a> {
@@ -166,12 +188,7 @@ impl<'a> World<'a> {
 
     /// The traced node that has this address, and the link that carries it.
     pub(super) fn owner(&self, address: IpAddr) -> Option<(usize, LinkRef)> {
-        self.evidence.nodes.iter().enumerate().find_map(|(node, n)| {
-            n.facts.namespaces.iter().find_map(|ns| {
-                let link = ns.links.iter().find(|l| l.addresses.iter().any(|a| a.addr() == address))?;
-                (!address.is_loopback()).then_some((node, LinkRef { netns: ns.inode, ifindex: link.ifindex }))
-            })
-        })
+        self.owners.0.get(&address).copied()
     }
 
     /// Whose namespace it is, as [`super::model::Hop::pod`] wants it.

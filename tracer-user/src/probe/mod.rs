@@ -244,6 +244,13 @@ impl Probe {
     /// Takes all records out of the ring. Those of the free hooks come, with their names, only after [`Self::detach`].
     pub fn drain(&mut self) -> Result<Vec<Record>, Error> {
         let mut records = Vec::new();
+        self.drain_into(&mut records)?;
+        Ok(records)
+    }
+
+    /// [`Self::drain`], to the end of what the caller has room for.
+    pub fn drain_into(&mut self, records: &mut Vec<Record>) -> Result<(), Error> {
+        let before = records.len();
         while let Some(bytes) = self.events.next() {
             self.recorded += 1;
             match decode::record(&bytes)? {
@@ -251,7 +258,7 @@ impl Probe {
                 record => records.push(record),
             }
             // Else a flood that is faster than this loop would keep it here for ever.
-            if self.attached && records.len() + self.frees.len() >= MOST_AT_ONCE {
+            if self.attached && records.len() - before + self.frees.len() >= MOST_AT_ONCE {
                 break;
             }
         }
@@ -259,7 +266,7 @@ impl Probe {
             self.symbols.name_frees(&mut self.frees);
             records.append(&mut self.frees);
         }
-        Ok(records)
+        Ok(())
     }
 
     /// Empties the ring without looking at it, for a benchmark.

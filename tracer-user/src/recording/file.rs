@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use flate2::{Compression, read::DeflateDecoder, write::DeflateEncoder};
+use flate2::{Compress, Compression, FlushCompress, Status, read::DeflateDecoder};
 use prost::Message as _;
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -25,6 +25,8 @@ pub(super) const BLOCK_HEADER: usize = 12;
 const BLOCK: usize = 256 * 1024;
 /// or after this time: no more is lost with a crash.
 const BLOCK_TIME: Duration = Duration::from_secs(1);
+/// So much room beside that of its entries a block is compressed into.
+const SPARE: usize = 4096;
 /// No block is larger, compressed or not.
 pub(super) const MAX_BLOCK: usize = 1024 * 1024;
 
@@ -134,11 +136,14 @@ impl TryFrom<Wire> for Entry {
     }
 }
 
-/// Writes a recording.
+/// Writes a recording. What it allocates it uses again from block to block.
 #[derive(Debug)]
 pub struct Writer<W: Write> {
     to: W,
     block: Vec<u8>,
+    /// A block as it is written.
+    closed: Vec<u8>,
+    deflate: Compress,
     /// When the first entry of the block came.
     since: Option<Instant>,
     written: u64,
@@ -151,7 +156,10 @@ impl<W: Write> Writer<W> {
     /// It cannot be written.
     pub fn new(mut to: W, header: Header) -> io::Result<Self> {
         to.write_all(&SIGNATURE)?;
-        let mut writer = Self { to, block: Vec::with_capacity(BLOCK), since: None, written: SIGNATURE.len() as u64 };
+        // The fastest level: recording must keep up, and what repeats here repeats within a few bytes.
+        let deflate = Compress::new(Compression::fast(), false);
+        let (block, closed, written) = (Vec::with_capacity(BLOCK), Vec::new(), SIGNATURE.len() as u64);
+        let mut writer = Self { to, block, closed, deflate, since: None, written };
         writer.add(Entry::Header(Box::new(header)))?;
         writer.flush()?;
         Ok(writer)
@@ -184,12 +192,37 @@ impl<W: Write> Writer<W> {
         if self.block.is_empty() {
             return Ok(());
         }
-        let block = closed(&self.block)?;
+        self.close()?;
         self.block.clear();
         // In one go: less of it is torn.
-        self.to.write_all(&block)?;
+        self.to.write_all(&self.closed)?;
         self.to.flush()?;
-        self.written += block.len() as u64;
+        self.written += self.closed.len() as u64;
+        Ok(())
+    }
+
+    /// Compresses the block, and puts its header before it.
+    fn close(&mut self) -> io::Result<()> {
+        let Self { block, closed, deflate, .. } = self;
+        closed.clear();
+        closed.resize(BLOCK_HEADER, 0);
+        deflate.reset();
+        let mut rest = &block[..];
+        loop {
+            // What does not get smaller grows by a few bytes.
+            closed.reserve(rest.len() + SPARE);
+            let before = deflate.total_in();
+            let status = deflate.compress_vec(rest, closed, FlushCompress::Finish).map_err(io::Error::other)?;
+            rest = &rest[usize::try_from(deflate.total_in() - before).unwrap_or(rest.len())..];
+            if status == Status::StreamEnd {
+                break;
+            }
+        }
+        let fields = [closed.len() - BLOCK_HEADER, block.len()].map(|length| u32::try_from(length).unwrap_or(u32::MAX));
+        let crc = crc32fast::hash(&closed[BLOCK_HEADER..]);
+        for (place, field) in closed.chunks_exact_mut(4).zip([fields[0], fields[1], crc]) {
+            place.copy_from_slice(&field.to_be_bytes());
+        }
         Ok(())
     }
 
@@ -208,20 +241,6 @@ impl<W: Write> Writer<W> {
         self.flush()?;
         Ok(self.to)
     }
-}
-
-/// A block with its header.
-fn closed(entries: &[u8]) -> io::Result<Vec<u8>> {
-    // The fastest level: recording must keep up, and what repeats here repeats within a few bytes.
-    let mut encoder = DeflateEncoder::new(vec![0; BLOCK_HEADER], Compression::fast());
-    encoder.write_all(entries)?;
-    let mut block = encoder.finish()?;
-    let fields = [block.len() - BLOCK_HEADER, entries.len()].map(|length| u32::try_from(length).unwrap_or(u32::MAX));
-    let crc = crc32fast::hash(&block[BLOCK_HEADER..]);
-    for (place, field) in block.chunks_exact_mut(4).zip([fields[0], fields[1], crc]) {
-        place.copy_from_slice(&field.to_be_bytes());
-    }
-    Ok(block)
 }
 
 /// What the header of a block says.

@@ -15,6 +15,7 @@ pub mod capture;
 mod error;
 mod file;
 mod live;
+mod met;
 mod names;
 mod read;
 #[cfg(test)]
@@ -24,6 +25,7 @@ mod window;
 pub use error::Error;
 pub use file::{Entry, Writer};
 pub use live::Live;
+pub use met::Met;
 pub use names::KnownNames;
 pub use read::{Contents, Recording};
 pub use window::Window;

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use super::{
     Closing, Entry, Error, Header, KnownNames,
     file::{BLOCK_HEADER, BlockHeader, MAX_BLOCK, SIGNATURE, VERSION, entries},
+    window::LeftOut,
 };
 use crate::{
     event::Record,
@@ -29,6 +30,8 @@ pub struct Recording {
     pub(super) blocks: Vec<Block>,
     /// By node: until when all nodes recorded, ns of its clock.
     pub(super) until: Vec<u64>,
+    /// By windows so far.
+    pub(super) left_out: LeftOut,
     /// What it says of itself.
     pub contents: Contents,
 }
@@ -245,7 +248,7 @@ impl Scan {
         }
         driven.evidence.interrupted = driven.interrupted;
         let contents = Contents { header, driven, names, closed, lasted, records, bytes, torn };
-        Ok(Recording { path, file, blocks, until, contents })
+        Ok(Recording { path, file, blocks, until, left_out: LeftOut::default(), contents })
     }
 }
 

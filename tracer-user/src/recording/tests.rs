@@ -64,6 +64,11 @@ fn recorded(evidence: &Evidence, ends: &Ends) -> Vec<u8> {
     writer.finish(names, Closing::default()).expect("a vector")
 }
 
+/// A recording of that, in a file.
+pub(super) fn file_of(evidence: &Evidence, ends: &Ends) -> (TempDir, PathBuf) {
+    file(&recorded(evidence, ends))
+}
+
 fn file(bytes: &[u8]) -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("slow.ppr");

@@ -1,13 +1,20 @@
 //! A recording piece by piece, so that its length does not decide what memory a report takes.
 
-use super::{Error, Recording};
-use crate::path::{Evidence, Joined, NodeEvidence, join_all, model::Exchange};
+use super::{Error, Recording, read::Block};
+use crate::path::{Ends, Evidence, Joined, Names, NodeEvidence, join_within, model::Exchange};
 
-/// A window has about so many records in its core: some 200 bytes each.
+/// A window has about so many records in its core: some 350 bytes each, and as much again for what is made of them.
 const RECORDS: usize = 200_000;
 
 /// What belongs to an exchange, an answer or another transmission, comes within this time, ns.
 pub(super) const MARGIN_NS: u64 = 2_000_000_000;
+
+/// But so many records before a window's core are enough: they only tell what is sent again in it.
+const MOST_BEFORE: usize = 100_000;
+
+/// And so many after it: more do not go into memory. At this number a window lasts for the second in which what is lost is told from what
+/// is late up to some 700,000 records a second.
+const MOST_AFTER: usize = 800_000;
 
 /// A piece of a recording.
 pub struct Window {
@@ -20,20 +27,64 @@ pub struct Window {
 impl Window {
     /// Whether an exchange is of this window and no other: it began in its core, by the clock of the node where it was first seen.
     pub fn has(&self, exchange: &Exchange) -> bool {
-        let Some((node, ns)) = exchange.began() else { return false };
-        self.core.iter().any(|(name, (from, until))| name == node && (*from..*until).contains(&ns))
+        exchange.began().is_some_and(|(node, ns)| {
+            let (from, until) = self.span(node);
+            (from..until).contains(&ns)
+        })
+    }
+
+    /// Joins it. Of what is no exchange of this window only some is told.
+    pub fn join(&self, ends: &Ends, names: &dyn Names) -> Joined {
+        let spans: Vec<_> = self.evidence.nodes.iter().map(|node| self.span(&node.name)).collect();
+        join_within(&spans, &self.evidence, ends, names)
+    }
+
+    /// Of the core, on that node.
+    fn span(&self, node: &str) -> (u64, u64) {
+        self.core.iter().find(|(name, _)| name == node).map_or((0, 0), |(_, span)| *span)
+    }
+}
+
+/// Where a window's core ends: at a block, and by node at a time of its clock, ns.
+#[derive(Clone, Debug)]
+struct Bound {
+    block: usize,
+    times: Vec<u64>,
+}
+
+/// What did not go into memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct LeftOut {
+    /// Windows that were cut.
+    windows: u64,
+    /// Records within [`MARGIN_NS`] after their cores.
+    records: u64,
+    /// The shortest time after a core that was looked at, on some node, ns.
+    least_ns: u64,
+}
+
+impl LeftOut {
+    /// What a reader must know.
+    fn sentence(self) -> String {
+        let Self { windows, records, least_ns } = self;
+        let ms = least_ns / 1_000_000;
+        format!(
+            "in {windows} pieces of the recording more was seen than goes into memory at once: of what followed them {records} records were left \
+             out, and an answer that came later than {ms} ms may be counted as incomplete; record less at a time to have all"
+        )
     }
 }
 
 impl Recording {
     /// Reads the windows in order.
     pub fn windows(&mut self) -> impl Iterator<Item = Result<Window, Error>> {
-        let bounds = self.bounds();
-        (0..bounds.len().saturating_sub(1)).map(move |index| self.window(&bounds[index], &bounds[index + 1]))
+        let bounds = self.bounds(RECORDS);
+        let most = (MOST_BEFORE, MOST_AFTER);
+        (0..bounds.len().saturating_sub(1)).map(move |index| self.window(&bounds[index], &bounds[index + 1], most))
     }
 
     /// Joins it window by window, and takes each exchange once, in order, with the number of its part of so many of equal length, from 0.
-    /// What the last window has in common is answered.
+    /// What the last window has in common is answered. If something did not go into memory, its warnings say so afterwards.
     ///
     /// # Errors
     /// The file cannot be read any more.
@@ -42,18 +93,27 @@ impl Recording {
         let (clock, mut last) = (self.clock(), Joined::default());
         for window in self.windows() {
             let window = window?;
-            let joined = join_all(&window.evidence, &ends, &names);
+            let joined = window.join(&ends, &names);
             let own = joined.exchanges.iter().filter(|exchange| window.has(exchange));
             own.for_each(|exchange| take(exchange, clock.part(exchange, parts)));
             last = joined;
         }
+        self.tell_left_out();
         Ok(last)
     }
 
-    /// The moments between windows: by node, in ns of its clock. The first is 0, the last when all nodes stopped.
-    fn bounds(&self) -> Vec<Vec<u64>> {
+    /// Adds to the warnings what windows had to leave out.
+    pub fn tell_left_out(&mut self) {
+        let left_out = std::mem::take(&mut self.left_out);
+        if left_out.windows > 0 {
+            self.contents.driven.warnings.push(left_out.sentence());
+        }
+    }
+
+    /// The moments between windows. The first is 0, the last when all nodes stopped.
+    fn bounds(&self, records: usize) -> Vec<Bound> {
         let nodes = self.contents.header.nodes.len();
-        let mut bounds = vec![vec![0; nodes]];
+        let mut bounds = vec![Bound { block: 0, times: vec![0; nodes] }];
         let (mut count, mut seen) = (0, vec![0; nodes]);
         for (index, block) in self.blocks.iter().enumerate() {
             count += block.count;
@@ -61,33 +121,42 @@ impl Recording {
                 *seen = times.map_or(*seen, |(_, last)| last.max(*seen));
             }
             let more = self.blocks[index + 1..].iter().any(|block| block.count > 0);
-            if count >= RECORDS && more {
+            if count >= records && more {
                 // What a node said last so far. All nodes say what they saw within some 10 ms, so that this is one moment.
                 let last = bounds.last().expect("the first one");
-                let next = seen.iter().zip(last).map(|(seen, last)| (*seen + 1).max(*last)).collect();
-                bounds.push(next);
+                let times = seen.iter().zip(&last.times).map(|(seen, last)| (*seen + 1).max(*last)).collect();
+                bounds.push(Bound { block: index + 1, times });
                 count = 0;
             }
         }
-        bounds.push(self.until.clone());
+        bounds.push(Bound { block: self.blocks.len(), times: self.until.clone() });
         bounds
     }
 
-    fn window(&mut self, from: &[u64], until: &[u64]) -> Result<Window, Error> {
-        let span = |node: usize| (from[node].saturating_sub(MARGIN_NS), until[node].saturating_add(MARGIN_NS));
-        let mut records = vec![Vec::new(); from.len()];
+    fn window(&mut self, from: &Bound, until: &Bound, (before, after): (usize, usize)) -> Result<Window, Error> {
+        let first = far(self.blocks[..from.block].iter().rev(), before).map_or(0, |count| from.block - count);
+        let last = far(self.blocks[until.block..].iter(), after).map_or(self.blocks.len(), |count| until.block + count);
+        let margins = from.times.iter().zip(&until.times);
+        let margins = margins.map(|(from, until)| (from.saturating_sub(MARGIN_NS), until.saturating_add(MARGIN_NS)));
+        let mut spans: Vec<(u64, u64)> = margins.collect();
+        for (node, (least, _)) in spans.iter_mut().enumerate() {
+            *least = self.seen(first, node).map_or(*least, |ns| (ns + 1).max(*least));
+        }
+        self.cut(until, last, &mut spans);
+        let mut records = vec![Vec::new(); spans.len()];
+        // Wherever they lie: what was freed may be told much later than the rest.
         for index in 0..self.blocks.len() {
-            let meets = self.blocks[index].times.iter().enumerate().any(|(node, times)| {
-                let (least, most) = span(node);
-                times.is_some_and(|(first, last)| first < most && last >= least)
-            });
+            let meets = self.blocks[index]
+                .times
+                .iter()
+                .zip(&spans)
+                .any(|(times, (least, most))| times.is_some_and(|(first, last)| first < *most && last >= *least));
             if !meets {
                 continue;
             }
             for (node, new) in self.records(index)? {
-                let Some(records) = records.get_mut(node) else { continue };
-                let (least, most) = span(node);
-                records.extend(new.into_iter().filter(|record| (least..most).contains(&record.time_ns())));
+                let (Some(records), Some((least, most))) = (records.get_mut(node), spans.get(node)) else { continue };
+                records.extend(new.into_iter().filter(|record| (*least..*most).contains(&record.time_ns())));
             }
         }
         let names: Vec<String> = self.contents.header.nodes.iter().map(|node| node.name.clone()).collect();
@@ -95,7 +164,7 @@ impl Recording {
         // Nodes may have been left out.
         let nodes = evidence.nodes.iter().filter_map(|node| {
             let index = names.iter().position(|name| *name == node.name)?;
-            let (least, most) = span(index);
+            let (least, most) = spans[index];
             // What began before the window lacks its beginning, what goes on after it its end.
             let alone_ns = node.alone_ns.max(Some(least).filter(|ns| *ns > 0));
             let stopped_ns = [node.stopped_ns, Some(most).filter(|ns| *ns < u64::MAX)].into_iter().flatten().min();
@@ -103,9 +172,48 @@ impl Recording {
             Some(NodeEvidence { records, alone_ns, stopped_ns, ..node.clone() })
         });
         let evidence = Evidence { nodes: nodes.collect(), probes: Vec::new(), interrupted: evidence.interrupted };
-        let core = names.into_iter().enumerate().map(|(node, name)| (name, (from[node], until[node])));
+        let core = names.into_iter().enumerate().map(|(node, name)| (name, (from.times[node], until.times[node])));
         Ok(Window { evidence, core: core.collect() })
     }
+
+    /// The last that a node said in the blocks before this one, ns of its clock.
+    fn seen(&self, block: usize, node: usize) -> Option<u64> {
+        self.blocks[..block].iter().filter_map(|block| Some((*block.times.get(node)?)?.1)).max()
+    }
+
+    /// Ends a window with what was said before the block `last`, if the rest has something of it.
+    fn cut(&mut self, until: &Bound, last: usize, spans: &mut [(u64, u64)]) {
+        let ends = spans.iter().enumerate().map(|(node, (_, most))| {
+            let seen = self.seen(last, node).map_or(0, |ns| ns + 1);
+            seen.max(until.times[node]).min(*most)
+        });
+        let ends: Vec<u64> = ends.collect();
+        let left_out = |block: &&Block| {
+            let mut times = block.times.iter().zip(&ends).zip(&*spans);
+            times.any(|((times, end), (_, most))| times.is_some_and(|(_, last)| (*end..*most).contains(&last)))
+        };
+        let records: u64 = self.blocks[last..].iter().filter(left_out).map(|block| block.count as u64).sum();
+        if records == 0 {
+            return;
+        }
+        let before = self.left_out;
+        let after = ends.iter().zip(&until.times).map(|(end, until)| end - until);
+        // Of those that said something meanwhile.
+        let least_ns = after.filter(|ns| *ns > 0).min().unwrap_or(0);
+        let least_ns = if before.windows == 0 { least_ns } else { least_ns.min(before.least_ns) };
+        self.left_out = LeftOut { windows: before.windows + 1, records: before.records + records, least_ns };
+        spans.iter_mut().zip(ends).for_each(|((_, most), end)| *most = end);
+    }
+}
+
+/// How many of these blocks, the nearest first, have as many records as are to be had; None: all together have no more.
+fn far<'b>(blocks: impl Iterator<Item = &'b Block>, most: usize) -> Option<usize> {
+    let mut count = 0;
+    let mut blocks = blocks.enumerate();
+    blocks.find_map(|(index, block)| {
+        count += block.count;
+        (count > most).then_some(index)
+    })
 }
 
 /// When recording began and ended, by each node's clock.
@@ -132,5 +240,40 @@ impl Recording {
         };
         let nodes = self.contents.header.nodes.iter().enumerate();
         Clock(nodes.map(|(index, node)| (node.name.clone(), span(index))).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{path::testing::pings, recording::tests::file_of};
+
+    /// Where more was seen than goes into memory, less is looked at around a core; what is in it stays whole, and that is told.
+    #[test]
+    fn a_window_has_no_more_than_goes_into_memory() {
+        // Within the margins of each core lies all of it.
+        let (evidence, ends) = pings(2, 6_000, 20_000);
+        let (_folder, path) = file_of(&evidence, &ends);
+        let mut recording = Recording::open(&path).expect("a recording");
+        let bounds = recording.bounds(20_000);
+        assert!(bounds.len() > 3, "{} windows", bounds.len() - 1);
+        let most = recording.blocks.iter().map(|block| block.count).max().unwrap_or(0);
+        let (before, after) = (5_000, 8_000);
+        let mut found = 0;
+        for pair in bounds.windows(2) {
+            let window = recording.window(&pair[0], &pair[1], (before, after)).expect("it reads");
+            let records: usize = window.evidence.nodes.iter().map(|node| node.records.len()).sum();
+            assert!(records <= 20_000 + before + after + 3 * most, "{records} records");
+            let joined = window.join(&ends, &recording.contents.names);
+            let own: Vec<_> = joined.exchanges.iter().filter(|exchange| window.has(exchange)).collect();
+            assert!(own.iter().all(|exchange| exchange.rtt_ns.is_some() && exchange.notes.is_empty()));
+            found += own.len();
+        }
+        assert_eq!(found, 6_000);
+        let LeftOut { windows, records, least_ns } = recording.left_out;
+        assert!(windows > 0 && records > 0 && least_ns > 0 && least_ns < MARGIN_NS, "{:?}", recording.left_out);
+        recording.tell_left_out();
+        let told = recording.contents.driven.warnings.join("\n");
+        assert!(told.contains(&format!("{records} records were left out")), "{told}");
     }
 }

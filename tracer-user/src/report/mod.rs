@@ -1,7 +1,7 @@
 //! Where the time of many exchanges went: distributions per segment of the path. Pure.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     net::IpAddr,
 };
 
@@ -22,6 +22,14 @@ pub use segment::{Key, Kind, Place, Segment, segments};
 
 /// A recording is cut into so many parts of equal length: how much their medians differ is the noise.
 pub const PARTS: usize = 16;
+
+/// So many different segments are told apart, each of some 1 MB, and 3 MB where its times spread from a microsecond to a second; all
+/// others together are only counted. There are some ten to each endpoint: these are the ways to fifty.
+pub const MOST_SEGMENTS: usize = 512;
+
+/// So many different failures, rewrites and ways, each, are told apart; all others together are only counted. A person reads a few, and a
+/// program that wants every client of a million can have the exchanges (`podpath convert`).
+pub const MOST_DIFFERENT: usize = 10_000;
 
 /// Of exact values up to 1000 ns; above, of three digits.
 const DIGITS: u8 = 3;
@@ -148,6 +156,45 @@ pub struct Report {
     pub slowest: Vec<Exchange>,
     /// How many of those to keep.
     keep: usize,
+    /// What was too different from all before to be kept.
+    pub left_out: LeftOut,
+}
+
+/// How often something was not told apart any more, because too much that was different came before it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LeftOut {
+    /// Parts of round trips; see [`MOST_SEGMENTS`].
+    pub segments: u64,
+    /// Failures; see [`MOST_DIFFERENT`].
+    pub failures: u64,
+    /// Rewrites.
+    pub rewrites: u64,
+    /// Ways.
+    pub ways: u64,
+}
+
+impl LeftOut {
+    /// What a reader must know; None: nothing was left out.
+    pub fn sentence(&self) -> Option<String> {
+        let Self { segments, failures, rewrites, ways } = *self;
+        let counts =
+            [(segments, "segments of round trips"), (failures, "failures"), (rewrites, "rewrites"), (ways, "ways")];
+        let told: Vec<String> =
+            counts.into_iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).collect();
+        let and = "were unlike all that is told, and too many to be told apart: they are only counted";
+        (!told.is_empty()).then(|| format!("{} {and}", told.join(", ")))
+    }
+}
+
+/// Counts what is known, or new while there is room; whether it was counted.
+fn count<K: Ord>(counts: &mut BTreeMap<K, u64>, key: K, by: u64) -> bool {
+    let room = counts.len() < MOST_DIFFERENT;
+    match counts.entry(key) {
+        Entry::Occupied(mut known) => *known.get_mut() += by,
+        Entry::Vacant(new) if room => *new.insert(0) += by,
+        Entry::Vacant(_) => return false,
+    }
+    true
 }
 
 impl Report {
@@ -165,30 +212,36 @@ impl Report {
         }
         let mut place = 0;
         for Segment { key, ns, error_ns } in segments(exchange) {
-            place = self.place_of(key, place);
-            self.segments[place].1.add(ns, error_ns, part);
-            place += 1;
+            let Some(at) = self.place_of(key, place) else {
+                self.left_out.segments += 1;
+                continue;
+            };
+            self.segments[at].1.add(ns, error_ns, part);
+            place = at + 1;
         }
         if exchange.outcome != Outcome::Delivered {
-            *self.failures.entry(failure(exchange)).or_default() += 1;
+            self.left_out.failures += u64::from(!count(&mut self.failures, failure(exchange), 1));
         }
         let hops = || exchange.request.hops.iter().chain(&exchange.reply.hops);
         for rewrite in hops().filter_map(rewrite).collect::<BTreeSet<_>>() {
-            *self.rewrites.entry(rewrite).or_default() += 1;
+            self.left_out.rewrites += u64::from(!count(&mut self.rewrites, rewrite, 1));
         }
         if exchange.outcome == Outcome::Delivered {
-            *self.ways.entry(way(exchange)).or_default() += 1;
+            self.left_out.ways += u64::from(!count(&mut self.ways, way(exchange), 1));
         }
         self.slow(exchange);
     }
 
-    /// Where a segment stands; one that is new comes to `next`, behind what was before it on its way.
-    fn place_of(&mut self, key: Key, next: usize) -> usize {
-        if let Some(known) = self.segments.iter().position(|(known, _)| *known == key) {
-            return known;
+    /// Where a segment stands; one that is new comes to `next`, behind what was before it on its way. None: there is no room for more.
+    fn place_of(&mut self, key: Key, next: usize) -> Option<usize> {
+        // Most follow what was before them.
+        let is = |at: usize| self.segments.get(at).is_some_and(|(known, _)| *known == key);
+        let known = if is(next) { Some(next) } else { self.segments.iter().position(|(known, _)| *known == key) };
+        if known.is_none() && self.segments.len() < MOST_SEGMENTS {
+            self.segments.insert(next, (key, Times::default()));
+            return Some(next);
         }
-        self.segments.insert(next, (key, Times::default()));
-        next
+        known
     }
 
     fn slow(&mut self, exchange: &Exchange) {
@@ -224,22 +277,28 @@ impl Report {
 
     /// Adds all of another one: the distributions are then those of both together.
     pub fn merge(&mut self, other: &Self) {
-        fn sum<K: Ord + Clone>(own: &mut BTreeMap<K, u64>, other: &BTreeMap<K, u64>) {
-            other.iter().for_each(|(key, count)| *own.entry(key.clone()).or_default() += count);
+        /// How many found no room.
+        fn sum<K: Ord + Clone>(own: &mut BTreeMap<K, u64>, other: &BTreeMap<K, u64>) -> u64 {
+            let left_out = other.iter().filter(|(key, by)| !count(own, (*key).clone(), **by));
+            left_out.map(|(_, by)| by).sum()
         }
         sum(&mut self.outcomes, &other.outcomes);
-        sum(&mut self.failures, &other.failures);
-        sum(&mut self.rewrites, &other.rewrites);
-        sum(&mut self.ways, &other.ways);
+        self.left_out.segments += other.left_out.segments;
+        self.left_out.failures += other.left_out.failures + sum(&mut self.failures, &other.failures);
+        self.left_out.rewrites += other.left_out.rewrites + sum(&mut self.rewrites, &other.rewrites);
+        self.left_out.ways += other.left_out.ways + sum(&mut self.ways, &other.ways);
         self.retransmissions += other.retransmissions;
         for (what, times) in &other.round_trips {
             self.round_trips.entry(*what).or_default().merge(times);
         }
         let mut place = 0;
         for (key, times) in &other.segments {
-            place = self.place_of(key.clone(), place);
-            self.segments[place].1.merge(times);
-            place += 1;
+            let Some(at) = self.place_of(key.clone(), place) else {
+                self.left_out.segments += times.count();
+                continue;
+            };
+            self.segments[at].1.merge(times);
+            place = at + 1;
         }
         other.slowest.iter().for_each(|exchange| self.slow(exchange));
     }

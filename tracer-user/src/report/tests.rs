@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
-use super::{Kind, Report, Times, segments};
+use super::{Kind, MOST_DIFFERENT, MOST_SEGMENTS, Report, Times, segments};
 use crate::path::{join_all, model::Exchange, testing::pings};
 
 struct NoNames;
@@ -113,4 +113,31 @@ proptest! {
         first.merge(&second);
         prop_assert_eq!(whole(&first), whole(&report(&all, 5)));
     }
+}
+
+#[test]
+fn what_is_too_different_to_be_told_apart_is_counted() {
+    let exchange = exchanges(2, 1).remove(0);
+    let of_each = segments(&exchange).len();
+    let mut report = Report::new(0);
+    let count = MOST_DIFFERENT + 7;
+    for number in 0..count {
+        // Each by another way.
+        let mut exchange = exchange.clone();
+        let hops = exchange.request.hops.iter_mut().chain(&mut exchange.reply.hops);
+        hops.for_each(|hop| hop.interface = Some(format!("eth{number}")));
+        report.add(&exchange, 0);
+    }
+    assert_eq!((report.exchanges(), report.ways.len()), (count as u64, MOST_DIFFERENT));
+    assert_eq!(report.left_out.ways, 7);
+    assert_eq!(report.segments.len(), MOST_SEGMENTS);
+    let told: u64 = report.segments.iter().map(|(_, times)| times.count()).sum();
+    assert_eq!(told + report.left_out.segments, (count * of_each) as u64);
+    assert!(report.left_out.sentence().is_some_and(|text| text.contains("7 ways")));
+    // Known ones still count, and those of another report that are new do not.
+    let (ways, segments) = (report.ways.values().sum::<u64>(), report.left_out.segments);
+    report.merge(&report.clone());
+    assert_eq!(report.ways.values().sum::<u64>() + report.left_out.ways, 2 * (ways + 7));
+    assert_eq!(report.left_out.segments, 2 * segments);
+    assert_eq!(self::report(&[exchange], 0).left_out.sentence(), None);
 }

@@ -48,11 +48,11 @@ pub trait Backend: Send + 'static {
         NodeFacts::default()
     }
 
-    /// What was recorded since the last call; empty if nothing.
+    /// Adds what was recorded since the last call, if anything was, to what the caller has room for.
     ///
     /// # Errors
     /// The ring cannot be read.
-    fn drain(&mut self) -> Result<Vec<Record>, Failure>;
+    fn drain(&mut self, into: &mut Vec<Record>) -> Result<(), Failure>;
 
     /// Prepares the injection; the job then runs on a thread of its own.
     ///
@@ -184,7 +184,7 @@ async fn session<B: Backend>(
     record(node, commands, outbox, ping).await?;
 
     let until_ns = node.call(B::detach).await?;
-    outbox.record(node.call(B::drain).await?);
+    node.drain(&mut Vec::new(), outbox).await?;
     let (facts, counters) = node.call(B::finish).await?;
     let mut last = wire::batches(wire::facts(&facts));
     last.extend([Message::Counters(counters, outbox.discarded()), Message::Drained(until_ns), Message::End]);
@@ -203,6 +203,7 @@ async fn record<B: Backend>(
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut counts = interval(COUNT_EVERY);
     let mut lost = 0;
+    let mut drained = Vec::new();
     // Dropped on return: that is what tells the injector to end.
     let mut injector: Option<Injector> = None;
     loop {
@@ -222,7 +223,7 @@ async fn record<B: Backend>(
                 Some(probe) => outbox.send(Message::Probe(probe)),
                 None => outbox.send(Message::Fired),
             },
-            _ = ticks.tick() => outbox.record(node.call(B::drain).await?),
+            _ = ticks.tick() => node.drain(&mut drained, outbox).await?,
             _ = counts.tick() => {
                 let counters = node.call(B::counters).await?;
                 let now = counters.lost() + outbox.discarded();
@@ -244,6 +245,14 @@ fn refused_fire(again: bool) -> Failure {
 struct Node<B>(Option<B>);
 
 impl<B: Backend> Node<B> {
+    /// Hands on what was recorded. `room` is empty before and after, and keeps what it has allocated.
+    async fn drain(&mut self, room: &mut Vec<Record>, outbox: &Outbox) -> Result<(), Failure> {
+        let mut records = std::mem::take(room);
+        *room = self.call(move |backend| backend.drain(&mut records).map(|()| records)).await?;
+        outbox.record(room);
+        Ok(())
+    }
+
     async fn call<T: Send + 'static>(
         &mut self,
         call: impl FnOnce(&mut B) -> Result<T, Failure> + Send + 'static,

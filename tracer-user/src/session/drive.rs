@@ -11,7 +11,7 @@ use std::{
 use bytes::Bytes;
 use futures::{FutureExt, future::FusedFuture};
 use tokio::{
-    sync::mpsc,
+    sync::{Semaphore, mpsc},
     task::JoinSet,
     time::{Instant, sleep_until, timeout},
 };
@@ -19,7 +19,7 @@ use tokio::{
 use super::{
     Connection, Counters, Error, Failure, Hello, Malformed, PROTOCOL, Request,
     connection::Remains,
-    node::{Event, Node, talk},
+    node::{Event, MESSAGES_WAITING, Node, talk},
     wire::Message,
 };
 use crate::{
@@ -316,6 +316,8 @@ enum Pumped {
 struct Driver<P> {
     nodes: Vec<Node>,
     events: mpsc::UnboundedReceiver<(usize, Event)>,
+    /// For what waits in `events`.
+    room: Arc<Semaphore>,
     /// Their drop ends the connections.
     tasks: JoinSet<()>,
     progress: P,
@@ -326,13 +328,14 @@ impl<P: FnMut(Progress<'_>)> Driver<P> {
     fn start(connections: Vec<(Connection, Request)>, plan: Plan, mut progress: P) -> Self {
         let (sender, events) = mpsc::unbounded_channel();
         let (mut nodes, mut tasks) = (Vec::new(), JoinSet::new());
+        let room = Arc::new(Semaphore::new(MESSAGES_WAITING));
         for (index, (connection, request)) in connections.into_iter().enumerate() {
             progress(Progress::Connecting { node: &connection.name });
             let node = Node::new(connection.name.clone(), request, plan.passes_on);
-            tasks.spawn(talk(index, connection, Arc::clone(&node.outbox), sender.clone()));
+            tasks.spawn(talk(index, connection, Arc::clone(&node.outbox), Arc::clone(&room), sender.clone()));
             nodes.push(node);
         }
-        Self { nodes, events, tasks, progress, probes: Vec::new() }
+        Self { nodes, events, room, tasks, progress, probes: Vec::new() }
     }
 
     /// Until there is nothing more to see. Returns whether `stop` ended it.
@@ -448,6 +451,8 @@ impl<P: FnMut(Progress<'_>)> Driver<P> {
         for node in &mut self.nodes {
             node.give_up(within);
         }
+        // Nothing more is taken in: nobody is to wait for that.
+        self.room.close();
         let closed = async { while self.tasks.join_next().await.is_some() {} };
         let _some_hang = timeout(CLOSED_WITHIN, closed).await;
         // Kills the commands of those.
@@ -483,15 +488,18 @@ impl<P: FnMut(Progress<'_>)> Driver<P> {
 
     fn take(&mut self, index: usize, event: Event) {
         let Some(node) = self.nodes.get_mut(index) else { return };
-        if let Event::Message(_, frame) = &event {
+        if let Event::Message(_, frame, _) = &event {
             (self.progress)(Progress::Heard { node: index, frame });
         }
         match event {
-            Event::Message(Message::Probe(probe), _) if node.fires() => {
+            Event::Message(Message::Probe(probe), ..) if node.fires() => {
                 self.probes.push(probe);
                 (self.progress)(Progress::Probe(probe));
             }
-            Event::Message(message, _) => node.hear(message, &mut self.progress),
+            Event::Message(message, _, room) => {
+                drop(node.hear(message, &mut self.progress));
+                drop(room);
+            }
             Event::Ended(ended) => {
                 if node.ended.is_none() {
                     node.ended = Some(ended);

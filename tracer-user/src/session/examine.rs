@@ -1,6 +1,6 @@
 //! A session that traces nothing: it says what its node can do.
 
-use std::time::Duration;
+use std::{future::ready, time::Duration};
 
 use tokio::time::timeout;
 
@@ -28,17 +28,23 @@ pub async fn examine(connection: Connection, within: Duration) -> Examined {
     let Connection { name: _, reader, writer, host } = connection;
     let outbox = Outbox::new(0);
     let mut examined = Examined::default();
-    let listening = listen(Incoming::new(reader), &outbox, writer, |message, _| match message {
-        Message::Hello(hello) if examined.hello.is_none() => {
-            let theirs = examined.hello.insert(hello).protocol;
-            ask(theirs, &outbox)
-        }
-        Message::Checks(checks) if examined.checks.is_none() => {
-            examined.checks = Some(checks);
-            Ok(())
-        }
-        other => Err(Error::Unexpected { message: other.name(), when: "in an examination" }),
-    });
+    let listening = listen(
+        Incoming::new(reader),
+        &outbox,
+        writer,
+        || ready(()),
+        |message, _, ()| match message {
+            Message::Hello(hello) if examined.hello.is_none() => {
+                let theirs = examined.hello.insert(hello).protocol;
+                ask(theirs, &outbox)
+            }
+            Message::Checks(checks) if examined.checks.is_none() => {
+                examined.checks = Some(checks);
+                Ok(())
+            }
+            other => Err(Error::Unexpected { message: other.name(), when: "in an examination" }),
+        },
+    );
     let ended = timeout(within, listening).await.unwrap_or_else(|_| Err(Error::Peer(late(within))));
     let remains = host.close().await;
     examined.death = ended.err().map(|cause| Death { cause, remains });

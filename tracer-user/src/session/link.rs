@@ -153,12 +153,12 @@ impl Outbox {
         self.with(|queues| queues.urgent.push_back(message));
     }
 
-    /// Queues records; what exceeds the capacity is discarded and counted.
-    pub(super) fn record(&self, records: Vec<Record>) {
+    /// Queues records, and leaves none; what exceeds the capacity is discarded and counted.
+    pub(super) fn record(&self, records: &mut Vec<Record>) {
         self.with(|queues| {
             let room = self.capacity.saturating_sub(queues.records.len());
             queues.discarded += records.len().saturating_sub(room) as u64;
-            queues.records.extend(records.into_iter().take(room));
+            queues.records.extend(records.drain(..).take(room));
         });
     }
 
@@ -192,7 +192,7 @@ impl Outbox {
     }
 
     /// The next frame; None when closed and empty.
-    async fn next(&self) -> Result<Option<Bytes>, Error> {
+    async fn next(&self, frames: &mut wire::Frames) -> Result<Option<Bytes>, Error> {
         loop {
             let changed = self.changed.notified();
             let frame = {
@@ -200,7 +200,7 @@ impl Outbox {
                 if let Some(message) = queues.urgent.pop_front() {
                     Some(wire::encode(message)?)
                 } else if !queues.records.is_empty() {
-                    Some(wire::encode_records(&mut queues.records)?)
+                    Some(frames.next(&mut queues.records)?)
                 } else if let Some(message) = queues.last.pop_front() {
                     Some(wire::encode(message)?)
                 } else if queues.closed {
@@ -222,8 +222,9 @@ impl Outbox {
     /// Write errors, [`Error::Oversized`], [`Error::Stalled`].
     pub(super) async fn write_to<W: AsyncWrite + Unpin>(&self, writer: W) -> Result<(), Error> {
         let mut frames = FramedWrite::new(writer, codec());
+        let mut records = wire::Frames::default();
         loop {
-            let frame = match timeout(KEEPALIVE, self.next()).await {
+            let frame = match timeout(KEEPALIVE, self.next(&mut records)).await {
                 Ok(next) => next?,
                 Err(_) => Some(wire::encode(Message::Keepalive)?),
             };

@@ -28,7 +28,8 @@ use crate::{
 /// so long that it would be felt in what is measured; an ordinary trace is over before.
 const LOOK_FOR_PODS_EVERY: Duration = Duration::from_secs(5);
 
-/// So many records are kept for the questions to the routes at the end. What comes later raises no new question in practice.
+/// So many records are kept for the questions to routes and conntrack at the end, some 350 bytes each. What comes later raises a new question
+/// only where packets go elsewhere; that is told.
 const KEPT_RECORDS: usize = 100_000;
 
 /// This machine, or the namespace of the thread that calls: the node that a session traces.
@@ -40,6 +41,7 @@ pub struct LiveNode {
     traces: node::RuleTraces,
     probe: Option<Probe>,
     records: Vec<Record>,
+    unasked: Unasked,
     looked: Option<Instant>,
     notes: Notes,
     stamps: Option<inject::Stamps>,
@@ -120,6 +122,42 @@ fn other_source(node: &Node, ping: &Ping) -> Result<(), Failure> {
     }
     let cause = format!("what it sends to {} leaves with {source}", ping.dst);
     Err(Failure { send_from: Some(source), ..Failure::new(ping.src.to_string(), cause, "trace from that address") })
+}
+
+/// What came after the last record that was kept, and goes where none of those went.
+#[derive(Default)]
+struct Unasked {
+    /// From where to where the kept ones went, and by which link; known once it is needed.
+    asked: HashSet<(facts::LinkRef, IpAddr, IpAddr)>,
+    records: u64,
+}
+
+impl Unasked {
+    fn add(&mut self, kept: &[Record], rest: &[Record]) {
+        // What is to leave by a link was routed there.
+        let leads = |record: &Record| match record {
+            Record::Sighting(Sighting { hook: Hook::Queue, netns, ifindex, packet, .. }) => {
+                Some((facts::LinkRef { netns: *netns, ifindex: *ifindex }, packet.src, packet.dst))
+            }
+            _ => None,
+        };
+        if self.asked.is_empty() && !rest.is_empty() {
+            self.asked = kept.iter().filter_map(leads).collect();
+        }
+        let new = rest.iter().filter_map(leads).filter(|lead| !self.asked.contains(lead));
+        self.records += new.count() as u64;
+    }
+
+    /// What a reader must know; None: nothing.
+    fn sentence(&self) -> Option<String> {
+        let records = self.records;
+        (records > 0).then(|| {
+            format!(
+                "routes and conntrack entries were asked for by the first {KEPT_RECORDS} records: {records} later ones went other ways, which are \
+                 shown without"
+            )
+        })
+    }
 }
 
 fn not_armed() -> Failure {
@@ -214,14 +252,18 @@ impl Backend for LiveNode {
         facts::NodeFacts { namespaces, notes: self.notes.0.clone(), ..facts::NodeFacts::default() }
     }
 
-    fn drain(&mut self) -> Result<Vec<Record>, Failure> {
+    fn drain(&mut self, into: &mut Vec<Record>) -> Result<(), Failure> {
         self.look_for_pods()?;
         self.traces.collect();
-        let mut records = self.probe()?.drain().map_err(kernel)?;
-        name_chains(&self.rules, &mut records);
+        let before = into.len();
+        self.probe()?.drain_into(into).map_err(kernel)?;
+        let new = &mut into[before..];
+        name_chains(&self.rules, new);
         let room = KEPT_RECORDS.saturating_sub(self.records.len());
-        self.records.extend(records.iter().take(room).cloned());
-        Ok(records)
+        let (kept, rest) = new.split_at(room.min(new.len()));
+        self.records.extend_from_slice(kept);
+        self.unasked.add(&self.records, rest);
+        Ok(())
     }
 
     fn fire(&mut self, ping: &Ping) -> Result<InjectorJob, Failure> {
@@ -281,6 +323,9 @@ impl Backend for LiveNode {
         facts.conntrack_drops = rules.conntrack;
         self.notes.of_node(&unread);
         rules.notes.into_iter().for_each(|note| self.notes.add(note));
+        if let Some(sentence) = self.unasked.sentence() {
+            self.notes.add(sentence);
+        }
         facts.notes = std::mem::take(&mut self.notes.0);
         Ok((facts, self.counters()?))
     }

@@ -29,6 +29,8 @@ pub use self::link::{decode_stream, request_stream};
 pub use self::live::LiveNode;
 #[cfg(live)]
 pub use self::process::run_agent;
+#[doc(hidden)]
+pub use self::wire::Frames;
 pub use self::{
     backend::{Backend, Ended, InjectorJob, ProbeSender},
     connection::Connection,

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::{
     Connection, Counters, Error, Hello, PROTOCOL, Request,
@@ -16,23 +16,32 @@ use crate::{event::Record, path::NodeEvidence};
 /// What comes from a connection.
 #[derive(Debug)]
 pub(super) enum Event {
-    /// With the content of its frame.
-    Message(Message, Bytes),
+    /// With the content of its frame, and the room that it takes until it is taken in.
+    Message(Message, Bytes, Room),
     /// The last one.
     Ended(Result<(), Death>),
 }
 
-/// Talks to one session until it ends, and then waits for what held it.
+/// So many messages of all sessions wait for the driver, at most: some 15 MB if all are records. Where it is slower than they are (a
+/// disk that hangs), the sessions are not read, and what they then have to discard they count.
+pub(super) const MESSAGES_WAITING: usize = 64;
+
+/// Room for one message. None: the driver takes no more in, and nobody waits for it.
+pub(super) type Room = Option<OwnedSemaphorePermit>;
+
+/// Talks to one session until it ends, and then waits for what held it. Reads no further message until there is room for the last one.
 pub(super) async fn talk(
     index: usize,
     connection: Connection,
     outbox: Arc<Outbox>,
+    room: Arc<Semaphore>,
     events: mpsc::UnboundedSender<(usize, Event)>,
 ) {
     let Connection { name: _, reader, writer, host } = connection;
-    let ended = listen(Incoming::new(reader), &outbox, writer, |message, frame| {
+    let room = || async { Arc::clone(&room).acquire_owned().await.ok() };
+    let ended = listen(Incoming::new(reader), &outbox, writer, room, |message, frame, room| {
         // The driver is gone: so is this task, soon.
-        let _gone = events.send((index, Event::Message(message, frame)));
+        let _gone = events.send((index, Event::Message(message, frame, room)));
         Ok(())
     })
     .await;
@@ -40,22 +49,31 @@ pub(super) async fn talk(
     let _gone = events.send((index, Event::Ended(ended.map_err(|cause| Death { cause, remains }))));
 }
 
-/// Until the end that the session announces.
-pub(super) async fn listen(
+/// Until the end that the session announces. Waits for `room` for each message; what is to be written is written meanwhile.
+pub(super) async fn listen<T, R: Future<Output = T>>(
     mut incoming: Incoming<Box<dyn tokio::io::AsyncRead + Send + Unpin>>,
     outbox: &Outbox,
     writer: Box<dyn tokio::io::AsyncWrite + Send + Unpin>,
-    mut heard: impl FnMut(Message, Bytes) -> Result<(), Error>,
+    room: impl Fn() -> R,
+    mut heard: impl FnMut(Message, Bytes, T) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let mut write = std::pin::pin!(outbox.write_to(writer));
     let mut writing = true;
+    let mut read = None;
     loop {
+        let next = async {
+            // Room is not held while nothing comes: others may need it.
+            if read.is_none() {
+                read = Some(incoming.next_framed().await?);
+            }
+            Ok::<_, Error>(room().await)
+        };
         tokio::select! {
-            next = incoming.next_framed() => match next? {
-                Some((Message::End, _)) => return Ok(()),
-                Some((Message::Error(failure), _)) => return Err(Error::Peer(failure)),
-                Some((message, frame)) => heard(message, frame)?,
-                None => return Err(Error::EndOfInput),
+            room = next => match (room?, read.take().flatten()) {
+                (_, Some((Message::End, _))) => return Ok(()),
+                (_, Some((Message::Error(failure), _))) => return Err(Error::Peer(failure)),
+                (room, Some((message, frame))) => heard(message, frame, room)?,
+                (_, None) => return Err(Error::EndOfInput),
             },
             // A broken pipe alone says little: the other direction may still hold the reason, or at least its end.
             _broken = &mut write, if writing => writing = false,
@@ -153,18 +171,19 @@ impl Node {
         if self.hello.is_none() { "session ended before hello" } else { "session ended before it was armed" }
     }
 
-    /// Takes in one message; one that makes no sense ends the session.
-    pub(super) fn hear(&mut self, message: Message, progress: &mut impl FnMut(Progress<'_>)) {
+    /// Takes in one message; one that makes no sense ends the session. Answers its records, if they are passed on only.
+    pub(super) fn hear(&mut self, message: Message, progress: &mut impl FnMut(Progress<'_>)) -> Vec<Record> {
         if self.ended.is_some() {
-            return;
+            return Vec::new();
         }
-        if let Err(cause) = self.understand(message, progress) {
+        self.understand(message, progress).unwrap_or_else(|cause| {
             self.outbox.abandon(Message::Error(cause.to_failure()));
             self.ended = Some(Err(Death { cause, remains: None }));
-        }
+            Vec::new()
+        })
     }
 
-    fn understand(&mut self, message: Message, progress: &mut impl FnMut(Progress<'_>)) -> Result<(), Error> {
+    fn understand(&mut self, message: Message, progress: &mut impl FnMut(Progress<'_>)) -> Result<Vec<Record>, Error> {
         let node = &*self.name;
         match message {
             Message::Hello(hello) if self.hello.is_none() => {
@@ -188,9 +207,10 @@ impl Node {
                 self.total += records.len();
                 self.unknown += unknown;
                 progress(Progress::Records { node, total: self.total, new: &records });
-                if !self.passes_on {
-                    self.records.extend(records);
+                if self.passes_on {
+                    return Ok(records);
                 }
+                self.records.extend(records);
             }
             Message::Facts(facts) if self.armed => {
                 for fact in facts {
@@ -206,7 +226,7 @@ impl Node {
             }
             other => return Err(Error::Unexpected { message: other.name(), when: self.state() }),
         }
-        Ok(())
+        Ok(Vec::new())
     }
 
     fn state(&self) -> &'static str {

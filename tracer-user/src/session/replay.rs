@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::{
-    Driven, Error, Flow, Progress, Request,
+    Driven, Error, Flow, Request,
     node::Node,
     wire::{self, Message},
 };
@@ -33,17 +33,11 @@ impl Replay {
     /// # Errors
     /// The frame is malformed.
     pub fn hear(&mut self, node: usize, frame: Bytes) -> Result<Vec<Record>, Error> {
-        let mut new = Vec::new();
-        let Some(node) = self.nodes.get_mut(node) else { return Ok(new) };
-        match wire::decode(frame)? {
-            Message::End | Message::Keepalive | Message::Unknown => {}
-            message => node.hear(message, &mut |progress| {
-                if let Progress::Records { new: records, .. } = progress {
-                    new.extend_from_slice(records);
-                }
-            }),
-        }
-        Ok(new)
+        let Some(node) = self.nodes.get_mut(node) else { return Ok(Vec::new()) };
+        Ok(match wire::decode(frame)? {
+            Message::End | Message::Keepalive | Message::Unknown => Vec::new(),
+            message => node.hear(message, &mut |_| {}),
+        })
     }
 
     /// Whatever follows was seen by all nodes.

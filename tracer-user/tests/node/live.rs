@@ -43,9 +43,9 @@ fn session(lab: &Lab, trace_rules: bool) -> NodeFacts {
         println!("armed in {:?}", started.elapsed());
         let ping = Command::new("ip").args(["netns", "exec", &full, "ping", "-c1", "-W1", "10.2.0.2"]).output();
         assert!(!ping.expect("ping runs").status.success(), "dropped");
-        node.drain().expect("drained");
+        node.drain(&mut Vec::new()).expect("drained");
         node.detach().expect("detached");
-        node.drain().expect("drained");
+        node.drain(&mut Vec::new()).expect("drained");
         node.finish().expect("finished").0
     })
 }

@@ -16,6 +16,7 @@ use crate::{
 
 pub mod inflation;
 mod raw;
+mod scale;
 
 /// A bench that takes longer hangs.
 const LIMIT: Duration = Duration::from_secs(20 * 60);
@@ -46,6 +47,22 @@ pub fn attach(kernels: &[vm::Wanted]) -> Result<ExitCode> {
     let (_, bench) = built.first().context("the bench is built")?;
     let command = bench.display().to_string();
     in_vms(NAME, kernels, &command, (built, &[]), LIMIT)
+}
+
+/// Runs the bench of userspace: from the ring buffer's bytes to a report.
+///
+/// # Errors
+/// As [`hooks`].
+pub fn pipeline() -> Result<()> {
+    on_this_machine("pipeline")
+}
+
+/// Runs the bench of many nodes, flows and pods.
+///
+/// # Errors
+/// As [`hooks`]; and the lab or its API server cannot be brought up.
+pub fn scale() -> Result<()> {
+    scale::run()
 }
 
 /// Runs a bench of `tracer-user` here.

@@ -134,6 +134,40 @@ pub(super) fn groups<'a>(world: &World<'a>, sorted: &[Sorted<'a>]) -> Vec<Group<
     in_order(groups)
 }
 
+/// Those of which something was seen in these spans, by node, of time of its clock, from and until before, ns; and those that these
+/// repeat.
+pub(super) fn within<'a>(groups: Vec<Group<'a>>, spans: &[(u64, u64)]) -> Vec<Group<'a>> {
+    let meets = |sightings: &[&Sighting], (from, until): (u64, u64)| {
+        let mut times = sightings.iter().map(|s| s.time_ns);
+        times.any(|ns| (from..until).contains(&ns))
+    };
+    let seen = |group: &Group<'_>| {
+        let ways = group.request.iter().zip(&group.reply).zip(spans);
+        let mut ways = ways.map(|((there, back), span)| meets(there, *span) || meets(back, *span));
+        ways.any(|met| met)
+    };
+    let mut wanted: Vec<bool> = groups.iter().map(seen).collect();
+    for (i, group) in groups.iter().enumerate() {
+        if let Some((first, _)) = group.again.filter(|_| wanted[i]) {
+            wanted[first] = true;
+        }
+    }
+    let places: Vec<usize> = wanted
+        .iter()
+        .scan(0, |place, wanted| {
+            let own = *place;
+            *place += usize::from(*wanted);
+            Some(own)
+        })
+        .collect();
+    let mut kept: Vec<Group<'a>> =
+        groups.into_iter().zip(wanted).filter_map(|(group, wanted)| wanted.then_some(group)).collect();
+    for group in &mut kept {
+        group.again = group.again.map(|(first, ns)| (places[first], ns));
+    }
+    kept
+}
+
 /// In the order of their first packets; what refers to another group keeps to it.
 fn in_order(groups: Vec<Group<'_>>) -> Vec<Group<'_>> {
     let order = order(&groups.iter().map(first_times).collect::<Vec<_>>());

@@ -3,12 +3,17 @@
 use std::{ffi::OsString, future::pending, net::IpAddr, sync::Arc, time::Duration};
 
 use futures::FutureExt;
-use tokio::time::{Instant, timeout};
+use tokio::{
+    sync::{Semaphore, mpsc},
+    time::{Instant, sleep, timeout},
+};
 
 use super::stand_in::{FakeNode, Peer, STOPPED_NS, facts, ping_request, record, request};
 use crate::path::Probe;
 use crate::session::{
     Connection, Counters, DriveError, Driven, PROTOCOL, Ping, Plan, ProbeKind, Progress, Request, Version, drive,
+    link::Outbox,
+    node::{Event, talk},
     wire::Message,
 };
 
@@ -320,7 +325,7 @@ async fn passive_recording_ends_by_time_or_by_stop() {
 
     let (start, plan) = (Instant::now(), Plan { record_for: None, ..PLAN });
     let node = FakeNode { per_drain: 1, ..FakeNode::default() };
-    let stop = tokio::time::sleep(Duration::from_secs(5));
+    let stop = sleep(Duration::from_secs(5));
     let driven = drive(vec![(Connection::local("a", node), request(60))], plan, stop, |_| {}).await.unwrap();
     assert_eq!((start.elapsed().as_secs(), driven.interrupted), (5, true));
     assert!(driven.evidence.nodes[0].complete && !driven.evidence.nodes[0].records.is_empty());
@@ -329,7 +334,7 @@ async fn passive_recording_ends_by_time_or_by_stop() {
 #[tokio::test(start_paused = true)]
 async fn stop_before_anything_is_armed_is_no_error() {
     let (connection, mut peer) = Peer::connected("a");
-    let stop = tokio::time::sleep(Duration::from_secs(1));
+    let stop = sleep(Duration::from_secs(1));
     let driving = tokio::spawn(drive(vec![(connection, request(60))], PLAN, stop, |_| {}));
     assert_eq!(peer.hear_all().await, []);
     drop(peer);
@@ -364,4 +369,31 @@ async fn a_command_that_speaks_another_language_is_refused() {
     node node1: session ended before hello: what its command prints is not podpath's protocol (a frame is longer than 65536 bytes)
       only podpath-agent may print there, no greeting and no shell; run it by hand to see: sh -c 'echo Welcome to node1; cat >/dev/null'
     ");
+}
+
+/// What a driver has not taken in yet is bounded: a node that says more has to wait, and its session then discards and counts.
+#[tokio::test(start_paused = true)]
+async fn what_waits_for_a_slow_driver_is_bounded() {
+    let (connection, mut peer) = Peer::connected("node1");
+    let (sender, mut events) = mpsc::unbounded_channel();
+    let (outbox, room) = (Arc::new(Outbox::new(0)), Arc::new(Semaphore::new(3)));
+    let talking = tokio::spawn(talk(0, connection, outbox, Arc::clone(&room), sender));
+    // Some 12 kB each; between the two ends lie 64 KiB.
+    let records = || Message::Records(vec![record(); 200], 0);
+    let mut said = 0;
+    while said < 100 && timeout(Duration::from_secs(1), peer.say(records())).await.is_ok() {
+        said += 1;
+    }
+    assert!((3..20).contains(&said), "{said} of 100 went through");
+    assert_eq!(events.len(), 3);
+    // Taken in: there is room for as many more.
+    for _ in 0..3 {
+        assert!(matches!(events.try_recv(), Ok((0, Event::Message(Message::Records(..), ..)))));
+    }
+    sleep(Duration::from_millis(1)).await;
+    assert_eq!(events.len(), 3);
+    // Nobody takes in anything more: nobody waits.
+    room.close();
+    drop(peer);
+    timeout(Duration::from_secs(1), talking).await.expect("it ends").expect("in order");
 }

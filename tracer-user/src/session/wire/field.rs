@@ -10,6 +10,12 @@ pub enum Malformed {
     /// Not protobuf, or not of these types.
     #[error("a frame does not decode: {0}")]
     Protobuf(#[from] prost::DecodeError),
+    /// A record is not protobuf.
+    #[error("a record does not decode: {reason}")]
+    Record {
+        /// What is wrong with it.
+        reason: &'static str,
+    },
     /// The frame's length is over the limit.
     #[error("broken framing: {reason}")]
     Framing {

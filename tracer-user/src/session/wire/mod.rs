@@ -2,12 +2,13 @@
 
 use std::collections::VecDeque;
 
-use bytes::Bytes;
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::Message as _;
 
 mod examine;
 mod facts;
 mod field;
+mod protobuf;
 mod record;
 mod request;
 mod rules;
@@ -16,6 +17,7 @@ mod tests;
 
 pub(super) use self::facts::{Collected, Fact, facts};
 pub use self::field::Malformed;
+use self::protobuf::Reader;
 use super::{Counters, Error, Failure, Hello, Request, Version};
 use crate::{doctor::Check, event, path::Probe};
 
@@ -81,9 +83,10 @@ impl Message {
     }
 }
 
+/// But for records, which [`Frames`] writes and [`records`] reads.
 #[derive(Clone, PartialEq, prost::Message)]
 struct Frame {
-    #[prost(oneof = "Body", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16")]
+    #[prost(oneof = "Body", tags = "1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12, 13, 14, 15, 16")]
     body: Option<Body>,
 }
 
@@ -101,8 +104,6 @@ enum Body {
     Probe(request::Probe),
     #[prost(message, tag = "6")]
     Fired(Empty),
-    #[prost(message, tag = "7")]
-    Records(Records),
     #[prost(message, tag = "8")]
     Facts(Facts),
     #[prost(message, tag = "9")]
@@ -133,12 +134,6 @@ struct Drained {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-struct Records {
-    #[prost(message, repeated, tag = "1")]
-    records: Vec<record::Record>,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
 struct Facts {
     #[prost(message, repeated, tag = "1")]
     facts: Vec<Fact>,
@@ -158,7 +153,15 @@ pub(super) fn encode(message: Message) -> Result<Bytes, Error> {
         Message::Probe(probe) => Some(Body::Probe(probe.into())),
         Message::Fired => Some(Body::Fired(Empty {})),
         Message::Records(records, _) => {
-            Some(Body::Records(Records { records: records.iter().map(Into::into).collect() }))
+            let mut queue = records.into();
+            let frame = Frames::default().next(&mut queue)?;
+            let rest: usize = queue.iter().map(|record| Frames::default().listed(record)).sum();
+            let length = frame.len() + rest;
+            return if rest == 0 {
+                Ok(frame)
+            } else {
+                Err(Error::Oversized { message: name, length, limit: MAX_FRAME })
+            };
         }
         Message::Facts(facts) => Some(Body::Facts(Facts { facts })),
         Message::Counters(counters, discarded) => Some(Body::Counters((counters, discarded).into())),
@@ -188,6 +191,9 @@ fn sealed(message: &'static str, frame: Frame) -> Result<Bytes, Error> {
 /// [`Malformed`] names message and field. Records with unknown enumeration values are counted instead: they come from a
 /// newer peer, whose other records are good.
 pub(super) fn decode(frame: Bytes) -> Result<Message, Malformed> {
+    if frame.first() == Some(&RECORDS) {
+        return records(&frame);
+    }
     Ok(match Frame::decode(frame)?.body {
         Some(Body::Hello(hello)) => Message::Hello(hello.into()),
         Some(Body::Request(request)) => {
@@ -198,7 +204,6 @@ pub(super) fn decode(frame: Bytes) -> Result<Message, Malformed> {
         Some(Body::Fire(Empty {})) => Message::Fire,
         Some(Body::Probe(probe)) => Message::Probe(probe.try_into()?),
         Some(Body::Fired(Empty {})) => Message::Fired,
-        Some(Body::Records(Records { records })) => known_records(records)?,
         Some(Body::Facts(Facts { facts })) => Message::Facts(facts),
         Some(Body::Counters(counters)) => {
             let (counters, discarded) = counters.into();
@@ -215,34 +220,85 @@ pub(super) fn decode(frame: Bytes) -> Result<Message, Malformed> {
     })
 }
 
-fn known_records(records: Vec<record::Record>) -> Result<Message, Malformed> {
-    let (mut known, mut unknown) = (Vec::with_capacity(records.len()), 0);
-    for record in records {
-        match record.try_into() {
-            Ok(record) => known.push(record),
-            Err(Malformed::Unknown { .. }) => unknown += 1,
-            Err(malformed) => return Err(malformed),
+/// The key of the field that has a message's records, and that of each of them in it: tags 7 and 1, with their length.
+const RECORDS: u8 = 7 << 3 | 2;
+const LISTED: u8 = 1 << 3 | 2;
+
+/// What a record takes at least, bytes, as a rule: so that room for all of a frame is made at once.
+const SMALL: usize = 64;
+
+/// The records of a frame that begins with them.
+fn records(frame: &[u8]) -> Result<Message, Malformed> {
+    let (mut known, mut unknown) = (Vec::with_capacity(frame.len() / SMALL), 0);
+    let mut fields = Reader(frame);
+    while let Some((tag, value)) = fields.field()? {
+        if tag != u32::from(RECORDS >> 3) {
+            continue;
+        }
+        let mut list = Reader(value.bytes()?);
+        while let Some((tag, value)) = list.field()? {
+            if tag != u32::from(LISTED >> 3) {
+                continue;
+            }
+            match record::get(value.bytes()?) {
+                Ok(record) => known.push(record),
+                Err(Malformed::Unknown { .. }) => unknown += 1,
+                Err(malformed) => return Err(malformed),
+            }
         }
     }
     Ok(Message::Records(known, unknown))
 }
 
-/// Takes as many records from the front as fit in one frame, and encodes them.
-///
-/// # Errors
-/// [`Error::Oversized`] if a single one does not fit.
-pub(super) fn encode_records(queue: &mut VecDeque<event::Record>) -> Result<Bytes, Error> {
-    let (mut records, mut length) = (Vec::new(), 0);
-    while let Some(next) = queue.front() {
-        let wire = record::Record::from(next);
-        length += listed_len(&wire);
-        if length > BATCH && !records.is_empty() {
-            break;
+/// Records -> the content of frames. What it allocates it uses again, once the frame before is gone.
+#[derive(Debug, Default)]
+pub struct Frames {
+    frame: BytesMut,
+    record: Vec<u8>,
+}
+
+impl Frames {
+    /// Room for the key and the length of all records, which is known last.
+    const HEAD: usize = 4;
+
+    /// Takes as many records from the front as fit in one frame.
+    ///
+    /// # Errors
+    /// [`Error::Oversized`] if a single one does not fit.
+    pub fn next(&mut self, queue: &mut VecDeque<event::Record>) -> Result<Bytes, Error> {
+        self.frame.clear();
+        self.frame.reserve(Self::HEAD + BATCH);
+        self.frame.put_bytes(0, Self::HEAD);
+        while let Some(next) = queue.front() {
+            let listed = self.listed(next);
+            let before = self.frame.len() - Self::HEAD;
+            if before > 0 && before + listed > BATCH {
+                break;
+            }
+            self.frame.put_u8(LISTED);
+            prost::encode_length_delimiter(self.record.len(), &mut self.frame).expect("a buffer grows");
+            self.frame.put_slice(&self.record);
+            queue.pop_front();
         }
-        records.push(wire);
-        queue.pop_front();
+        let length = self.frame.len() - Self::HEAD;
+        if Self::HEAD + length > MAX_FRAME {
+            return Err(Error::Oversized { message: "records", length, limit: MAX_FRAME });
+        }
+        let unused = Self::HEAD - 1 - prost::length_delimiter_len(length);
+        let mut head = &mut self.frame[unused..Self::HEAD];
+        head.put_u8(RECORDS);
+        prost::encode_length_delimiter(length, &mut head).expect("it was counted");
+        let mut frame = self.frame.split();
+        frame.advance(unused);
+        Ok(frame.freeze())
     }
-    sealed("records", Frame { body: Some(Body::Records(Records { records })) })
+
+    /// How many bytes a record takes in a frame; [`Self::record`] has its content then.
+    fn listed(&mut self, record: &event::Record) -> usize {
+        self.record.clear();
+        record::put(record, &mut self.record);
+        1 + prost::length_delimiter_len(self.record.len()) + self.record.len()
+    }
 }
 
 /// Facts in messages that fit, in order.

@@ -1,243 +1,49 @@
-//! [`event::Record`] on the wire.
+//! [`event::Record`] on the wire: written and read without anything in between, because there are millions of them. `reference.rs` has the
+//! same messages as prost takes them, and the tests hold the two against each other.
 
-use super::field::{Fields, Malformed, bytes};
-use crate::event::{self, CtDirection, Encapsulation, Engine, Hook, L4, Side};
+use std::net::IpAddr;
 
-/// One record. A kind that this program does not know leaves `body` empty.
-#[derive(Clone, PartialEq, prost::Message)]
-pub(in crate::session) struct Record {
-    #[prost(oneof = "RecordBody", tags = "1, 2, 3")]
-    body: Option<RecordBody>,
-}
+use super::{
+    field::{Fields, Malformed},
+    protobuf::{Reader, Writer},
+};
+use crate::event::{
+    CtDirection, Encapsulation, Engine, Free, Hook, L4, Netfilter, Outer, Packet, Record, Rewrite, Side, Sighting,
+    Translation, Tuple,
+};
 
-#[derive(Clone, PartialEq, prost::Oneof)]
-enum RecordBody {
-    #[prost(message, tag = "1")]
-    Sighting(Box<Sighting>),
-    #[prost(message, tag = "2")]
-    Translation(Translation),
-    #[prost(message, tag = "3")]
-    Rewrite(Box<Rewrite>),
-}
+#[cfg(test)]
+#[path = "reference.rs"]
+pub(super) mod reference;
 
-// Kernel addresses and nonces use all 64 bits: fixed64 takes 8 bytes for them where a varint takes 10.
-#[derive(Clone, PartialEq, prost::Message)]
-struct Sighting {
-    #[prost(uint64, tag = "1")]
-    time_ns: u64,
-    #[prost(fixed64, tag = "2")]
-    skb: u64,
-    #[prost(uint32, tag = "3")]
-    hook: u32,
-    #[prost(uint32, tag = "4")]
-    cpu: u32,
-    #[prost(uint32, tag = "5")]
-    netns: u32,
-    #[prost(uint32, tag = "6")]
-    ifindex: u32,
-    #[prost(uint32, tag = "7")]
-    mark: u32,
-    #[prost(bool, tag = "8")]
-    tracked: bool,
-    #[prost(uint32, optional, tag = "9")]
-    conntrack: Option<u32>,
-    #[prost(message, optional, tag = "10")]
-    packet: Option<Packet>,
-    #[prost(message, optional, tag = "11")]
-    outer: Option<Outer>,
-    #[prost(message, optional, tag = "12")]
-    free: Option<Free>,
-    #[prost(uint32, optional, tag = "13")]
-    vlan: Option<u32>,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct Packet {
-    #[prost(bytes = "vec", tag = "1")]
-    src: Vec<u8>,
-    #[prost(bytes = "vec", tag = "2")]
-    dst: Vec<u8>,
-    #[prost(uint32, tag = "3")]
-    ttl: u32,
-    #[prost(uint32, tag = "4")]
-    ip_id: u32,
-    #[prost(uint32, tag = "5")]
-    ip_len: u32,
-    #[prost(oneof = "Transport", tags = "6, 7, 8, 9")]
-    l4: Option<Transport>,
-}
-
-#[derive(Clone, PartialEq, prost::Oneof)]
-enum Transport {
-    #[prost(message, tag = "6")]
-    Icmp(Icmp),
-    #[prost(message, tag = "7")]
-    Tcp(Tcp),
-    #[prost(message, tag = "8")]
-    Udp(Udp),
-    #[prost(uint32, tag = "9")]
-    Other(u32),
-}
-
-#[derive(Clone, Copy, PartialEq, prost::Message)]
-struct Icmp {
-    #[prost(uint32, tag = "1")]
-    kind: u32,
-    #[prost(uint32, tag = "2")]
-    code: u32,
-    #[prost(uint32, tag = "3")]
-    id: u32,
-    #[prost(uint32, tag = "4")]
-    seq: u32,
-    #[prost(fixed64, tag = "5")]
-    nonce: u64,
-}
-
-#[derive(Clone, Copy, PartialEq, prost::Message)]
-struct Tcp {
-    #[prost(uint32, tag = "1")]
-    src_port: u32,
-    #[prost(uint32, tag = "2")]
-    dst_port: u32,
-    #[prost(fixed32, tag = "3")]
-    seq: u32,
-    #[prost(fixed32, tag = "4")]
-    ack: u32,
-    #[prost(uint32, tag = "5")]
-    flags: u32,
-    #[prost(uint32, tag = "6")]
-    payload: u32,
-}
-
-#[derive(Clone, Copy, PartialEq, prost::Message)]
-struct Udp {
-    #[prost(uint32, tag = "1")]
-    src_port: u32,
-    #[prost(uint32, tag = "2")]
-    dst_port: u32,
-    #[prost(uint32, tag = "3")]
-    checksum: u32,
-    #[prost(fixed64, tag = "4")]
-    nonce: u64,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct Outer {
-    #[prost(bytes = "vec", tag = "1")]
-    src: Vec<u8>,
-    #[prost(bytes = "vec", tag = "2")]
-    dst: Vec<u8>,
-    #[prost(uint32, tag = "3")]
-    ttl: u32,
-    #[prost(uint32, tag = "4")]
-    ip_id: u32,
-    #[prost(uint32, tag = "5")]
-    ip_len: u32,
-    #[prost(uint32, tag = "6")]
-    encapsulation: u32,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct Free {
-    #[prost(fixed64, tag = "1")]
-    location: u64,
-    #[prost(string, optional, tag = "2")]
-    function: Option<String>,
-    #[prost(uint32, optional, tag = "3")]
-    reason: Option<u32>,
-    #[prost(string, optional, tag = "4")]
-    reason_name: Option<String>,
-    #[prost(message, optional, tag = "5")]
-    netfilter: Option<Netfilter>,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct Netfilter {
-    #[prost(uint32, tag = "1")]
-    hook: u32,
-    #[prost(uint32, tag = "2")]
-    family: u32,
-    #[prost(uint32, tag = "3")]
-    engine: u32,
-    #[prost(uint64, tag = "4")]
-    table_handle: u64,
-    #[prost(uint64, tag = "5")]
-    chain_handle: u64,
-    #[prost(string, optional, tag = "6")]
-    table: Option<String>,
-    #[prost(string, optional, tag = "7")]
-    chain: Option<String>,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct Rewrite {
-    #[prost(uint64, tag = "1")]
-    time_ns: u64,
-    #[prost(fixed64, tag = "2")]
-    skb: u64,
-    #[prost(uint32, tag = "3")]
-    netns: u32,
-    #[prost(uint32, tag = "4")]
-    ifindex: u32,
-    #[prost(uint32, tag = "5")]
-    side: u32,
-    #[prost(message, optional, tag = "6")]
-    packet: Option<Packet>,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct Tuple {
-    #[prost(bytes = "vec", tag = "1")]
-    src: Vec<u8>,
-    #[prost(bytes = "vec", tag = "2")]
-    dst: Vec<u8>,
-    #[prost(uint32, tag = "3")]
-    l4_src: u32,
-    #[prost(uint32, tag = "4")]
-    l4_dst: u32,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct Translation {
-    #[prost(uint64, tag = "1")]
-    time_ns: u64,
-    #[prost(fixed64, tag = "2")]
-    skb: u64,
-    #[prost(uint32, tag = "3")]
-    netns: u32,
-    #[prost(message, optional, tag = "4")]
-    original: Option<Tuple>,
-    #[prost(message, optional, tag = "5")]
-    reply: Option<Tuple>,
-    #[prost(uint32, tag = "6")]
-    status: u32,
-    #[prost(uint32, tag = "7")]
-    protocol: u32,
-    #[prost(uint32, tag = "8")]
-    direction: u32,
-}
-
-impl From<&event::Record> for Record {
-    fn from(record: &event::Record) -> Self {
-        let body = match record {
-            event::Record::Sighting(sighting) => RecordBody::Sighting(Box::new(sighting.into())),
-            event::Record::Translation(translation) => RecordBody::Translation(translation.into()),
-            event::Record::Rewrite(rewrite) => RecordBody::Rewrite(Box::new(rewrite.into())),
-        };
-        Self { body: Some(body) }
+/// Appends a record, as the content of its message.
+pub(super) fn put(record: &Record, to: &mut Vec<u8>) {
+    let mut to = Writer(to);
+    match record {
+        Record::Sighting(sighting) => to.message(1, |to| put_sighting(sighting, to)),
+        Record::Translation(translation) => to.message(2, |to| put_translation(translation, to)),
+        Record::Rewrite(rewrite) => to.message(3, |to| put_rewrite(rewrite, to)),
     }
 }
 
-impl TryFrom<Record> for event::Record {
-    type Error = Malformed;
-
-    fn try_from(record: Record) -> Result<Self, Malformed> {
-        match record.body {
-            Some(RecordBody::Sighting(sighting)) => Ok(Self::Sighting((*sighting).try_into()?)),
-            Some(RecordBody::Translation(translation)) => Ok(Self::Translation(translation.try_into()?)),
-            Some(RecordBody::Rewrite(rewrite)) => Ok(Self::Rewrite((*rewrite).try_into()?)),
-            None => Err(Fields("records").unknown("kind of record", 0)),
+/// Reads one from the content of its message.
+///
+/// # Errors
+/// [`Malformed::Unknown`] of what only a newer peer knows; else what is wrong with it.
+pub(super) fn get(bytes: &[u8]) -> Result<Record, Malformed> {
+    let mut body = None;
+    let mut reader = Reader(bytes);
+    while let Some((tag, value)) = reader.field()? {
+        if (1..=3).contains(&tag) {
+            body = Some((tag, value.bytes()?));
         }
+    }
+    match body {
+        Some((1, bytes)) => sighting(bytes).map(Record::Sighting),
+        Some((2, bytes)) => translation(bytes).map(Record::Translation),
+        Some((_, bytes)) => rewrite(bytes).map(Record::Rewrite),
+        // Of a kind that this program does not know.
+        None => Err(Fields("records").unknown("kind of record", 0)),
     }
 }
 
@@ -278,316 +84,439 @@ fn direction(fields: Fields, value: u32) -> Result<CtDirection, Malformed> {
     }
 }
 
-impl From<&event::Sighting> for Sighting {
-    fn from(sighting: &event::Sighting) -> Self {
-        let event::Sighting {
-            time_ns,
-            skb,
-            hook,
-            cpu,
-            netns,
-            ifindex,
-            mark,
-            tracked,
-            conntrack,
-            vlan,
-            packet,
-            outer,
-            free,
-        } = sighting;
-        Self {
-            time_ns: *time_ns,
-            skb: *skb,
-            hook: hook_number(*hook),
-            cpu: (*cpu).into(),
-            netns: *netns,
-            ifindex: *ifindex,
-            mark: *mark,
-            tracked: *tracked,
-            conntrack: conntrack.map(direction_number),
-            packet: Some(packet.into()),
-            outer: outer.as_ref().map(Into::into),
-            free: free.as_ref().map(Into::into),
-            vlan: vlan.map(Into::into),
+/// As 4 or 16 bytes.
+fn put_address(to: &mut Writer<'_>, tag: u8, address: IpAddr) {
+    match address {
+        IpAddr::V4(v4) => to.bytes(tag, &v4.octets()),
+        IpAddr::V6(v6) => to.bytes(tag, &v6.octets()),
+    }
+}
+
+// Kernel addresses and nonces use all 64 bits: fixed64 takes 8 bytes for them where a varint takes 10.
+fn put_sighting(sighting: &Sighting, to: &mut Writer<'_>) {
+    let Sighting { time_ns, skb, hook, cpu, netns, ifindex, mark, tracked, conntrack, vlan, packet, outer, free } =
+        sighting;
+    to.number(1, *time_ns);
+    to.fixed64(2, *skb);
+    to.number(3, hook_number(*hook));
+    to.number(4, *cpu);
+    to.number(5, *netns);
+    to.number(6, *ifindex);
+    to.number(7, *mark);
+    to.number(8, *tracked);
+    if let Some(conntrack) = conntrack {
+        to.set(9, direction_number(*conntrack));
+    }
+    to.message(10, |to| put_packet(packet, to));
+    if let Some(outer) = outer {
+        to.message(11, |to| put_outer(outer, to));
+    }
+    if let Some(free) = free {
+        to.message(12, |to| put_free(free, to));
+    }
+    if let Some(vlan) = vlan {
+        to.set(13, *vlan);
+    }
+}
+
+fn sighting(bytes: &[u8]) -> Result<Sighting, Malformed> {
+    let fields = Fields("sighting");
+    let (mut time_ns, mut skb, mut hook_is, mut cpu, mut netns, mut ifindex, mut mark) = (0, 0, 0, 0, 0, 0, 0);
+    let (mut tracked, mut conntrack, mut vlan) = (false, None, None);
+    let (mut packet_is, mut outer_is, mut free_is) = (None, None, None);
+    let mut reader = Reader(bytes);
+    while let Some((tag, value)) = reader.field()? {
+        match tag {
+            1 => time_ns = value.number()?,
+            2 => skb = value.fixed64()?,
+            3 => hook_is = value.word()?,
+            4 => cpu = value.word()?,
+            5 => netns = value.word()?,
+            6 => ifindex = value.word()?,
+            7 => mark = value.word()?,
+            8 => tracked = value.number()? != 0,
+            9 => conntrack = Some(value.word()?),
+            10 => packet_is = Some(value.bytes()?),
+            11 => outer_is = Some(value.bytes()?),
+            12 => free_is = Some(value.bytes()?),
+            13 => vlan = Some(value.word()?),
+            _ => {}
         }
     }
+    Ok(Sighting {
+        time_ns,
+        skb,
+        hook: hook(fields, hook_is)?,
+        cpu: fields.narrow("cpu", cpu)?,
+        netns,
+        ifindex,
+        mark,
+        tracked,
+        conntrack: conntrack.map(|value| direction(fields, value)).transpose()?,
+        vlan: vlan.map(|value| fields.narrow("VLAN", value)).transpose()?,
+        packet: packet(fields.required("packet", packet_is)?)?,
+        outer: outer_is.map(outer).transpose()?,
+        free: free_is.map(free).transpose()?,
+    })
 }
 
-impl TryFrom<Sighting> for event::Sighting {
-    type Error = Malformed;
-
-    fn try_from(sighting: Sighting) -> Result<Self, Malformed> {
-        let fields = Fields("sighting");
-        Ok(Self {
-            time_ns: sighting.time_ns,
-            skb: sighting.skb,
-            hook: hook(fields, sighting.hook)?,
-            cpu: fields.narrow("cpu", sighting.cpu)?,
-            netns: sighting.netns,
-            ifindex: sighting.ifindex,
-            mark: sighting.mark,
-            tracked: sighting.tracked,
-            conntrack: sighting.conntrack.map(|value| direction(fields, value)).transpose()?,
-            vlan: sighting.vlan.map(|value| fields.narrow("VLAN", value)).transpose()?,
-            packet: fields.required("packet", sighting.packet)?.try_into()?,
-            outer: sighting.outer.map(TryInto::try_into).transpose()?,
-            free: sighting.free.map(TryInto::try_into).transpose()?,
-        })
+fn put_packet(packet: &Packet, to: &mut Writer<'_>) {
+    let Packet { src, dst, ttl, ip_id, ip_len, l4 } = packet;
+    put_address(to, 1, *src);
+    put_address(to, 2, *dst);
+    to.number(3, *ttl);
+    to.number(4, *ip_id);
+    to.number(5, *ip_len);
+    match *l4 {
+        L4::Icmp { kind, code, id, seq, nonce } => to.message(6, |to| {
+            to.number(1, kind);
+            to.number(2, code);
+            to.number(3, id);
+            to.number(4, seq);
+            to.fixed64(5, nonce);
+        }),
+        L4::Tcp { src_port, dst_port, seq, ack, flags, payload } => to.message(7, |to| {
+            to.number(1, src_port);
+            to.number(2, dst_port);
+            to.fixed32(3, seq);
+            to.fixed32(4, ack);
+            to.number(5, flags);
+            to.number(6, payload);
+        }),
+        L4::Udp { src_port, dst_port, checksum, nonce } => to.message(8, |to| {
+            to.number(1, src_port);
+            to.number(2, dst_port);
+            to.number(3, checksum);
+            to.fixed64(4, nonce);
+        }),
+        L4::Other { protocol } => to.set(9, protocol),
     }
 }
 
-impl From<&event::Packet> for Packet {
-    fn from(packet: &event::Packet) -> Self {
-        let event::Packet { src, dst, ttl, ip_id, ip_len, l4 } = packet;
-        Self {
-            src: bytes(*src),
-            dst: bytes(*dst),
-            ttl: (*ttl).into(),
-            ip_id: (*ip_id).into(),
-            ip_len: (*ip_len).into(),
-            l4: Some((*l4).into()),
-        }
-    }
-}
-
-impl TryFrom<Packet> for event::Packet {
-    type Error = Malformed;
-
-    fn try_from(packet: Packet) -> Result<Self, Malformed> {
-        let fields = Fields("sighting.packet");
-        Ok(Self {
-            src: fields.address("source", &packet.src)?,
-            dst: fields.address("destination", &packet.dst)?,
-            ttl: fields.narrow("ttl", packet.ttl)?,
-            ip_id: fields.narrow("IP id", packet.ip_id)?,
-            ip_len: fields.narrow("length", packet.ip_len)?,
-            // A transport of a newer peer reads as absent.
-            l4: packet.l4.ok_or_else(|| fields.unknown("transport", 0))?.try_into()?,
-        })
-    }
-}
-
-impl From<L4> for Transport {
-    fn from(l4: L4) -> Self {
-        match l4 {
-            L4::Icmp { kind, code, id, seq, nonce } => {
-                Self::Icmp(Icmp { kind: kind.into(), code: code.into(), id: id.into(), seq: seq.into(), nonce })
+fn packet(bytes: &[u8]) -> Result<Packet, Malformed> {
+    let fields = Fields("sighting.packet");
+    let (mut src, mut dst): (&[u8], &[u8]) = (&[], &[]);
+    let (mut ttl, mut ip_id, mut ip_len, mut l4) = (0, 0, 0, None);
+    let mut reader = Reader(bytes);
+    while let Some((tag, value)) = reader.field()? {
+        match tag {
+            1 => src = value.bytes()?,
+            2 => dst = value.bytes()?,
+            3 => ttl = value.word()?,
+            4 => ip_id = value.word()?,
+            5 => ip_len = value.word()?,
+            6 => l4 = Some(icmp(value.bytes()?)?),
+            7 => l4 = Some(tcp(value.bytes()?)?),
+            8 => l4 = Some(udp(value.bytes()?)?),
+            9 => {
+                let protocol = Fields("sighting.packet.transport").narrow("protocol", value.word()?)?;
+                l4 = Some(L4::Other { protocol });
             }
-            L4::Tcp { src_port, dst_port, seq, ack, flags, payload } => Self::Tcp(Tcp {
-                src_port: src_port.into(),
-                dst_port: dst_port.into(),
-                seq,
-                ack,
-                flags: flags.into(),
-                payload: payload.into(),
-            }),
-            L4::Udp { src_port, dst_port, checksum, nonce } => Self::Udp(Udp {
-                src_port: src_port.into(),
-                dst_port: dst_port.into(),
-                checksum: checksum.into(),
-                nonce,
-            }),
-            L4::Other { protocol } => Self::Other(protocol.into()),
+            _ => {}
         }
     }
+    Ok(Packet {
+        src: fields.address("source", src)?,
+        dst: fields.address("destination", dst)?,
+        ttl: fields.narrow("ttl", ttl)?,
+        ip_id: fields.narrow("IP id", ip_id)?,
+        ip_len: fields.narrow("length", ip_len)?,
+        // A transport of a newer peer reads as absent.
+        l4: l4.ok_or_else(|| fields.unknown("transport", 0))?,
+    })
 }
 
-impl TryFrom<Transport> for L4 {
-    type Error = Malformed;
+const TRANSPORT: Fields = Fields("sighting.packet.transport");
 
-    fn try_from(transport: Transport) -> Result<Self, Malformed> {
-        let fields = Fields("sighting.packet.transport");
-        Ok(match transport {
-            Transport::Icmp(Icmp { kind, code, id, seq, nonce }) => Self::Icmp {
-                kind: fields.narrow("ICMP type", kind)?,
-                code: fields.narrow("ICMP code", code)?,
-                id: fields.narrow("ICMP id", id)?,
-                seq: fields.narrow("ICMP sequence", seq)?,
-                nonce,
-            },
-            Transport::Tcp(Tcp { src_port, dst_port, seq, ack, flags, payload }) => Self::Tcp {
-                src_port: fields.narrow("source port", src_port)?,
-                dst_port: fields.narrow("destination port", dst_port)?,
-                seq,
-                ack,
-                flags: fields.narrow("TCP flags", flags)?,
-                payload: fields.narrow("TCP payload", payload)?,
-            },
-            Transport::Udp(Udp { src_port, dst_port, checksum, nonce }) => Self::Udp {
-                src_port: fields.narrow("source port", src_port)?,
-                dst_port: fields.narrow("destination port", dst_port)?,
-                checksum: fields.narrow("UDP checksum", checksum)?,
-                nonce,
-            },
-            Transport::Other(protocol) => Self::Other { protocol: fields.narrow("protocol", protocol)? },
-        })
-    }
-}
-
-impl From<&event::Outer> for Outer {
-    fn from(outer: &event::Outer) -> Self {
-        let event::Outer { src, dst, ttl, ip_id, ip_len, encapsulation } = outer;
-        Self {
-            src: bytes(*src),
-            dst: bytes(*dst),
-            ttl: (*ttl).into(),
-            ip_id: (*ip_id).into(),
-            ip_len: (*ip_len).into(),
-            encapsulation: match encapsulation {
-                Encapsulation::Ipip => 1,
-                Encapsulation::Vxlan => 2,
-                Encapsulation::Gre => 3,
-                Encapsulation::Geneve => 4,
-            },
+fn icmp(bytes: &[u8]) -> Result<L4, Malformed> {
+    let (mut numbers, mut nonce) = ([0; 4], 0);
+    let mut reader = Reader(bytes);
+    while let Some((tag, value)) = reader.field()? {
+        match tag {
+            1..=4 => numbers[tag as usize - 1] = value.word()?,
+            5 => nonce = value.fixed64()?,
+            _ => {}
         }
     }
+    let [kind, code, id, seq] = numbers;
+    Ok(L4::Icmp {
+        kind: TRANSPORT.narrow("ICMP type", kind)?,
+        code: TRANSPORT.narrow("ICMP code", code)?,
+        id: TRANSPORT.narrow("ICMP id", id)?,
+        seq: TRANSPORT.narrow("ICMP sequence", seq)?,
+        nonce,
+    })
 }
 
-impl TryFrom<Outer> for event::Outer {
-    type Error = Malformed;
-
-    fn try_from(outer: Outer) -> Result<Self, Malformed> {
-        let fields = Fields("sighting.outer");
-        Ok(Self {
-            src: fields.address("source", &outer.src)?,
-            dst: fields.address("destination", &outer.dst)?,
-            ttl: fields.narrow("ttl", outer.ttl)?,
-            ip_id: fields.narrow("IP id", outer.ip_id)?,
-            ip_len: fields.narrow("length", outer.ip_len)?,
-            encapsulation: match outer.encapsulation {
-                1 => Encapsulation::Ipip,
-                2 => Encapsulation::Vxlan,
-                3 => Encapsulation::Gre,
-                4 => Encapsulation::Geneve,
-                other => return Err(fields.unknown("encapsulation", other)),
-            },
-        })
-    }
-}
-
-impl From<&event::Free> for Free {
-    fn from(free: &event::Free) -> Self {
-        let event::Free { location, function, reason, reason_name, netfilter } = free.clone();
-        Self { location, function, reason, reason_name, netfilter: netfilter.map(Into::into) }
-    }
-}
-
-impl TryFrom<Free> for event::Free {
-    type Error = Malformed;
-
-    fn try_from(free: Free) -> Result<Self, Malformed> {
-        let Free { location, function, reason, reason_name, netfilter } = free;
-        let netfilter = netfilter.map(TryInto::try_into).transpose()?;
-        Ok(Self { location, function, reason, reason_name, netfilter })
-    }
-}
-
-impl From<event::Netfilter> for Netfilter {
-    fn from(netfilter: event::Netfilter) -> Self {
-        let event::Netfilter { hook, family, engine, table, chain } = netfilter;
-        let (engine, table_handle, chain_handle) = match engine {
-            Engine::Unknown => (1, 0, 0),
-            Engine::Iptables => (2, 0, 0),
-            Engine::Nftables { table, chain } => (3, table, chain),
-        };
-        Self { hook: hook.into(), family: family.into(), engine, table_handle, chain_handle, table, chain }
-    }
-}
-
-impl TryFrom<Netfilter> for event::Netfilter {
-    type Error = Malformed;
-
-    fn try_from(netfilter: Netfilter) -> Result<Self, Malformed> {
-        let fields = Fields("sighting.free.netfilter");
-        let Netfilter { hook, family, engine, table_handle, chain_handle, table, chain } = netfilter;
-        let engine = match engine {
-            0 => return Err(fields.unknown("engine", 0)),
-            2 => Engine::Iptables,
-            3 => Engine::Nftables { table: table_handle, chain: chain_handle },
-            // The hook stays true of what a newer peer may say.
-            _ => Engine::Unknown,
-        };
-        Ok(Self { hook: fields.narrow("hook", hook)?, family: fields.narrow("family", family)?, engine, table, chain })
-    }
-}
-
-impl From<&event::Rewrite> for Rewrite {
-    fn from(rewrite: &event::Rewrite) -> Self {
-        let event::Rewrite { time_ns, skb, netns, ifindex, side, packet } = rewrite;
-        let side = match side {
-            Side::Source => 1,
-            Side::Destination => 2,
-        };
-        Self { time_ns: *time_ns, skb: *skb, netns: *netns, ifindex: *ifindex, side, packet: Some(packet.into()) }
-    }
-}
-
-impl TryFrom<Rewrite> for event::Rewrite {
-    type Error = Malformed;
-
-    fn try_from(rewrite: Rewrite) -> Result<Self, Malformed> {
-        let fields = Fields("rewrite");
-        let Rewrite { time_ns, skb, netns, ifindex, side, packet } = rewrite;
-        let side = match side {
-            1 => Side::Source,
-            2 => Side::Destination,
-            other => return Err(fields.unknown("side", other)),
-        };
-        Ok(Self { time_ns, skb, netns, ifindex, side, packet: fields.required("packet", packet)?.try_into()? })
-    }
-}
-
-impl From<&event::Tuple> for Tuple {
-    fn from(tuple: &event::Tuple) -> Self {
-        let event::Tuple { src, dst, l4_src, l4_dst } = *tuple;
-        Self { src: bytes(src), dst: bytes(dst), l4_src: l4_src.into(), l4_dst: l4_dst.into() }
-    }
-}
-
-impl TryFrom<Tuple> for event::Tuple {
-    type Error = Malformed;
-
-    fn try_from(tuple: Tuple) -> Result<Self, Malformed> {
-        let fields = Fields("translation.tuple");
-        Ok(Self {
-            src: fields.address("source", &tuple.src)?,
-            dst: fields.address("destination", &tuple.dst)?,
-            l4_src: fields.narrow("source port", tuple.l4_src)?,
-            l4_dst: fields.narrow("destination port", tuple.l4_dst)?,
-        })
-    }
-}
-
-impl From<&event::Translation> for Translation {
-    fn from(translation: &event::Translation) -> Self {
-        let event::Translation { time_ns, skb, netns, original, reply, status, protocol, direction } = translation;
-        Self {
-            time_ns: *time_ns,
-            skb: *skb,
-            netns: *netns,
-            original: Some(original.into()),
-            reply: Some(reply.into()),
-            status: *status,
-            protocol: (*protocol).into(),
-            direction: direction_number(*direction),
+fn tcp(bytes: &[u8]) -> Result<L4, Malformed> {
+    let mut numbers = [0; 6];
+    let mut reader = Reader(bytes);
+    while let Some((tag, value)) = reader.field()? {
+        match tag {
+            1 | 2 | 5 | 6 => numbers[tag as usize - 1] = value.word()?,
+            3 | 4 => numbers[tag as usize - 1] = value.fixed32()?,
+            _ => {}
         }
     }
+    let [src_port, dst_port, seq, ack, flags, payload] = numbers;
+    Ok(L4::Tcp {
+        src_port: TRANSPORT.narrow("source port", src_port)?,
+        dst_port: TRANSPORT.narrow("destination port", dst_port)?,
+        seq,
+        ack,
+        flags: TRANSPORT.narrow("TCP flags", flags)?,
+        payload: TRANSPORT.narrow("TCP payload", payload)?,
+    })
 }
 
-impl TryFrom<Translation> for event::Translation {
-    type Error = Malformed;
-
-    fn try_from(translation: Translation) -> Result<Self, Malformed> {
-        let fields = Fields("translation");
-        Ok(Self {
-            time_ns: translation.time_ns,
-            skb: translation.skb,
-            netns: translation.netns,
-            original: fields.required("original tuple", translation.original)?.try_into()?,
-            reply: fields.required("reply tuple", translation.reply)?.try_into()?,
-            status: translation.status,
-            protocol: fields.narrow("protocol", translation.protocol)?,
-            direction: direction(fields, translation.direction)?,
-        })
+fn udp(bytes: &[u8]) -> Result<L4, Malformed> {
+    let (mut numbers, mut nonce) = ([0; 3], 0);
+    let mut reader = Reader(bytes);
+    while let Some((tag, value)) = reader.field()? {
+        match tag {
+            1..=3 => numbers[tag as usize - 1] = value.word()?,
+            4 => nonce = value.fixed64()?,
+            _ => {}
+        }
     }
+    let [src_port, dst_port, checksum] = numbers;
+    Ok(L4::Udp {
+        src_port: TRANSPORT.narrow("source port", src_port)?,
+        dst_port: TRANSPORT.narrow("destination port", dst_port)?,
+        checksum: TRANSPORT.narrow("UDP checksum", checksum)?,
+        nonce,
+    })
+}
+
+fn put_outer(outer: &Outer, to: &mut Writer<'_>) {
+    let Outer { src, dst, ttl, ip_id, ip_len, encapsulation } = outer;
+    put_address(to, 1, *src);
+    put_address(to, 2, *dst);
+    to.number(3, *ttl);
+    to.number(4, *ip_id);
+    to.number(5, *ip_len);
+    let encapsulation: u32 = match encapsulation {
+        Encapsulation::Ipip => 1,
+        Encapsulation::Vxlan => 2,
+        Encapsulation::Gre => 3,
+        Encapsulation::Geneve => 4,
+    };
+    to.number(6, encapsulation);
+}
+
+fn outer(bytes: &[u8]) -> Result<Outer, Malformed> {
+    let fields = Fields("sighting.outer");
+    let (mut src, mut dst): (&[u8], &[u8]) = (&[], &[]);
+    let mut numbers = [0; 4];
+    let mut reader = Reader(bytes);
+    while let Some((tag, value)) = reader.field()? {
+        match tag {
+            1 => src = value.bytes()?,
+            2 => dst = value.bytes()?,
+            3..=6 => numbers[tag as usize - 3] = value.word()?,
+            _ => {}
+        }
+    }
+    let [ttl, ip_id, ip_len, encapsulation] = numbers;
+    Ok(Outer {
+        src: fields.address("source", src)?,
+        dst: fields.address("destination", dst)?,
+        ttl: fields.narrow("ttl", ttl)?,
+        ip_id: fields.narrow("IP id", ip_id)?,
+        ip_len: fields.narrow("length", ip_len)?,
+        encapsulation: match encapsulation {
+            1 => Encapsulation::Ipip,
+            2 => Encapsulation::Vxlan,
+            3 => Encapsulation::Gre,
+            4 => Encapsulation::Geneve,
+            other => return Err(fields.unknown("encapsulation", other)),
+        },
+    })
+}
+
+fn put_free(free: &Free, to: &mut Writer<'_>) {
+    let Free { location, function, reason, reason_name, netfilter } = free;
+    to.fixed64(1, *location);
+    put_text(to, 2, function.as_deref());
+    if let Some(reason) = reason {
+        to.set(3, *reason);
+    }
+    put_text(to, 4, reason_name.as_deref());
+    if let Some(netfilter) = netfilter {
+        to.message(5, |to| put_netfilter(netfilter, to));
+    }
+}
+
+fn put_text(to: &mut Writer<'_>, tag: u8, text: Option<&str>) {
+    if let Some(text) = text {
+        to.bytes(tag, text.as_bytes());
+    }
+}
+
+fn free(bytes: &[u8]) -> Result<Free, Malformed> {
+    let mut free = Free::default();
+    let mut reader = Reader(bytes);
+    while let Some((tag, value)) = reader.field()? {
+        match tag {
+            1 => free.location = value.fixed64()?,
+            2 => free.function = Some(value.text()?),
+            3 => free.reason = Some(value.word()?),
+            4 => free.reason_name = Some(value.text()?),
+            5 => free.netfilter = Some(netfilter(value.bytes()?)?),
+            _ => {}
+        }
+    }
+    Ok(free)
+}
+
+fn put_netfilter(netfilter: &Netfilter, to: &mut Writer<'_>) {
+    let Netfilter { hook, family, engine, table, chain } = netfilter;
+    let (engine, table_handle, chain_handle) = match *engine {
+        Engine::Unknown => (1_u32, 0, 0),
+        Engine::Iptables => (2, 0, 0),
+        Engine::Nftables { table, chain } => (3, table, chain),
+    };
+    to.number(1, *hook);
+    to.number(2, *family);
+    to.number(3, engine);
+    to.number(4, table_handle);
+    to.number(5, chain_handle);
+    put_text(to, 6, table.as_deref());
+    put_text(to, 7, chain.as_deref());
+}
+
+fn netfilter(bytes: &[u8]) -> Result<Netfilter, Malformed> {
+    let fields = Fields("sighting.free.netfilter");
+    let (mut hook, mut family, mut engine, mut table_handle, mut chain_handle) = (0, 0, 0, 0, 0);
+    let (mut table, mut chain) = (None, None);
+    let mut reader = Reader(bytes);
+    while let Some((tag, value)) = reader.field()? {
+        match tag {
+            1 => hook = value.word()?,
+            2 => family = value.word()?,
+            3 => engine = value.word()?,
+            4 => table_handle = value.number()?,
+            5 => chain_handle = value.number()?,
+            6 => table = Some(value.text()?),
+            7 => chain = Some(value.text()?),
+            _ => {}
+        }
+    }
+    let engine = match engine {
+        0 => return Err(fields.unknown("engine", 0)),
+        2 => Engine::Iptables,
+        3 => Engine::Nftables { table: table_handle, chain: chain_handle },
+        // The hook stays true of what a newer peer may say.
+        _ => Engine::Unknown,
+    };
+    Ok(Netfilter { hook: fields.narrow("hook", hook)?, family: fields.narrow("family", family)?, engine, table, chain })
+}
+
+fn put_rewrite(rewrite: &Rewrite, to: &mut Writer<'_>) {
+    let Rewrite { time_ns, skb, netns, ifindex, side, packet } = rewrite;
+    to.number(1, *time_ns);
+    to.fixed64(2, *skb);
+    to.number(3, *netns);
+    to.number(4, *ifindex);
+    let side: u32 = match side {
+        Side::Source => 1,
+        Side::Destination => 2,
+    };
+    to.number(5, side);
+    to.message(6, |to| put_packet(packet, to));
+}
+
+fn rewrite(bytes: &[u8]) -> Result<Rewrite, Malformed> {
+    let fields = Fields("rewrite");
+    let (mut time_ns, mut skb, mut netns, mut ifindex, mut side, mut packet_is) = (0, 0, 0, 0, 0, None);
+    let mut reader = Reader(bytes);
+    while let Some((tag, value)) = reader.field()? {
+        match tag {
+            1 => time_ns = value.number()?,
+            2 => skb = value.fixed64()?,
+            3 => netns = value.word()?,
+            4 => ifindex = value.word()?,
+            5 => side = value.word()?,
+            6 => packet_is = Some(value.bytes()?),
+            _ => {}
+        }
+    }
+    let side = match side {
+        1 => Side::Source,
+        2 => Side::Destination,
+        other => return Err(fields.unknown("side", other)),
+    };
+    Ok(Rewrite { time_ns, skb, netns, ifindex, side, packet: packet(fields.required("packet", packet_is)?)? })
+}
+
+fn put_tuple(tuple: &Tuple, to: &mut Writer<'_>) {
+    let Tuple { src, dst, l4_src, l4_dst } = *tuple;
+    put_address(to, 1, src);
+    put_address(to, 2, dst);
+    to.number(3, l4_src);
+    to.number(4, l4_dst);
+}
+
+fn tuple(bytes: &[u8]) -> Result<Tuple, Malformed> {
+    let fields = Fields("translation.tuple");
+    let (mut src, mut dst): (&[u8], &[u8]) = (&[], &[]);
+    let (mut l4_src, mut l4_dst) = (0, 0);
+    let mut reader = Reader(bytes);
+    while let Some((tag, value)) = reader.field()? {
+        match tag {
+            1 => src = value.bytes()?,
+            2 => dst = value.bytes()?,
+            3 => l4_src = value.word()?,
+            4 => l4_dst = value.word()?,
+            _ => {}
+        }
+    }
+    Ok(Tuple {
+        src: fields.address("source", src)?,
+        dst: fields.address("destination", dst)?,
+        l4_src: fields.narrow("source port", l4_src)?,
+        l4_dst: fields.narrow("destination port", l4_dst)?,
+    })
+}
+
+fn put_translation(translation: &Translation, to: &mut Writer<'_>) {
+    let Translation { time_ns, skb, netns, original, reply, status, protocol, direction } = translation;
+    to.number(1, *time_ns);
+    to.fixed64(2, *skb);
+    to.number(3, *netns);
+    to.message(4, |to| put_tuple(original, to));
+    to.message(5, |to| put_tuple(reply, to));
+    to.number(6, *status);
+    to.number(7, *protocol);
+    to.number(8, direction_number(*direction));
+}
+
+fn translation(bytes: &[u8]) -> Result<Translation, Malformed> {
+    let fields = Fields("translation");
+    let (mut time_ns, mut skb, mut netns, mut status, mut protocol, mut direction_is) = (0, 0, 0, 0, 0, 0);
+    let (mut original, mut reply) = (None, None);
+    let mut reader = Reader(bytes);
+    while let Some((tag, value)) = reader.field()? {
+        match tag {
+            1 => time_ns = value.number()?,
+            2 => skb = value.fixed64()?,
+            3 => netns = value.word()?,
+            4 => original = Some(value.bytes()?),
+            5 => reply = Some(value.bytes()?),
+            6 => status = value.word()?,
+            7 => protocol = value.word()?,
+            8 => direction_is = value.word()?,
+            _ => {}
+        }
+    }
+    Ok(Translation {
+        time_ns,
+        skb,
+        netns,
+        original: tuple(fields.required("original tuple", original)?)?,
+        reply: tuple(fields.required("reply tuple", reply)?)?,
+        status,
+        protocol: fields.narrow("protocol", protocol)?,
+        direction: direction(fields, direction_is)?,
+    })
 }

@@ -423,6 +423,27 @@ proptest! {
         prop_assert_eq!(through(message.clone()), message);
     }
 
+    /// Records are written and read by hand: as prost does it.
+    #[test]
+    fn records_stand_on_the_wire_as_the_protocol_says(record in record()) {
+        let mut bytes = Vec::new();
+        record::put(&record, &mut bytes);
+        prop_assert_eq!(&bytes, &record::reference::Record::from(&record).encode_to_vec());
+        prop_assert_eq!(record::get(&bytes).unwrap(), record);
+    }
+
+    #[test]
+    fn no_bytes_make_the_reader_of_records_panic(record in record(), at in any::<prop::sample::Index>(), new in vec(any::<u8>(), 0..8)) {
+        let mut bytes = Vec::new();
+        record::put(&record, &mut bytes);
+        let at = at.index(bytes.len());
+        let end = (at + new.len()).min(bytes.len());
+        bytes.splice(at..end, new.iter().copied());
+        for bytes in [&bytes[..], &bytes[..at], &new] {
+            let _good_or_not = record::get(bytes);
+        }
+    }
+
     #[test]
     fn facts_survive_being_split(node in node_facts()) {
         let mut collected = Collected::default();
@@ -496,7 +517,7 @@ fn records_are_split_into_frames_that_fit() {
     let sent: Vec<Record> = (0..5000).map(|n| some_record(&n.to_string())).collect();
     let (mut queue, mut received, mut frames) = (VecDeque::from(sent.clone()), Vec::new(), 0);
     while !queue.is_empty() {
-        let frame = encode_records(&mut queue).unwrap();
+        let frame = Frames::default().next(&mut queue).unwrap();
         assert!(frame.len() <= MAX_FRAME);
         let Message::Records(records, 0) = decode(frame).unwrap() else { panic!("records") };
         received.extend(records);
@@ -525,9 +546,19 @@ fn a_link_of_thousands_of_addresses_fits() {
 }
 
 #[test]
+fn a_frame_begins_with_its_length_however_long_it_is() {
+    for count in [0, 1, 2, 40, 400] {
+        let sent: Vec<Record> = (0..count).map(|n| some_record(&n.to_string())).collect();
+        assert_eq!(through(Message::Records(sent.clone(), 0)), Message::Records(sent, 0));
+    }
+    let too_many = (0..5000).map(|n| some_record(&n.to_string())).collect();
+    assert!(matches!(encode(Message::Records(too_many, 0)), Err(Error::Oversized { message: "records", .. })));
+}
+
+#[test]
 fn what_does_not_fit_is_an_error() {
     let mut queue = VecDeque::from([some_record(&"x".repeat(MAX_FRAME))]);
-    assert!(matches!(encode_records(&mut queue), Err(Error::Oversized { message: "records", .. })));
+    assert!(matches!(Frames::default().next(&mut queue), Err(Error::Oversized { message: "records", .. })));
 }
 
 /// Protobuf by hand: a length-delimited field.
