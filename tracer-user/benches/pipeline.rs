@@ -21,7 +21,7 @@ use tracer_user::{
     session::{Frames, replay},
 };
 
-use measure::{Cost, Counting, cost, keep, machine, median, memory};
+use measure::{Cost, Counting, cost, kernel, machine, median, memory};
 use traffic::{Bytes, Traffic};
 
 mod measure;

@@ -16,7 +16,7 @@ use tracer_user::{
     report::{PARTS, Report},
 };
 
-use measure::{Counting, cost, keep, machine, median, memory};
+use measure::{Counting, cost, kernel, machine, median, memory};
 use traffic::Traffic;
 
 #[expect(dead_code, reason = "shared with other benches, which use more of it")]
