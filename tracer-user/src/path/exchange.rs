@@ -6,7 +6,7 @@ use super::{
     Answer, Probe,
     chain::{Between, Chain, between},
     clock::{Bounds, Offset},
-    culprit::{answer, naming::Suspicion},
+    culprit::{self, answer, naming::Suspicion},
     drops::{self, End},
     ending,
     errors::Seen,
@@ -159,7 +159,7 @@ impl<'a> Story<'a> {
             _ => self.rejection.clone().map(|r| self.of_port(world, r)),
         };
         let rejecting = match &request_end {
-            End::Dropped { node, .. } if self.refused() => Some(*node),
+            End::Dropped { node, .. } | End::Unsent { node, .. } if self.refused() => Some(*node),
             _ => None,
         };
         let hint = match &request_end {
@@ -232,6 +232,12 @@ impl<'a> Story<'a> {
     /// A reset is an answer that does not prove the request's arrival: a rule that drops the request sends it in the
     /// destination's name (`nf_send_reset`).
     fn request_end(&self, world: &World<'a>, answered: bool) -> End<'a> {
+        let unseen = self.request.fragments.is_empty() && self.request.frees.is_empty();
+        if let Some((node, at, cause)) =
+            self.probe.filter(|_| unseen).and_then(|p| culprit::refused::at_source(world, p))
+        {
+            return End::Unsent { node, at, cause: Box::new(cause) };
+        }
         if self.refused() {
             let by_rule = drops::end(world, &self.request, false);
             if matches!(&by_rule, End::Dropped { cause, .. } if cause.detail.cause == DropCause::Netfilter) {
@@ -260,7 +266,7 @@ impl<'a> Story<'a> {
         }
         let answered = if self.refused() { Outcome::Rejected } else { Outcome::Delivered };
         // By a rule on its way, be the answer in the destination's name.
-        let by_rule = self.refused() && matches!(request, End::Dropped { .. });
+        let by_rule = self.refused() && matches!(request, End::Dropped { .. } | End::Unsent { .. });
         if self.confirmed() {
             return is(answered, by_rule.then_some(Direction::Request));
         }

@@ -508,14 +508,15 @@ impl<'a> Walk<'_, 'a> {
                 self.push(spot, Action::Lost, last.header(), Basis::Inferred, detail);
             }
             (End::Dropped { node, at, cause }, Some((_, last))) => self.dropped(node, at, *cause, last),
-            (End::Unsent { node, at, detail }, _) => self.unsent(node, at, *detail),
+            (End::Unsent { node, at, cause }, _) => self.unsent(node, at, cause.detail),
             (End::Unknown(text), _) => self.note(text),
             (End::Unseen, _) => self.note("no hook saw it".to_owned()),
             _ => {}
         }
     }
 
-    /// It waits for a neighbour, and no hook sees that: no time is known, and of what its source kept no TTL.
+    /// It waits for a neighbour, or was refused before its first device, and no hook sees that: no time is known, and of what its
+    /// source kept no TTL.
     fn unsent(&mut self, node: usize, at: LinkRef, drop: DropDetail) {
         let ends = self.world.ends;
         if let Some((_, last)) = self.chain.last() {

@@ -282,6 +282,7 @@ fn name_of(rule: &report::Rule) -> String {
 fn unnamed(line: &str) -> String {
     match line.split_once(": ") {
         Some((drop, _)) if drop.contains(" dropped ttl ") => format!("{drop}: netfilter rule"),
+        Some((drop, _)) if drop.ends_with(" dropped") => format!("{drop}: netfilter rule (inferred)"),
         _ => line.to_owned(),
     }
 }

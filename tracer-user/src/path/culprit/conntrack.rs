@@ -63,6 +63,11 @@ pub(super) fn doubt<'a>(scene: &Scene<'_, 'a>, seen: Option<&Netfilter>) -> Doub
     }
 }
 
+/// Of a packet that its maker's kernel refused to send; these rules may have rewritten its source.
+pub(super) fn unsent(netns: u32, translating: Vec<&RuleHit>) -> Doubt<'_> {
+    Doubt { netns, enters: true, confirms: true, rewritten: false, translating }
+}
+
 /// Address and port, or ICMP identifier.
 fn source(s: &Sighting) -> (IpAddr, u16) {
     let port = match s.packet.l4 {

@@ -36,7 +36,7 @@ impl From<bool> for Fit {
 }
 
 impl Fit {
-    fn not(self, not: bool) -> Self {
+    pub(super) fn not(self, not: bool) -> Self {
         match (self, not) {
             (Self::Yes, true) => Self::No,
             (Self::No, true) => Self::Yes,
@@ -174,7 +174,7 @@ fn interface(scene: &Scene<'_, '_>, link: &Link, pattern: &str) -> Fit {
     }
 }
 
-fn matches(pattern: &str, name: &str) -> bool {
+pub(super) fn matches(pattern: &str, name: &str) -> bool {
     match pattern.strip_suffix('+') {
         Some(start) => name.starts_with(start),
         None => pattern == name,

@@ -48,9 +48,7 @@ pub(super) fn add(seed: u64, profile: &Profile, asks: &mut Vec<Ask>, plants: &mu
         asks.extend((node.host != from).then(|| ask(Target::Host(node.host.clone()))));
     }
     let mut services = vec![service];
-    // What a node refuses itself in OUTPUT is not modelled.
-    let of_pod = pods.iter().any(|pod| pod.name == from);
-    if mode == Mode::Iptables && rng.random_bool(0.4) && of_pod {
+    if mode == Mode::Iptables && rng.random_bool(0.4) {
         let nobodys = Ipv4Addr::from(u32::from(CLUSTER_IP) + 1);
         services.push(self::service("none", nobodys, Vec::new()));
         asks.push(ask(Target::Address(nobodys)));
