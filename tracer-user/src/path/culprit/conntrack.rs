@@ -82,6 +82,7 @@ fn source(s: &Sighting) -> (IpAddr, u16) {
 fn may_have_met(scene: &Scene<'_, '_>, hit: &RuleHit) -> bool {
     hit.conditions.iter().all(|condition| match &condition.field {
         ConditionField::Source(net) => net.contains(&scene.last.header().src) != condition.not,
+        ConditionField::SourceIn(ranges) => ranges.contains(scene.last.header().src) != condition.not,
         ConditionField::SourcePort(..) => true,
         _ => rules::fit(scene, hit.hook, condition) != rules::Fit::No,
     })

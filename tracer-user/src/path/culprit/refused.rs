@@ -84,13 +84,21 @@ impl Unsent<'_> {
         let Unsent { probe, src, dst, turned, out } = self;
         let ports = [6, 17].contains(&probe.protocol);
         let fits = match field {
-            ConditionField::Source(_) | ConditionField::SourcePort(..) if hit.hook != Some(rules::OUTPUT) => {
+            ConditionField::Source(_) | ConditionField::SourceIn(_) | ConditionField::SourcePort(..)
+                if hit.hook != Some(rules::OUTPUT) =>
+            {
                 Fit::Unknown
             }
-            ConditionField::Destination(_) | ConditionField::DestinationPort(..) if *turned => Fit::Unknown,
+            ConditionField::Destination(_) | ConditionField::DestinationIn(_) | ConditionField::DestinationPort(..)
+                if *turned =>
+            {
+                Fit::Unknown
+            }
             ConditionField::SourcePort(..) | ConditionField::DestinationPort(..) if !ports => Fit::Unknown,
             ConditionField::Source(net) => net.contains(src).into(),
             ConditionField::Destination(net) => net.contains(dst).into(),
+            ConditionField::SourceIn(ranges) => ranges.contains(*src).into(),
+            ConditionField::DestinationIn(ranges) => ranges.contains(*dst).into(),
             ConditionField::SourcePort(from, to) => (*from..=*to).contains(&probe.id).into(),
             ConditionField::DestinationPort(from, to) => (*from..=*to).contains(&probe.dst_port).into(),
             ConditionField::Protocol(protocol) => (*protocol == probe.protocol).into(),

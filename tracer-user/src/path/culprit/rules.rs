@@ -153,6 +153,8 @@ pub(super) fn fit(scene: &Scene<'_, '_>, hook: Option<u8>, condition: &Condition
         },
         ConditionField::Source(net) => net.contains(&header.src).into(),
         ConditionField::Destination(net) => net.contains(&header.dst).into(),
+        ConditionField::SourceIn(ranges) => ranges.contains(header.src).into(),
+        ConditionField::DestinationIn(ranges) => ranges.contains(header.dst).into(),
         ConditionField::Protocol(protocol) => protocol_fits(scene, *protocol),
         ConditionField::SourcePort(from, to) => port(scene, (*from, *to), |(source, _)| source),
         ConditionField::DestinationPort(from, to) => port(scene, (*from, *to), |(_, destination)| destination),
