@@ -87,6 +87,15 @@ pub enum Plant {
         #[serde(default = "Way::to")]
         way: Way,
     },
+    /// A global policy of Calico that has one rule: it denies all that comes to the pod, or that the pod sends. Where Felix writes
+    /// iptables.
+    PolicyDeny {
+        /// The pod's name.
+        pod: String,
+        /// Ingress or egress.
+        #[serde(default = "Way::to")]
+        way: Way,
+    },
     /// An iptables rule.
     Rule {
         /// A node or pod.
@@ -287,6 +296,7 @@ impl Plant {
                 planted.wire_rule(lab, &format!("oifname \"{}\" meta length > {mtu}", port(lab, node)?))
             }
             Plant::PolicyDrop { pod, way } => planted.policy_drop(lab, pod, *way),
+            Plant::PolicyDeny { pod, way } => planted.policy_deny(lab, pod, *way),
             Plant::Rule { at, tool, rule } => planted.rule(place(lab, at)?, tool.tool(), quoted(rule)),
             Plant::ChainPolicy { at, chain } => planted.chain_policy(place(lab, at)?, chain),
             Plant::NftTable { at, table, content } => planted.nft_table(place(lab, at)?, table, content),
@@ -433,7 +443,7 @@ impl Planted {
         Ok(())
     }
 
-    /// Insert an iptables rule (`-I CHAIN [NUMBER] ...`), and remember how to delete it.
+    /// Insert an iptables rule (`-I CHAIN [NUMBER] ...`) or make a chain (`-N CHAIN`), and remember how to delete it.
     fn rule(&mut self, namespace: &str, tool: &'static str, insert: Vec<String>) -> Result<()> {
         self.iptables(namespace, tool, &borrow(&insert))?;
         self.undo_by(namespace, tool, deletion(&insert));
@@ -559,9 +569,12 @@ fn next_number() -> u16 {
     process * PER_PROCESS + NEXT.fetch_add(1, Ordering::Relaxed) % PER_PROCESS
 }
 
-/// The arguments that delete what `insert` inserted: the same without the rule number.
+/// The arguments that delete what `insert` inserted: the same without the rule number. Of a chain that it made: the chain.
 fn deletion(insert: &[String]) -> Vec<String> {
     let mut delete = insert.to_vec();
+    if let Some(verb) = delete.iter().position(|word| word == "-N") {
+        delete[verb] = "-X".to_owned();
+    }
     if let Some(verb) = delete.iter().position(|word| word == "-I" || word == "-A") {
         delete[verb] = "-D".to_owned();
         if delete.get(verb + 2).is_some_and(|word| word.parse::<u32>().is_ok()) {
