@@ -66,8 +66,19 @@ fn walked<'a>(world: &'a World, walk: &mut Walk<'a>, ask: &Ask) -> Result<Option
         Probe::Udp => (Protocol::Udp, DATAGRAM),
     };
     let size = ask.size.map_or(size, |payload| payload + 28);
-    let request =
-        Packet { src, dst, id: 1, ttl: from.default_ttl()?, protocol, size, about: None, outer: None, marked: false };
+    let port = ask.port;
+    let request = Packet {
+        src,
+        dst,
+        port,
+        id: 1,
+        ttl: from.default_ttl()?,
+        protocol,
+        size,
+        about: None,
+        outer: None,
+        marked: false,
+    };
     let mut expected = Expected::default();
     let end = walk.send(&ask.from, request)?;
     let mut routers: Vec<String> = walk.routers.drain(..).map(|address| address.to_string()).collect();
@@ -115,6 +126,7 @@ fn walked<'a>(world: &'a World, walk: &mut Walk<'a>, ask: &Ask) -> Result<Option
     let reply = Packet {
         src: arrived.dst,
         dst: arrived.src,
+        port: 0,
         id: arrived.id,
         ttl: host.default_ttl()?,
         protocol: if ask.probe == Probe::Tcp { Protocol::Reset } else { Protocol::EchoReply },

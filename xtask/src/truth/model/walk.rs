@@ -539,9 +539,9 @@ impl<'a> Walk<'a> {
             }
             Verdict::Policy => (format!("the default policy of chain {chain}"), "policy".to_owned()),
             Verdict::Reject if table != "kube-proxy" => {
-                ("netfilter reject rule".to_owned(), format!("rule {}", 1 + before))
+                ("netfilter reject rule".to_owned(), format!("rule {}", filter.position.unwrap_or(1 + before)))
             }
-            _ => ("netfilter rule".to_owned(), format!("rule {}", 1 + before)),
+            _ => ("netfilter rule".to_owned(), format!("rule {}", filter.position.unwrap_or(1 + before))),
         };
         let at = from.or(to).context("neither in nor out")?;
         let answers = filter.verdict == Verdict::Reject;
@@ -580,7 +580,18 @@ impl<'a> Walk<'a> {
         };
         let about = Some(packet.ends());
         let (ttl, protocol) = (host.default_ttl().ok()?, Protocol::Error);
-        let error = Packet { src, dst: packet.src, id: 0, ttl, protocol, size: 100, about, outer: None, marked: false };
+        let error = Packet {
+            src,
+            dst: packet.src,
+            port: 0,
+            id: 0,
+            ttl,
+            protocol,
+            size: 100,
+            about,
+            outer: None,
+            marked: false,
+        };
         Some(Box::new(Answer { host: host.name.clone(), error }))
     }
 
