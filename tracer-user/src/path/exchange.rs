@@ -154,7 +154,9 @@ impl<'a> Story<'a> {
 
         // A drop that was seen says more than the answer that came of it.
         let rejection = match &request_end {
-            End::Dropped { .. } if self.refused() => self.rejection.clone().map(|r| self.of_rule(world, r)),
+            End::Dropped { .. } | End::Unsent { .. } if self.refused() => {
+                self.rejection.clone().map(|r| self.of_rule(world, r))
+            }
             End::Dropped { .. } | End::Unsent { .. } => self.rejection.clone(),
             _ => self.rejection.clone().map(|r| self.of_port(world, r)),
         };
@@ -369,7 +371,9 @@ impl<'a> Story<'a> {
     /// The request was seen dropped by a rule, so what refused it was that rule.
     fn of_rule(&self, world: &World<'_>, rejection: Rejection) -> Rejection {
         let from = world.ends.destination.address;
-        let Some((node, last)) = self.request.last() else { return rejection };
+        let Some((node, last)) = self.request.last() else {
+            return Rejection { meaning: in_the_name_of(from), ..rejection };
+        };
         let netns = last.at().netns;
         let meaning = if world.namespaces(node).owns(netns, from) {
             format!("TCP reset by a firewall rule at {from} itself (whether the port is open is not known)")

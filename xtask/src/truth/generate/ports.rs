@@ -40,10 +40,6 @@ pub(super) fn add(seed: u64, profile: &Profile, services: &mut Vec<Service>, ask
     };
     let cluster_ip = Target::Address(ports[0].cluster_ip);
     asks.extend(ports.iter().map(|service| ask(&from, cluster_ip.clone(), service.port, service.protocol)));
-    if rng.random_bool(0.2) {
-        // A port that it does not have.
-        asks.push(ask(&from, cluster_ip, CLOSED_PORT - 4, ports[0].protocol));
-    }
     let asked = pick(&mut rng, &ports);
     if let Some(port) = asked.node_port {
         let nodes: Vec<&Node> = profile.nodes.iter().filter(|node| node.host != from).collect();

@@ -143,6 +143,10 @@ fn walked<'a>(world: &'a World, walk: &mut Walk<'a>, ask: &Ask) -> Result<Option
         expected.request.append(&mut expected.reply);
         return Ok(Some(fail(expected, "lost", "request")));
     }
+    if expected.reply.is_empty() && host.role != Role::Outside {
+        // Of a reply that no device saw nothing says that the request was taken.
+        expected.request.last_mut().into_iter().for_each(|delivered| delivered.push_str(" (inferred)"));
+    }
     Ok(Some(match end {
         End::Delivered(host, ..) if host == ask.from => {
             routers.push(dst.to_string());

@@ -114,19 +114,7 @@ impl World {
             }
         }
         for host in self.hosts.values_mut().filter(|host| matches!(host.role, Role::Node { .. })) {
-            match mode {
-                Mode::Iptables => host.filters.push(Filter::kube_invalid()?),
-                // Behind all that is for one port.
-                Mode::Nftables => {
-                    for service in services.chunk_by(Service::is_of).map(|ports| &ports[0]) {
-                        for point in ["FORWARD", "OUTPUT"] {
-                            let filter = Filter::parse(&format!("-I {point} -d {} -j REJECT", service.cluster_ip))?;
-                            let early = had_chains(&self.cni);
-                            host.filters.push(filter.of_kube_proxy("kube-proxy", "cluster-ips-check", early, 1));
-                        }
-                    }
-                }
-            }
+            host.filters.extend((mode == Mode::Iptables).then(Filter::kube_invalid).transpose()?);
         }
         Ok(())
     }
