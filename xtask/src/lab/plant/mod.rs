@@ -443,14 +443,14 @@ impl Planted {
         Ok(())
     }
 
-    /// Insert an iptables rule (`-I CHAIN [NUMBER] ...`) or make a chain (`-N CHAIN`), and remember how to delete it.
+    /// Insert an iptables rule (`-I CHAIN [NUMBER] ...`), and remember how to delete it.
     fn rule(&mut self, namespace: &str, tool: &'static str, insert: Vec<String>) -> Result<()> {
         self.iptables(namespace, tool, &borrow(&insert))?;
         self.undo_by(namespace, tool, deletion(&insert));
         Ok(())
     }
 
-    /// Run an iptables, and remember to delete the tables and base chains that its nft variant makes where there are none.
+    /// Run an iptables, and remember to delete the tables and chains that its nft variant makes where there are none.
     fn iptables(&mut self, namespace: &str, tool: &str, arguments: &[&str]) -> Result<()> {
         let (before, after) = netns::inside(namespace, || {
             let before = run("nft", &["list", "chains"], "")?;
@@ -569,12 +569,9 @@ fn next_number() -> u16 {
     process * PER_PROCESS + NEXT.fetch_add(1, Ordering::Relaxed) % PER_PROCESS
 }
 
-/// The arguments that delete what `insert` inserted: the same without the rule number. Of a chain that it made: the chain.
+/// The arguments that delete what `insert` inserted: the same without the rule number.
 fn deletion(insert: &[String]) -> Vec<String> {
     let mut delete = insert.to_vec();
-    if let Some(verb) = delete.iter().position(|word| word == "-N") {
-        delete[verb] = "-X".to_owned();
-    }
     if let Some(verb) = delete.iter().position(|word| word == "-I" || word == "-A") {
         delete[verb] = "-D".to_owned();
         if delete.get(verb + 2).is_some_and(|word| word.parse::<u32>().is_ok()) {

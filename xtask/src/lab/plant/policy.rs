@@ -47,7 +47,7 @@ impl Planted {
         // Longer ones have a hash in place of the name.
         let chain = format!("{prefix}-{name}");
         ensure!(chain.len() <= LONGEST_CHAIN, "{chain} is too long for a chain's name");
-        self.rule(node, "iptables-nft", words(&format!("-N {chain}")))?;
+        self.iptables(node, "iptables-nft", &["-N", &chain])?;
         let comment = |rule: &str, text: String, end: &str| {
             words(rule)
                 .into_iter()

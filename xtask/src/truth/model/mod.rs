@@ -143,9 +143,19 @@ fn walked<'a>(world: &'a World, walk: &mut Walk<'a>, ask: &Ask) -> Result<Option
         expected.request.append(&mut expected.reply);
         return Ok(Some(fail(expected, "lost", "request")));
     }
-    if expected.reply.is_empty() && host.role != Role::Outside {
-        // Of a reply that no device saw nothing says that the request was taken.
-        expected.request.last_mut().into_iter().for_each(|delivered| delivered.push_str(" (inferred)"));
+    // A rule of its maker's refused it, or it waits for a neighbour.
+    let of_maker = expected.reply.iter().all(|line| line.contains(" dropped: "));
+    if host.role != Role::Outside && !matches!(end, End::Delivered(..)) && of_maker {
+        expected.reply.clear();
+        let Some(delivered) = expected.request.pop() else { return Ok(None) };
+        if ask.probe == Probe::Tcp {
+            // What is seen is that the SYN was not taken.
+            expected.request.push(delivered.replace(" delivered ", " dropped ") + ": nothing listens on the port");
+            return Ok(Some(fail(expected, "dropped", "request")));
+        }
+        // Nothing says that the request was taken.
+        expected.request.push(delivered + " (inferred)");
+        return Ok(Some(fail(expected, "lost", "reply")));
     }
     Ok(Some(match end {
         End::Delivered(host, ..) if host == ask.from => {
