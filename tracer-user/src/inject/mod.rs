@@ -118,9 +118,8 @@ fn check(ping: &Ping) -> Result<Header, Error> {
 
 /// What came of sending a probe.
 enum Attempt {
+    /// Be it that it got no further than out of our hands.
     Sent,
-    /// It got no further than out of our hands.
-    Refused(Probe),
     /// It did not get out of them.
     NotNow,
 }
@@ -163,16 +162,13 @@ impl<'p> Injector<'p> {
             let now = Instant::now();
             let mut ready = Vec::new();
             if sent < self.ping.count && now >= next_send {
-                let attempt = self.send(sent + 1)?;
-                if let Attempt::NotNow = attempt {
-                    next_send = now + SEND_AGAIN;
-                } else {
-                    sent += 1;
-                    // Late by more than an interval (a stopped machine): go on from here instead of catching up in a burst.
-                    next_send = (next_send + self.ping.interval).max(now);
-                }
-                if let Attempt::Refused(probe) = attempt {
-                    on_probe(probe);
+                match self.send(sent + 1)? {
+                    Attempt::NotNow => next_send = now + SEND_AGAIN,
+                    Attempt::Sent => {
+                        sent += 1;
+                        // Late by more than an interval (a stopped machine): go on from here instead of catching up in a burst.
+                        next_send = (next_send + self.ping.interval).max(now);
+                    }
                 }
             } else {
                 let wake = if sent < self.ping.count { Some(next_send) } else { None };
@@ -204,8 +200,11 @@ impl<'p> Injector<'p> {
                 Ok(Attempt::Sent)
             }
             // Built, and then refused on its way out, by a netfilter rule or a full queue: a probe that got no
-            // further. Its path is what the trace is for.
-            Err(Errno::EPERM | Errno::ENOBUFS) => Ok(Attempt::Refused(probe)),
+            // further. Its path is what the trace is for, and a rule that rejects answers.
+            Err(Errno::EPERM | Errno::ENOBUFS) => {
+                pending.refused(probe, port, at);
+                Ok(Attempt::Sent)
+            }
             // Not even built: what was sent before fills the socket's send buffer, in a queue that is slow to empty.
             Err(Errno::EAGAIN) => Ok(Attempt::NotNow),
             Err(cause) => Err(Error::Send { seq, dst: header.dst(), cause }),

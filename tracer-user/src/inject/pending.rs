@@ -8,6 +8,9 @@ use std::{
 use super::{answer::Answered, port::Port};
 use crate::path::Probe;
 
+/// An answer to what the own kernel refused comes by its loopback: at once.
+const REFUSAL: Duration = Duration::from_millis(100);
+
 /// When a probe was sent, by both clocks. The kernel stamps packets with the wall clock, which may be stepped in
 /// between; the monotonic clock tells whether it was.
 #[derive(Clone, Copy, Debug)]
@@ -54,9 +57,11 @@ struct Sent {
     probe: Probe,
     /// Its source port, reserved until its fate is known.
     port: Option<Port>,
-    /// Of the kernel's stamp on it.
-    key: u32,
+    /// Of the kernel's stamp on it; None: it was refused.
+    key: Option<u32>,
     at: SendTime,
+    /// Until when an answer counts.
+    until: Instant,
 }
 
 /// The probes whose fate is open, oldest first.
@@ -76,7 +81,14 @@ impl Pending {
     }
 
     pub(super) fn sent(&mut self, probe: Probe, port: Option<Port>, key: u32, at: SendTime) {
-        self.probes.push_back(Sent { probe, port, key, at });
+        let until = at.monotonic + self.timeout;
+        self.probes.push_back(Sent { probe, port, key: Some(key), at, until });
+    }
+
+    /// A probe that the kernel did not let out; who refused it may say so to its sender.
+    pub(super) fn refused(&mut self, probe: Probe, port: Option<Port>, at: SendTime) {
+        let until = at.monotonic + self.timeout.min(REFUSAL);
+        self.probes.push_back(Sent { probe: Probe { unsent: true, ..probe }, port, key: None, at, until });
     }
 
     /// The ports of the probes under way.
@@ -86,20 +98,20 @@ impl Pending {
 
     /// A packet's device queue got it. Of several devices on its way the first counts.
     pub(super) fn queued(&mut self, key: u32, at: SystemTime) {
-        if let Some(sent) = self.probes.iter_mut().find(|sent| sent.key == key) {
+        if let Some(sent) = self.probes.iter_mut().find(|sent| sent.key == Some(key)) {
             sent.at.queued.get_or_insert(at);
         }
     }
 
-    /// When the oldest probe expires.
+    /// When the next probe expires.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
-        self.probes.front().map(|sent| sent.at.monotonic + self.timeout)
+        self.probes.iter().map(|sent| sent.until).min()
     }
 
     /// The probe that `answered` decides; None for duplicates, late answers and what was never sent.
     pub(super) fn answer(&mut self, answered: Answered, at: ReceiveTime) -> Option<Probe> {
         let index = self.probes.iter().position(|sent| answered.is_for(&sent.probe))?;
-        let Sent { probe, port: _, key: _, at: sent } = self.probes.remove(index)?;
+        let Sent { probe, port: _, key: _, at: sent, until: _ } = self.probes.remove(index)?;
         let rtt_ns = Some(round_trip(sent, at)).filter(|rtt| u128::from(*rtt) <= self.timeout.as_nanos());
         // Too late is not at all.
         Some(Probe { rtt_ns, answer: rtt_ns.map(|_| answered.answer), ..probe })
@@ -107,8 +119,10 @@ impl Pending {
 
     /// The probes that got no answer in time.
     pub(super) fn expire(&mut self, now: Instant) -> impl Iterator<Item = Probe> + '_ {
-        let expired = self.probes.iter().take_while(|sent| sent.at.monotonic + self.timeout <= now).count();
-        self.probes.drain(..expired).map(|sent| sent.probe)
+        let (expired, open) = self.probes.drain(..).partition(|sent| sent.until <= now);
+        self.probes = open;
+        let expired: VecDeque<Sent> = expired;
+        expired.into_iter().map(|sent| sent.probe)
     }
 
     /// Gives up on all.

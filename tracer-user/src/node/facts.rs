@@ -1,6 +1,6 @@
 //! What a session tells about its node.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 
@@ -215,6 +215,18 @@ pub struct Condition {
     pub not: bool,
 }
 
+/// Addresses, each from and to (both included), in order. Of one family; none: no address is among them.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Ranges(pub Arc<[(IpAddr, IpAddr)]>);
+
+impl Ranges {
+    /// Is the address among them?
+    pub fn contains(&self, address: IpAddr) -> bool {
+        let after = self.0.partition_point(|(from, _)| *from <= address);
+        after.checked_sub(1).is_some_and(|last| address <= self.0[last].1)
+    }
+}
+
 /// What a rule compares.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum ConditionField {
@@ -226,6 +238,10 @@ pub enum ConditionField {
     Source(IpNet),
     /// Destination address.
     Destination(IpNet),
+    /// Source address: one of a set's.
+    SourceIn(Ranges),
+    /// Destination address: one of a set's.
+    DestinationIn(Ranges),
     /// IP protocol number.
     Protocol(u8),
     /// Source port, from and to.

@@ -6,7 +6,7 @@ use super::{
     Answer, Probe,
     chain::{Between, Chain, between},
     clock::{Bounds, Offset, Solved, Together},
-    culprit::{answer, naming::Suspicion},
+    culprit::{self, answer, naming::Suspicion},
     drops::{self, End},
     ending,
     errors::Seen,
@@ -159,12 +159,14 @@ impl<'a> Story<'a> {
 
         // A drop that was seen says more than the answer that came of it.
         let rejection = match &request_end {
-            End::Dropped { .. } if self.refused() => self.rejection.clone().map(|r| self.of_rule(world, r)),
+            End::Dropped { .. } | End::Unsent { .. } if self.refused() => {
+                self.rejection.clone().map(|r| self.of_rule(world, r))
+            }
             End::Dropped { .. } | End::Unsent { .. } => self.rejection.clone(),
             _ => self.rejection.clone().map(|r| self.of_port(world, r)),
         };
         let rejecting = match &request_end {
-            End::Dropped { node, .. } if self.refused() => Some(*node),
+            End::Dropped { node, .. } | End::Unsent { node, .. } if self.refused() => Some(*node),
             _ => None,
         };
         let hint = match &request_end {
@@ -237,6 +239,12 @@ impl<'a> Story<'a> {
     /// A reset is an answer that does not prove the request's arrival: a rule that drops the request sends it in the
     /// destination's name (`nf_send_reset`).
     fn request_end(&self, world: &World<'a>, answered: bool) -> End<'a> {
+        let unseen = self.request.fragments.is_empty() && self.request.frees.is_empty();
+        if let Some((node, at, cause)) =
+            self.probe.filter(|_| unseen).and_then(|p| culprit::refused::at_source(world, p))
+        {
+            return End::Unsent { node, at, cause: Box::new(cause) };
+        }
         if self.refused() {
             let by_rule = drops::end(world, &self.request, false);
             if matches!(&by_rule, End::Dropped { cause, .. } if cause.detail.cause == DropCause::Netfilter) {
@@ -266,7 +274,7 @@ impl<'a> Story<'a> {
         }
         let answered = if self.refused() { Outcome::Rejected } else { Outcome::Delivered };
         // By a rule on its way, be the answer in the destination's name.
-        let by_rule = self.refused() && matches!(request, End::Dropped { .. });
+        let by_rule = self.refused() && matches!(request, End::Dropped { .. } | End::Unsent { .. });
         if self.confirmed() {
             return is(answered, by_rule.then_some(Direction::Request));
         }
@@ -369,7 +377,9 @@ impl<'a> Story<'a> {
     /// The request was seen dropped by a rule, so what refused it was that rule.
     fn of_rule(&self, world: &World<'_>, rejection: Rejection) -> Rejection {
         let from = world.ends.destination.address;
-        let Some((node, last)) = self.request.last() else { return rejection };
+        let Some((node, last)) = self.request.last() else {
+            return Rejection { meaning: in_the_name_of(from), ..rejection };
+        };
         let netns = last.at().netns;
         let meaning = if world.namespaces(node).owns(netns, from) {
             format!("TCP reset by a firewall rule at {from} itself (whether the port is open is not known)")

@@ -176,12 +176,32 @@ impl<'a> Walk<'_, 'a> {
         if between(self.world, a, b) == Between::Wire {
             let (node, out, next) = (a.node, *a.last(), b.node);
             self.crossed_sealed(node, &out, next);
+            self.perhaps_by_others(i);
             return;
         }
         if between(self.world, a, b) == Between::Gap {
             let from = self.world.place(a.node, a.last().at());
             let to = self.world.place(b.node, b.first().at());
             self.note(format!("hops between {from} and {to} were not seen"));
+        }
+    }
+
+    /// On the wire before the `i`-th fragment somebody routed it, and that may have been a traced node whose records are lost.
+    fn perhaps_by_others(&mut self, i: usize) {
+        let (a, b) = (&self.chain.fragments[i - 1], &self.chain.fragments[i]);
+        let (left, came) = (a.last().header(), b.first().header());
+        let routed = a.last().wrapped() != b.first().wrapped() || came.ttl < left.ttl;
+        let (from, to) = (self.world.place(a.node, a.last().at()), self.world.place(b.node, b.first().at()));
+        let others = (0..self.world.evidence.nodes.len()).filter(|node| ![a.node, b.node].contains(node));
+        let lossy: Vec<&str> = others
+            .filter(|node| self.world.unreliable(*node))
+            .map(|node| self.world.node(node).name.as_str())
+            .collect();
+        if routed && !lossy.is_empty() {
+            self.note(format!(
+                "between {from} and {to} it was routed by somebody: if by {}, those hops are missing",
+                lossy.join(" or ")
+            ));
         }
     }
 
@@ -508,14 +528,15 @@ impl<'a> Walk<'_, 'a> {
                 self.push(spot, Action::Lost, last.header(), Basis::Inferred, detail);
             }
             (End::Dropped { node, at, cause }, Some((_, last))) => self.dropped(node, at, *cause, last),
-            (End::Unsent { node, at, detail }, _) => self.unsent(node, at, *detail),
+            (End::Unsent { node, at, cause }, _) => self.unsent(node, at, cause.detail),
             (End::Unknown(text), _) => self.note(text),
             (End::Unseen, _) => self.note("no hook saw it".to_owned()),
             _ => {}
         }
     }
 
-    /// It waits for a neighbour, and no hook sees that: no time is known, and of what its source kept no TTL.
+    /// It waits for a neighbour, or was refused before its first device, and no hook sees that: no time is known, and of what its
+    /// source kept no TTL.
     fn unsent(&mut self, node: usize, at: LinkRef, drop: DropDetail) {
         let ends = self.world.ends;
         if let Some((_, last)) = self.chain.last() {

@@ -85,6 +85,8 @@ pub struct Probe {
     pub rtt_ns: Option<u64>,
     /// What came back.
     pub answer: Option<Answer>,
+    /// Its own kernel refused to let it out (EPERM, ENOBUFS): netfilter dropped it there, or a queue was full.
+    pub unsent: bool,
 }
 
 /// What came back to a probe.

@@ -174,6 +174,8 @@ impl Scene<'_, '_> {
             ConditionField::OutInterface(name) if action == Action::Snat => self.is_interface(self.passage.goes, name),
             ConditionField::Source(net) => Some(net.contains(&before.src)),
             ConditionField::Destination(net) => Some(net.contains(&before.dst)),
+            ConditionField::SourceIn(ranges) => Some(ranges.contains(before.src)),
+            ConditionField::DestinationIn(ranges) => Some(ranges.contains(before.dst)),
             ConditionField::Protocol(wanted) => Some(*wanted == protocol),
             ConditionField::SourcePort(from, to) => before.src_port.map(|port| (*from..=*to).contains(&port)),
             ConditionField::DestinationPort(from, to) => before.dst_port.map(|port| (*from..=*to).contains(&port)),

@@ -199,7 +199,17 @@ impl Walk {
         let ip_id = if self.v6 { 0 } else { 0x100 + seq };
         self.packet = Packet { src, dst, ttl: 64, ip_id, ip_len: 84, l4 };
         (self.conntrack, self.back, self.id) = (None, false, id);
-        self.evidence.probes.push(Probe { seq, protocol, id, dst_port, ip_id, nonce, rtt_ns: None, answer: None });
+        self.evidence.probes.push(Probe {
+            seq,
+            protocol,
+            id,
+            dst_port,
+            ip_id,
+            nonce,
+            rtt_ns: None,
+            answer: None,
+            unsent: false,
+        });
         self
     }
 

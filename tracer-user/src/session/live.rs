@@ -315,7 +315,10 @@ impl Backend for LiveNode {
         questions.extend(self.sent.clone().filter(|sent| !questions.contains(sent)));
         let (mut facts, unread) = node.facts(&questions, &conntrack_flows(&self.records));
         let met = path::links_met(&self.records, node.namespaces());
-        let namespaces: Vec<u32> = met.iter().map(|(netns, _)| *netns).collect::<BTreeSet<_>>().into_iter().collect();
+        // Rules of the probes' own namespace may have let none out.
+        let sent = self.sent.iter().map(|sent| sent.netns);
+        let namespaces: Vec<u32> =
+            met.iter().map(|(netns, _)| *netns).chain(sent).collect::<BTreeSet<_>>().into_iter().collect();
         let rules = node.rules_met(&self.rules, traces, &namespaces);
         let no_settings = node.read_settings(&mut facts.namespaces, &met);
         self.notes.of_node(&no_settings);

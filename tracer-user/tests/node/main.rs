@@ -7,3 +7,4 @@ mod routes;
 mod rule_traces;
 mod rules;
 mod scope;
+mod sets;

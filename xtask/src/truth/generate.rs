@@ -7,13 +7,14 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 
-use super::network::{Ask, Network, Probe, Target};
+use super::network::{Ask, CLOSED_PORT, Network, Probe, Target};
 use crate::lab::plant::{Iptables, Plant};
 use crate::lab::profile::{
     Cni, IdleBridge, Node, Outside, Pair, Pod, Profile, Reach, Rules, Subnet, Tunnel, TunnelKind,
 };
 
 mod fault;
+mod ports;
 mod service;
 
 /// Faults at once, at most, and traces in each network.
@@ -205,7 +206,7 @@ fn front(rng: &mut StdRng, profile: &Profile, asks: &mut Vec<Ask>) -> Option<Pla
         return None;
     }
     let probe = pick(rng, &[Probe::Ping, Probe::Tcp, Probe::Udp]);
-    asks.push(Ask { from: from.name, to: Target::Address(FRONT), probe, size: None });
+    asks.push(Ask { from: from.name, to: Target::Address(FRONT), probe, port: CLOSED_PORT, size: None });
     let rule = format!("-t nat -I PREROUTING -d {FRONT} -j DNAT --to-destination {}", to.address);
     Some(Plant::Rule { at, tool: Iptables::Nft, rule })
 }
@@ -218,7 +219,8 @@ fn ask(rng: &mut StdRng, profile: &Profile) -> Ask {
     let node = pick(rng, &profile.nodes);
     let others: Vec<&&Pod> = pods.iter().filter(|pod| pod.name != from.name).collect();
     let probe = pick(rng, &[Probe::Ping, Probe::Ping, Probe::Ping, Probe::Tcp, Probe::Udp]);
-    let mut ask = Ask { from: from.name.clone(), to: Target::Host(node.host.clone()), probe, size: None };
+    let to = Target::Host(node.host.clone());
+    let mut ask = Ask { from: from.name.clone(), to, probe, port: CLOSED_PORT, size: None };
     match rng.random_range(0..10) {
         0 => {}
         1 => ask.to = Target::Address(pick(rng, &INTERNET)),

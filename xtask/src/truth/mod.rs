@@ -8,13 +8,13 @@
 use std::fmt::Write;
 use std::fs;
 use std::path::PathBuf;
-use std::process::{Command, ExitCode};
+use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::lab::plant::translate_bridged;
-use crate::lab::profile::Cni;
+use crate::lab::profile::{Cni, INTERNET};
 use crate::lab::{self, LabInfo};
 use crate::scenario::{check, report};
 use crate::{build, interrupt, packages, proc};
@@ -202,8 +202,11 @@ fn describe(network: &Network) -> String {
 
 fn trace(info: &LabInfo, place: &Place, ask: &Ask, expected: &Expected) -> Result<(String, report::Trace)> {
     let arguments = ask.arguments(info)?;
+    let client = ask.traffic(info)?.map(|traffic| Client::start(info, place, &traffic)).transpose()?;
     // The kernel limits the rate of its ICMP errors, and waits three seconds for a neighbour.
     let pace = match expected.outcome.as_str() {
+        // It is watched.
+        _ if client.is_some() => "",
         "delivered" => " -c 2 -i 0.2",
         _ if expected.request.last().is_some_and(|line| {
             ["no answer to ARP", "no carrier", "is administratively down"].iter().any(|why| line.contains(why))
@@ -225,6 +228,27 @@ fn trace(info: &LabInfo, place: &Place, ask: &Ask, expected: &Expected) -> Resul
     let json = fs::read_to_string(&saved).with_context(|| format!("podpath trace {arguments}\n{}", output.stderr))?;
     fs::remove_file(&saved).context("removing the saved trace")?;
     Ok((arguments, serde_json::from_str(&json).context("reading podpath's JSON")?))
+}
+
+/// A client out there; ends when dropped.
+struct Client(Child);
+
+impl Client {
+    fn start(info: &LabInfo, place: &Place, traffic: &[String]) -> Result<Client> {
+        lab::inside(info.host(INTERNET)?, || {
+            let mut command = Command::new(place.podpath.with_file_name("xtask"));
+            command.args(traffic).stdin(Stdio::null()).stdout(Stdio::null());
+            command.spawn().map(Client).context("starting a client")
+        })
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        // One that is gone by now is what is wanted.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// What podpath says otherwise than the model, for each exchange once.
@@ -282,6 +306,7 @@ fn name_of(rule: &report::Rule) -> String {
 fn unnamed(line: &str) -> String {
     match line.split_once(": ") {
         Some((drop, _)) if drop.contains(" dropped ttl ") => format!("{drop}: netfilter rule"),
+        Some((drop, _)) if drop.ends_with(" dropped") => format!("{drop}: netfilter rule (inferred)"),
         _ => line.to_owned(),
     }
 }

@@ -2,11 +2,11 @@
 
 use std::net::Ipv4Addr;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::lab::LabInfo;
 use crate::lab::plant::Plant;
-use crate::lab::profile::Profile;
+use crate::lab::profile::{CLIENT, INTERNET, Profile};
 
 /// All that a seed makes.
 #[derive(Debug)]
@@ -20,10 +20,12 @@ pub(crate) struct Network {
 /// A trace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Ask {
-    /// Short name of a pod or node.
+    /// Short name of a pod or node; [`INTERNET`]: a client out there, who is watched.
     pub(crate) from: String,
     pub(crate) to: Target,
     pub(crate) probe: Probe,
+    /// Asked for, unless pinged.
+    pub(crate) port: u16,
     /// Payload, bytes.
     pub(crate) size: Option<u32>,
 }
@@ -44,6 +46,9 @@ pub(crate) enum Probe {
     Udp,
 }
 
+/// How long a client out there is watched, at most.
+const WATCHED: &str = "5s";
+
 /// No pod of a lab listens there.
 pub(crate) const CLOSED_PORT: u16 = 4999;
 
@@ -56,11 +61,31 @@ impl Ask {
         };
         let probe = match self.probe {
             Probe::Ping => String::new(),
-            Probe::Tcp => format!(" --tcp {CLOSED_PORT}"),
-            Probe::Udp => format!(" --udp {CLOSED_PORT}"),
+            Probe::Tcp => format!(" --tcp {}", self.port),
+            Probe::Udp => format!(" --udp {}", self.port),
         };
+        if self.from == INTERNET {
+            return Ok(format!("{CLIENT} {to}{probe} --passive -c 1 --for {WATCHED}"));
+        }
         let size = self.size.map(|size| format!(" --size {size}")).unwrap_or_default();
         Ok(format!("{} {to}{probe}{size}", end(lab, &self.from)?))
+    }
+}
+
+impl Ask {
+    /// Of a client out there: what asks again and again, by `xtask traffic`.
+    pub(crate) fn traffic(&self, lab: &LabInfo) -> Result<Option<Vec<String>>> {
+        let protocol = match self.probe {
+            _ if self.from != INTERNET => return Ok(None),
+            Probe::Tcp => "tcp",
+            Probe::Udp => "udp",
+            Probe::Ping => bail!("nobody out there pings"),
+        };
+        let address = match &self.to {
+            Target::Address(address) => address.to_string(),
+            Target::Host(host) => lab.node(host)?.address.to_string(),
+        };
+        Ok(Some(["traffic", "get", protocol, &address, &self.port.to_string()].map(str::to_owned).to_vec()))
     }
 }
 

@@ -41,6 +41,34 @@ fn an_icmp_error_ends_a_probe_at_once_and_is_its_answer() {
     }
 }
 
+/// The own kernel's rules: the system call fails, and who rejects answers by the loopback.
+#[test]
+fn what_the_own_kernel_refuses_is_told_with_its_answer() {
+    let pair = Pair::new();
+    set_sysctl(&pair.a, "ipv4/icmp_ratelimit", "0");
+    set_sysctl(&pair.a, "ipv6/icmp/ratelimit", "0");
+    for rejects in [true, false] {
+        nft(&pair.a, "add table inet refuse");
+        nft(&pair.a, "add chain inet refuse out { type filter hook output priority 0 ; }");
+        let what = if rejects { "reject" } else { "drop" };
+        // Not its own answer.
+        nft(&pair.a, &format!("add rule inet refuse out oifname eth0 {what}"));
+        for (ends, code) in ENDS.into_iter().zip([(3, 3), (1, 4)]) {
+            for kind in KINDS {
+                let begun = Instant::now();
+                let asked = Ping { kind, timeout: Duration::from_secs(20), ..from_to(ends, ping(2)) };
+                let probes = pair.run(&asked).expect("runs");
+                let (kind_, code) = code;
+                let error = Answer::IcmpError { from: ends.0, kind: kind_, code, mtu: 0 };
+                let expected = (true, rejects.then_some(error));
+                assert_eq!(probes.iter().map(|p| (p.unsent, p.answer)).collect::<Vec<_>>(), [expected; 2], "{kind:?}");
+                assert!(begun.elapsed() < Duration::from_secs(10), "did not wait for the time limit");
+            }
+        }
+        nft(&pair.a, "delete table inet refuse");
+    }
+}
+
 #[test]
 fn too_big_for_a_link_on_the_way_tells_its_mtu() {
     let pair = Pair::new();

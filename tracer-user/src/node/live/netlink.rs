@@ -108,6 +108,23 @@ impl Netlink {
         }
     }
 
+    /// Lists what `message` asks for as long as `more` wants more; false: it did not want all, or the list changed meanwhile.
+    /// A socket that was left in the middle of a list is of no more use, so it ends here.
+    pub(super) fn dump_while<M: Message>(
+        mut self,
+        message: M,
+        mut more: impl FnMut(M) -> bool,
+    ) -> Result<bool, Failure> {
+        self.send(message, NLM_F_REQUEST | NLM_F_DUMP)?;
+        loop {
+            let mut whole = true;
+            let progress = self.receive(|m| whole &= m.is_ok_and(&mut more))?;
+            if progress.done || !whole || progress.interrupted {
+                return Ok(whole && !progress.interrupted);
+            }
+        }
+    }
+
     /// Changes something of nfnetlink's `subsystem`: all of `messages` or, if one is refused, none
     /// (`net/netfilter/nfnetlink.c`, nfnetlink_rcv_batch).
     pub(super) fn batch(&mut self, subsystem: u16, messages: &[Raw]) -> Result<(), Failure> {

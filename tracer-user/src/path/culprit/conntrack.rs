@@ -63,6 +63,11 @@ pub(super) fn doubt<'a>(scene: &Scene<'_, 'a>, seen: Option<&Netfilter>) -> Doub
     }
 }
 
+/// Of a packet that its maker's kernel refused to send; these rules may have rewritten its source.
+pub(super) fn unsent(netns: u32, translating: Vec<&RuleHit>) -> Doubt<'_> {
+    Doubt { netns, enters: true, confirms: true, rewritten: false, translating }
+}
+
 /// Address and port, or ICMP identifier.
 fn source(s: &Sighting) -> (IpAddr, u16) {
     let port = match s.packet.l4 {
@@ -77,6 +82,7 @@ fn source(s: &Sighting) -> (IpAddr, u16) {
 fn may_have_met(scene: &Scene<'_, '_>, hit: &RuleHit) -> bool {
     hit.conditions.iter().all(|condition| match &condition.field {
         ConditionField::Source(net) => net.contains(&scene.last.header().src) != condition.not,
+        ConditionField::SourceIn(ranges) => ranges.contains(scene.last.header().src) != condition.not,
         ConditionField::SourcePort(..) => true,
         _ => rules::fit(scene, hit.hook, condition) != rules::Fit::No,
     })

@@ -20,6 +20,7 @@ mod conntrack;
 pub(super) mod naming;
 mod network;
 mod policy;
+pub(super) mod refused;
 mod rules;
 mod sign;
 pub(super) mod unsent;
@@ -44,6 +45,11 @@ pub(super) struct Cause<'a> {
 }
 
 impl Cause<'_> {
+    /// No rule has to do with it.
+    pub(super) fn of(detail: DropDetail) -> Self {
+        Self { detail, route: None, suspects: None, unread: false, doubt: None }
+    }
+
     /// As the hop has it.
     pub(super) fn into_detail(self) -> Detail {
         Detail { route: self.route, drop: Some(self.detail), ..Detail::default() }
@@ -167,19 +173,13 @@ pub(super) fn cause<'a>(scene: &Scene<'_, 'a>) -> Cause<'a> {
     let specified = reason_name.as_deref().filter(|name| *name != "NOT_SPECIFIED");
     let by_reason = specified.and_then(sign::of_reason);
     let by_function = function.as_deref().and_then(sign::of_function);
-    let mut cause = Cause {
-        detail: DropDetail {
-            reason: reason_name.clone().or(reason.map(|number| number.to_string())),
-            function: function.clone(),
-            basis: if by_reason.is_some() { Basis::Observed } else { Basis::Inferred },
-            out_interface: scene.forwarded().then(|| scene.out()).flatten().map(|link| link.name.clone()),
-            ..DropDetail::default()
-        },
-        route: None,
-        suspects: None,
-        unread: false,
-        doubt: None,
-    };
+    let mut cause = Cause::of(DropDetail {
+        reason: reason_name.clone().or(reason.map(|number| number.to_string())),
+        function: function.clone(),
+        basis: if by_reason.is_some() { Basis::Observed } else { Basis::Inferred },
+        out_interface: scene.forwarded().then(|| scene.out()).flatten().map(|link| link.name.clone()),
+        ..DropDetail::default()
+    });
     let program = xdp::got_it(scene.world, scene.node, scene.last).filter(|_| specified.is_none());
     match (by_reason, specified, by_function) {
         // Without a reason its free says no more than that nothing came of it.

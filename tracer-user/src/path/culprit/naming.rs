@@ -39,13 +39,18 @@ impl<'a> Suspicion<'a> {
     }
 
     pub(in crate::path) fn of(world: &World<'a>, end: &End<'a>, direction: Direction) -> Option<Self> {
-        let End::Dropped { node, at, cause } = end else { return None };
-        let netfilter = at.free.as_ref().and_then(|free| free.netfilter.as_ref());
+        let (node, netns, cause, netfilter) = match end {
+            End::Dropped { node, at, cause } => {
+                (node, at.netns, cause, at.free.as_ref().and_then(|free| free.netfilter.as_ref()))
+            }
+            End::Unsent { node, at, cause } => (node, at.netns, cause, None),
+            _ => return None,
+        };
         Some(Self {
             node: *node,
             direction,
             suspects: cause.suspects.clone()?,
-            read: world.node(*node).facts.rules_complete.contains(&at.netns),
+            read: world.node(*node).facts.rules_complete.contains(&netns),
             unread: cause.unread,
             located: netfilter.is_some_and(|seen| seen.table.is_some()),
             doubt: cause.doubt.clone(),

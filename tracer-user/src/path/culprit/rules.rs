@@ -36,7 +36,7 @@ impl From<bool> for Fit {
 }
 
 impl Fit {
-    fn not(self, not: bool) -> Self {
+    pub(super) fn not(self, not: bool) -> Self {
         match (self, not) {
             (Self::Yes, true) => Self::No,
             (Self::No, true) => Self::Yes,
@@ -153,6 +153,8 @@ pub(super) fn fit(scene: &Scene<'_, '_>, hook: Option<u8>, condition: &Condition
         },
         ConditionField::Source(net) => net.contains(&header.src).into(),
         ConditionField::Destination(net) => net.contains(&header.dst).into(),
+        ConditionField::SourceIn(ranges) => ranges.contains(header.src).into(),
+        ConditionField::DestinationIn(ranges) => ranges.contains(header.dst).into(),
         ConditionField::Protocol(protocol) => protocol_fits(scene, *protocol),
         ConditionField::SourcePort(from, to) => port(scene, (*from, *to), |(source, _)| source),
         ConditionField::DestinationPort(from, to) => port(scene, (*from, *to), |(_, destination)| destination),
@@ -174,7 +176,7 @@ fn interface(scene: &Scene<'_, '_>, link: &Link, pattern: &str) -> Fit {
     }
 }
 
-fn matches(pattern: &str, name: &str) -> bool {
+pub(super) fn matches(pattern: &str, name: &str) -> bool {
     match pattern.strip_suffix('+') {
         Some(start) => name.starts_with(start),
         None => pattern == name,

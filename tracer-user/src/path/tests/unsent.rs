@@ -1,14 +1,18 @@
-//! Packets that wait for a neighbour: a trace may be over before the kernel frees them.
+//! Packets that no device gets: those that wait for a neighbour, as a trace may be over before the kernel frees them, and those that
+//! their own kernel refuses to send.
 
 use super::{
     cases::two_nodes,
-    drops::{drop_of, exchange},
+    drops::{condition, drop_of, exchange, plain},
 };
 use crate::{
-    node::facts::{Neighbour, Route, RouteAnswer, RouteKind, RouteQuestion},
+    node::facts::{
+        ConditionField, Neighbour, Ranges, Route, RouteAnswer, RouteKind, RouteQuestion, RuleHit, RuleVerdict,
+    },
     path::{
-        model::{Basis, Direction, DropCause, Outcome},
-        testing::{ENS5, ETH0, Walk, ip, pod, veth},
+        Answer,
+        model::{Basis, Direction, DropCause, Exchange, Outcome},
+        testing::{ENS5, ETH0, Kind, PORT, Walk, ip, pod, veth},
     },
 };
 
@@ -70,4 +74,79 @@ fn a_packet_that_waits_on_its_way_is_not_called_unknown() {
     assert_eq!((last.interface.as_deref(), last.ttl, last.basis), (Some("ens5"), Some(62), Basis::Inferred));
     assert_eq!(drop_of(&e).why, format!("no answer to ARP for {}", pod(1, 1)));
     assert_eq!(with("STALE").outcome, Outcome::Incomplete);
+}
+
+/// A SYN that its own kernel refused to send, answered with that; the rules of its namespace by `rules`, from one that drops.
+fn refused(answer: Option<Answer>, rules: impl FnOnce(RuleHit) -> Vec<RuleHit>) -> Exchange {
+    let mut w = Walk { kind: Kind::Tcp, ..two_nodes() };
+    w.request(1);
+    let probe = w.evidence.probes.last_mut().expect("sent");
+    (probe.unsent, probe.answer, probe.rtt_ns) = (true, answer, answer.map(|_| 5_000));
+    let facts = &w.evidence.nodes[0].facts;
+    let netns = facts.namespaces[1].inode;
+    let (chain, way) = ("OUTPUT".to_owned(), vec!["OUTPUT".to_owned()]);
+    let hit = RuleHit { netns, chain, way, hook: Some(3), packets: 1, ..plain(&w) };
+    let facts = &mut w.evidence.nodes[0].facts;
+    (facts.rules, facts.rules_complete) = (rules(hit), vec![netns]);
+    exchange(&w)
+}
+
+#[test]
+fn a_request_that_its_own_kernel_refuses_is_told_with_the_rule() {
+    let e = refused(None, |hit| {
+        let other = |field| RuleHit { conditions: vec![condition(field)], ..hit.clone() };
+        let elsewhere = ip("10.9.9.9");
+        vec![
+            RuleHit { hook: Some(2), ..hit.clone() },
+            RuleHit { packets: 0, ..hit.clone() },
+            other(ConditionField::Destination(elsewhere.into())),
+            other(ConditionField::DestinationIn(Ranges([(elsewhere, elsewhere)].into()))),
+            other(ConditionField::DestinationPort(PORT + 1, PORT + 1)),
+            other(ConditionField::InInterface("eth0".to_owned())),
+            other(ConditionField::DestinationPort(PORT, PORT)),
+        ]
+    });
+    assert_eq!((e.outcome, e.failed_direction), (Outcome::Dropped, Some(Direction::Request)));
+    let [hop] = e.request.hops.as_slice() else { panic!("{:?}", e.request.hops) };
+    assert_eq!((hop.interface.as_deref(), hop.ttl, hop.at_ns, hop.basis), (Some("eth0"), None, None, Basis::Inferred));
+    let drop = drop_of(&e);
+    assert_eq!((drop.cause, drop.why.as_str(), drop.rule_known), (DropCause::Netfilter, "netfilter rule", true));
+    assert_eq!(drop.proof[0], "rule counter +1 for 1 packet dropped here");
+    assert!(drop.proof[1].starts_with("the sender's kernel refused to send it (EPERM)"), "{:?}", drop.proof);
+}
+
+#[test]
+fn who_rejects_its_own_request_has_answered_it() {
+    let answer = |code| Answer::IcmpError { from: pod(0, 1), kind: 3, code, mtu: 0 };
+    let rejects = |hit: RuleHit| {
+        let with = |with: &str| RuleHit { verdict: RuleVerdict::Reject(with.to_owned()), ..hit.clone() };
+        vec![hit.clone(), with("icmp-port-unreachable"), with("icmp-host-prohibited")]
+    };
+    let e = refused(Some(answer(3)), rejects);
+    assert_eq!((e.outcome, e.failed_direction), (Outcome::Rejected, Some(Direction::Request)));
+    let drop = drop_of(&e);
+    assert_eq!((drop.why.as_str(), drop.rules.len()), ("netfilter reject rule", 1));
+    assert_eq!(drop.rules[0].rejects_with.as_deref(), Some("icmp-port-unreachable"));
+    let e = refused(Some(Answer::Reset), |hit| {
+        vec![RuleHit { verdict: RuleVerdict::Reject("tcp-reset".to_owned()), ..hit }]
+    });
+    assert_eq!((e.outcome, drop_of(&e).why.as_str()), (Outcome::Rejected, "netfilter reject rule"));
+    assert!(e.rejection.expect("refused").meaning.contains("a firewall rule, not the destination"));
+}
+
+#[test]
+fn without_a_rule_that_fits_nobody_is_blamed() {
+    let e = refused(None, |hit| vec![RuleHit { family: "ip6".to_owned(), ..hit }]);
+    let drop = drop_of(&e);
+    assert_eq!((drop.cause, drop.rules.len()), (DropCause::Unknown, 0));
+    assert_eq!(drop.why, "the sender's own kernel refused to send it");
+    // What DNAT in OUTPUT makes of it nobody saw.
+    let elsewhere = ConditionField::Destination(ip("10.9.9.9").into());
+    let turned = |hit: RuleHit| {
+        vec![
+            RuleHit { conditions: vec![condition(elsewhere)], ..hit.clone() },
+            RuleHit { verdict: RuleVerdict::Dnat("10.9.9.9".to_owned()), table: "nat".to_owned(), ..hit },
+        ]
+    };
+    assert_eq!(drop_of(&refused(None, turned)).rules.len(), 1);
 }

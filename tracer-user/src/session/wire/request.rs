@@ -105,6 +105,8 @@ pub(super) struct Probe {
     dst_port: u32,
     #[prost(message, optional, tag = "8")]
     answer: Option<Answer>,
+    #[prost(bool, tag = "9")]
+    unsent: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -294,7 +296,7 @@ impl TryFrom<Ping> for session::Ping {
 
 impl From<path::Probe> for Probe {
     fn from(probe: path::Probe) -> Self {
-        let path::Probe { seq, protocol, id, dst_port, ip_id, nonce, rtt_ns, answer } = probe;
+        let path::Probe { seq, protocol, id, dst_port, ip_id, nonce, rtt_ns, answer, unsent } = probe;
         Self {
             seq: seq.into(),
             id: id.into(),
@@ -304,6 +306,7 @@ impl From<path::Probe> for Probe {
             protocol: protocol.into(),
             dst_port: dst_port.into(),
             answer: answer.map(Into::into),
+            unsent,
         }
     }
 }
@@ -313,7 +316,7 @@ impl TryFrom<Probe> for path::Probe {
 
     fn try_from(probe: Probe) -> Result<Self, Malformed> {
         let fields = Fields("probe");
-        let Probe { seq, id, ip_id, nonce, rtt_ns, protocol, dst_port, answer } = probe;
+        let Probe { seq, id, ip_id, nonce, rtt_ns, protocol, dst_port, answer, unsent } = probe;
         Ok(Self {
             seq: fields.narrow("sequence", seq)?,
             id: fields.narrow("id", id)?,
@@ -323,6 +326,7 @@ impl TryFrom<Probe> for path::Probe {
             protocol: fields.narrow("protocol", protocol)?,
             dst_port: fields.narrow("destination port", dst_port)?,
             answer: answer.map(TryInto::try_into).transpose()?,
+            unsent,
         })
     }
 }

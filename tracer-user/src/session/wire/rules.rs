@@ -1,9 +1,11 @@
 //! [`RuleHit`] on the wire.
 
+use std::net::IpAddr;
+
 use ipnet::IpNet;
 
-use super::field::{Fields, Malformed, Net};
-use crate::node::facts::{Condition, ConditionField, Rule, RuleEngine, RuleHit, RuleVerdict};
+use super::field::{Fields, Malformed, Net, bytes};
+use crate::node::facts::{Condition, ConditionField, Ranges, Rule, RuleEngine, RuleHit, RuleVerdict};
 
 const FIELDS: Fields = Fields("facts.rule");
 
@@ -64,7 +66,7 @@ struct WireVerdict {
 struct WireCondition {
     #[prost(bool, tag = "1")]
     not: bool,
-    #[prost(oneof = "WireField", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
+    #[prost(oneof = "WireField", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13")]
     field: Option<WireField>,
 }
 
@@ -90,6 +92,48 @@ enum WireField {
     ConntrackState(WireStates),
     #[prost(bool, tag = "11")]
     ReversePathFails(bool),
+    #[prost(message, tag = "12")]
+    SourceIn(WireRanges),
+    #[prost(message, tag = "13")]
+    DestinationIn(WireRanges),
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct WireRanges {
+    #[prost(message, repeated, tag = "1")]
+    ranges: Vec<WireRange>,
+}
+
+/// Without `to`: one address.
+#[derive(Clone, PartialEq, prost::Message)]
+struct WireRange {
+    #[prost(bytes = "vec", tag = "1")]
+    from: Vec<u8>,
+    #[prost(bytes = "vec", optional, tag = "2")]
+    to: Option<Vec<u8>>,
+}
+
+impl From<Ranges> for WireRanges {
+    fn from(Ranges(ranges): Ranges) -> Self {
+        let range =
+            |(from, to): &(IpAddr, IpAddr)| WireRange { from: bytes(*from), to: (from != to).then(|| bytes(*to)) };
+        Self { ranges: ranges.iter().map(range).collect() }
+    }
+}
+
+impl TryFrom<WireRanges> for Ranges {
+    type Error = Malformed;
+
+    fn try_from(WireRanges { ranges }: WireRanges) -> Result<Self, Malformed> {
+        let range = |WireRange { from, to }: WireRange| {
+            let from = FIELDS.address("address of a set", &from)?;
+            Ok((from, FIELDS.maybe_address("address of a set", to.as_deref())?.unwrap_or(from)))
+        };
+        let mut ranges = ranges.into_iter().map(range).collect::<Result<Vec<_>, Malformed>>()?;
+        // They are searched in order.
+        ranges.sort();
+        Ok(Self(ranges.into()))
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, prost::Message)]
@@ -251,6 +295,8 @@ impl From<Condition> for WireCondition {
             ConditionField::Mark(value, mask) => WireField::Mark(pair(value, mask)),
             ConditionField::ConntrackState(names) => WireField::ConntrackState(WireStates { names }),
             ConditionField::ReversePathFails => WireField::ReversePathFails(true),
+            ConditionField::SourceIn(ranges) => WireField::SourceIn(ranges.into()),
+            ConditionField::DestinationIn(ranges) => WireField::DestinationIn(ranges.into()),
         };
         Self { not, field: Some(field) }
     }
@@ -274,6 +320,8 @@ fn condition_from(WireCondition { not, field }: WireCondition) -> Result<Option<
         WireField::Mark(WirePair { first, second }) => ConditionField::Mark(first, second),
         WireField::ConntrackState(WireStates { names }) => ConditionField::ConntrackState(names),
         WireField::ReversePathFails(_) => ConditionField::ReversePathFails,
+        WireField::SourceIn(ranges) => ConditionField::SourceIn(ranges.try_into()?),
+        WireField::DestinationIn(ranges) => ConditionField::DestinationIn(ranges.try_into()?),
     };
     Ok(Some(Condition { field, not }))
 }

@@ -366,9 +366,9 @@ fn message() -> impl Strategy<Value = Message> {
             Message::Hello(Hello { protocol, program, about: About { node, kernel, capabilities, realtime_offset_ns } })
         },
     );
-    let probe = (any::<(u16, u8, u16, u16, u16, u64, Option<u64>)>(), option::of(probe_answer())).prop_map(
-        |((seq, protocol, id, dst_port, ip_id, nonce, rtt_ns), answer)| {
-            Message::Probe(Probe { seq, protocol, id, dst_port, ip_id, nonce, rtt_ns, answer })
+    let probe = (any::<(u16, u8, u16, u16, u16, u64, Option<u64>, bool)>(), option::of(probe_answer())).prop_map(
+        |((seq, protocol, id, dst_port, ip_id, nonce, rtt_ns, unsent), answer)| {
+            Message::Probe(Probe { seq, protocol, id, dst_port, ip_id, nonce, rtt_ns, answer, unsent })
         },
     );
     let counters = any::<([u64; 10], u64)>().prop_map(|(numbers, discarded)| {

@@ -87,6 +87,15 @@ pub enum Plant {
         #[serde(default = "Way::to")]
         way: Way,
     },
+    /// A global policy of Calico that has one rule: it denies all that comes to the pod, or that the pod sends. Where Felix writes
+    /// iptables.
+    PolicyDeny {
+        /// The pod's name.
+        pod: String,
+        /// Ingress or egress.
+        #[serde(default = "Way::to")]
+        way: Way,
+    },
     /// An iptables rule.
     Rule {
         /// A node or pod.
@@ -287,6 +296,7 @@ impl Plant {
                 planted.wire_rule(lab, &format!("oifname \"{}\" meta length > {mtu}", port(lab, node)?))
             }
             Plant::PolicyDrop { pod, way } => planted.policy_drop(lab, pod, *way),
+            Plant::PolicyDeny { pod, way } => planted.policy_deny(lab, pod, *way),
             Plant::Rule { at, tool, rule } => planted.rule(place(lab, at)?, tool.tool(), quoted(rule)),
             Plant::ChainPolicy { at, chain } => planted.chain_policy(place(lab, at)?, chain),
             Plant::NftTable { at, table, content } => planted.nft_table(place(lab, at)?, table, content),
@@ -440,7 +450,7 @@ impl Planted {
         Ok(())
     }
 
-    /// Run an iptables, and remember to delete the tables and base chains that its nft variant makes where there are none.
+    /// Run an iptables, and remember to delete the tables and chains that its nft variant makes where there are none.
     fn iptables(&mut self, namespace: &str, tool: &str, arguments: &[&str]) -> Result<()> {
         let (before, after) = netns::inside(namespace, || {
             let before = run("nft", &["list", "chains"], "")?;

@@ -40,8 +40,8 @@ impl Planted {
                 }
             }
         }
-        for service in services {
-            self.lead_in(lab, profile, service)?;
+        for ports in services.chunk_by(Service::is_of) {
+            self.lead_in(lab, profile, &ports[0])?;
         }
         let path = &lab.identity;
         let text = identity::edit(path, |items| service::add(items, &cluster, lab))?;

@@ -122,7 +122,7 @@ fn filter(cluster: &Cluster, node: &LabNode) -> Table {
 
 /// What becomes of packets to a service that has nobody for them.
 fn unreachable(table: &mut Table, backed: &Backed, node: &LabNode) {
-    let Backed { service, endpoints } = backed;
+    let Backed { service, endpoints, .. } = backed;
     let (name, protocol) = (service.full_name(), service.protocol);
     let (lacks, target) = match endpoints.is_empty() {
         true => ("endpoints", "REJECT"),

@@ -1,12 +1,13 @@
 //! Kubernetes services of a lab, as kube-proxy and the API show them. Pure: [`super::plant`] carries it out. IPv4 only.
 //!
-//! A service has one port here. Its rules are those of Kubernetes 1.33 (`pkg/proxy/iptables`, `pkg/proxy/nftables`),
+//! Each entry is one port of a service: those that follow each other and have one name are ports of one service, as kube-proxy
+//! has them in its rules, too. The rules are those of Kubernetes 1.33 (`pkg/proxy/iptables`, `pkg/proxy/nftables`),
 //! without topology.
 
 use std::fmt::{self, Display};
 use std::net::Ipv4Addr;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -24,7 +25,7 @@ pub(super) use objects::add;
 /// How long a client stays with its endpoint, seconds: Kubernetes' default.
 const AFFINITY_SECONDS: u32 = 10_800;
 
-/// A service of one port, as scenario files write it.
+/// One port of a service, as scenario files write it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Service {
@@ -70,6 +71,9 @@ pub struct Service {
     pub session_affinity: SessionAffinity,
     /// Names of the pods behind it.
     pub endpoints: Vec<String>,
+    /// Names of pods that it selects, too, and that are not ready: the API shows them, and rules do not lead to them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_ready: Vec<String>,
 }
 
 /// How kube-proxy programs netfilter.
@@ -131,6 +135,17 @@ impl Service {
         format!("{}/{}{port}", self.namespace, self.name)
     }
 
+    /// It is a port of the same service.
+    pub(crate) fn is_of(&self, other: &Service) -> bool {
+        (&self.namespace, &self.name) == (&other.namespace, &other.name)
+    }
+
+    /// What its ports have in common.
+    fn without_port(&self) -> Service {
+        let (port_name, target_port, node_port) = (None, None, None);
+        Service { port: 0, protocol: Protocol::Tcp, port_name, target_port, node_port, ..self.clone() }
+    }
+
     fn target_port(&self) -> u16 {
         self.target_port.unwrap_or(self.port)
     }
@@ -174,19 +189,30 @@ pub(super) struct Cluster<'a> {
 struct Backed<'a> {
     service: &'a Service,
     endpoints: Vec<&'a LabPod>,
+    not_ready: Vec<&'a LabPod>,
 }
 
 impl<'a> Cluster<'a> {
     /// These services in `lab`, which was built from that profile.
     ///
     /// # Errors
-    /// An endpoint that the lab does not have.
+    /// An endpoint that the lab does not have, or ports of one service that contradict each other.
     pub(super) fn new(lab: &'a LabInfo, profile: &Profile, services: &'a [Service]) -> Result<Cluster<'a>> {
+        for ports in services.chunk_by(Service::is_of).filter(|ports| ports.len() > 1) {
+            let named =
+                ports.iter().all(|port| port.port_name.is_some() && port.without_port() == ports[0].without_port());
+            ensure!(
+                named,
+                "the ports of service {} need a port_name each, and all else in common\nway out: another name for another service",
+                ports[0].name
+            );
+        }
+        let pods = |names: &[String]| names.iter().map(|pod| lab.pod(pod)).collect::<Result<Vec<_>>>();
         let backed = services.iter().map(|service| {
-            let mut endpoints = service.endpoints.iter().map(|pod| lab.pod(pod)).collect::<Result<Vec<_>>>()?;
+            let (mut endpoints, not_ready) = (pods(&service.endpoints)?, pods(&service.not_ready)?);
             // As kube-proxy sorts them: as text.
             endpoints.sort_by_key(|pod| pod.address.to_string());
-            Ok(Backed { service, endpoints })
+            Ok(Backed { service, endpoints, not_ready })
         });
         Ok(Cluster {
             services: backed.collect::<Result<_>>()?,

@@ -146,7 +146,7 @@ impl Parts {
     }
 
     fn service(&mut self, cluster: &Cluster, backed: &Backed, node: &LabNode) {
-        let Backed { service, endpoints } = backed;
+        let Backed { service, endpoints, .. } = backed;
         let Service { cluster_ip, port, protocol, .. } = service;
         let (name, local) = (service_name(service), backed.local(node));
         let nobody = |verdict: &str| format!("comment \"{}\" : {verdict}", service.full_name());

@@ -2,14 +2,15 @@
 
 use serde_json::{Value, json};
 
-use super::{AFFINITY_SECONDS, Backed, Cluster};
+use super::{AFFINITY_SECONDS, Backed, Cluster, Service};
 use crate::lab::identity::{CREATED, digest, uid};
 use crate::lab::{LabInfo, LabPod};
 
 /// Adds the services to the items of a lab's identity file; the pods behind them get the labels that select them.
 pub(crate) fn add(items: &mut Vec<Value>, cluster: &Cluster, lab: &LabInfo) {
-    for backed in &cluster.services {
-        for pod in &backed.endpoints {
+    for ports in cluster.services.chunk_by(|a, b| a.service.is_of(b.service)) {
+        let backed = &ports[0];
+        for pod in backed.endpoints.iter().chain(&backed.not_ready) {
             let is_it = |item: &&mut Value| {
                 let metadata = &item["metadata"];
                 item["kind"] == "Pod"
@@ -20,7 +21,7 @@ pub(crate) fn add(items: &mut Vec<Value>, cluster: &Cluster, lab: &LabInfo) {
                 item["metadata"]["labels"][label(backed)] = json!("");
             }
         }
-        items.extend([service(backed), endpoint_slice(backed, lab)]);
+        items.extend([service(ports), endpoint_slice(ports, lab)]);
     }
 }
 
@@ -33,12 +34,20 @@ fn service_uid(backed: &Backed) -> String {
     uid(&format!("service {}/{}", backed.service.namespace, backed.service.name))
 }
 
-fn service(backed: &Backed) -> Value {
-    let service = backed.service;
+fn port(service: &Service) -> Value {
     let mut port = json!({ "port": service.port, "protocol": service.protocol, "targetPort": service.target_port() });
     if let Some(name) = &service.port_name {
         port["name"] = json!(name);
     }
+    if let Some(node_port) = service.node_port {
+        port["nodePort"] = json!(node_port);
+    }
+    port
+}
+
+fn service(ports: &[Backed]) -> Value {
+    let backed = &ports[0];
+    let service = backed.service;
     let mut spec = json!({
         "clusterIP": service.cluster_ip,
         "clusterIPs": [ service.cluster_ip ],
@@ -49,11 +58,11 @@ fn service(backed: &Backed) -> Value {
         "sessionAffinity": service.session_affinity,
         "type": "ClusterIP",
     });
-    if let Some(node_port) = service.node_port {
-        port["nodePort"] = json!(node_port);
+    let of = |of: fn(&Service) -> bool| ports.iter().any(|port| of(port.service));
+    if of(|service| service.node_port.is_some()) {
         spec["type"] = json!("NodePort");
     }
-    if service.is_external() {
+    if of(Service::is_external) {
         spec["externalTrafficPolicy"] = json!(service.external_traffic_policy);
     }
     if !service.external_ips.is_empty() {
@@ -71,7 +80,7 @@ fn service(backed: &Backed) -> Value {
     if service.is_sticky() {
         spec["sessionAffinityConfig"] = json!({ "clientIP": { "timeoutSeconds": AFFINITY_SECONDS } });
     }
-    spec["ports"] = json!([port]);
+    spec["ports"] = ports.iter().map(|backed| port(backed.service)).collect();
     json!({
         "apiVersion": "v1",
         "kind": "Service",
@@ -87,14 +96,19 @@ fn service(backed: &Backed) -> Value {
 }
 
 /// Without endpoints its lists are null, as the controller leaves them.
-fn endpoint_slice(backed: &Backed, lab: &LabInfo) -> Value {
+fn endpoint_slice(ports: &[Backed], lab: &LabInfo) -> Value {
+    let backed = &ports[0];
     let service = backed.service;
     let name = format!("{}-{}", service.name, &digest(&service.full_name())[..5]);
-    let (mut endpoints, mut ports) = (Value::Null, Value::Null);
-    if !backed.endpoints.is_empty() {
-        endpoints = backed.endpoints.iter().map(|pod| endpoint(pod, lab)).collect();
-        let port_name = service.port_name.as_deref().unwrap_or_default();
-        ports = json!([{ "name": port_name, "port": service.target_port(), "protocol": service.protocol }]);
+    let (mut endpoints, mut told) = (Value::Null, Value::Null);
+    if !backed.endpoints.is_empty() || !backed.not_ready.is_empty() {
+        let ready = backed.endpoints.iter().map(|pod| endpoint(pod, true, lab));
+        endpoints = ready.chain(backed.not_ready.iter().map(|pod| endpoint(pod, false, lab))).collect();
+        let port = |Backed { service, .. }: &Backed| {
+            let port_name = service.port_name.as_deref().unwrap_or_default();
+            json!({ "name": port_name, "port": service.target_port(), "protocol": service.protocol })
+        };
+        told = ports.iter().map(port).collect();
     }
     json!({
         "addressType": "IPv4",
@@ -120,15 +134,15 @@ fn endpoint_slice(backed: &Backed, lab: &LabInfo) -> Value {
             } ],
             "uid": uid(&format!("endpointslice {}/{name}", service.namespace)),
         },
-        "ports": ports,
+        "ports": told,
     })
 }
 
-fn endpoint(pod: &LabPod, lab: &LabInfo) -> Value {
+fn endpoint(pod: &LabPod, ready: bool, lab: &LabInfo) -> Value {
     let node = lab.nodes.iter().find(|node| node.host == pod.node).map(|node| &node.name);
     json!({
         "addresses": [ pod.address ],
-        "conditions": { "ready": true, "serving": true, "terminating": false },
+        "conditions": { "ready": ready, "serving": ready, "terminating": false },
         "nodeName": node,
         "targetRef": {
             "kind": "Pod",

@@ -218,3 +218,61 @@ fn a_service_with_an_endpoint_that_is_not_there_is_refused() {
     let error = Cluster::new(&lab("calico-bgp"), &profile(), &services(text)).unwrap_err().to_string();
     assert!(error.contains("no pod `bb9`"), "{error}");
 }
+
+#[test]
+fn ports_of_one_service_are_one_object_and_rules_of_their_own() {
+    let text = r#"services = [
+        { name = "dns", cluster_ip = "100.64.0.10", port = 53, port_name = "dns", protocol = "UDP", target_port = 5353, endpoints = ["bb2"], not_ready = ["bb1"] },
+        { name = "dns", cluster_ip = "100.64.0.10", port = 53, port_name = "dns-tcp", target_port = 5353, endpoints = ["bb2"], not_ready = ["bb1"] },
+        { name = "dns", cluster_ip = "100.64.0.10", port = 9153, port_name = "metrics", node_port = 30053, endpoints = ["bb2"], not_ready = ["bb1"] },
+        { name = "web", cluster_ip = "100.64.0.11", port = 80, endpoints = [], not_ready = ["bb1"] },
+    ]"#;
+    let (lab, all) = (lab("calico-bgp"), services(text));
+    let cluster = Cluster::new(&lab, &profile(), &all).unwrap();
+    let (iptables, nftables) =
+        (cluster.iptables(lab.node("node1").unwrap()).add, cluster.nftables(lab.node("node1").unwrap()));
+    for (name, matched) in [
+        ("dns", "-m udp -p udp -d 100.64.0.10 --dport 53"),
+        ("dns-tcp", "-m tcp -p tcp -d 100.64.0.10 --dport 53"),
+        ("metrics", "-m tcp -p tcp -d 100.64.0.10 --dport 9153"),
+    ] {
+        assert!(iptables.contains(&format!("\"default/dns:{name} cluster IP\" {matched} -j KUBE-SVC-")), "{iptables}");
+    }
+    assert_says(&nftables, "meta l4proto udp dnat to 100.106.133.221:5353");
+    assert_says(&nftables, "meta l4proto tcp dnat to 100.106.133.221:9153");
+    assert!(iptables.contains("\"default/web has no endpoints\""), "who is not ready gets nothing: {iptables}");
+    assert!(!iptables.contains("100.115.37.81") && !nftables.contains("100.115.37.81"), "{iptables}\n{nftables}");
+
+    let mut items = Vec::new();
+    add_objects(&mut items, &cluster, &lab);
+    assert_eq!(items.len(), 4, "a service and a slice each");
+    let ports = |item: &Value| item["ports"].as_array().unwrap().clone();
+    assert_eq!(
+        ports(&items[0]["spec"]).iter().map(|port| port["name"].as_str()).collect::<Vec<_>>(),
+        [Some("dns"), Some("dns-tcp"), Some("metrics")]
+    );
+    assert_eq!(
+        (&items[0]["spec"]["type"], &items[0]["spec"]["ports"][2]["nodePort"]),
+        (&"NodePort".into(), &30053.into())
+    );
+    assert_eq!(
+        ports(&items[1]).iter().map(|port| port["port"].as_u64()).collect::<Vec<_>>(),
+        [Some(5353), Some(5353), Some(9153)]
+    );
+    let ready = |slice: &Value| -> Vec<(Value, Value)> {
+        let endpoints = slice["endpoints"].as_array().unwrap().iter();
+        endpoints.map(|e| (e["targetRef"]["name"].clone(), e["conditions"]["ready"].clone())).collect()
+    };
+    assert_eq!(ready(&items[1]), [("bb2".into(), true.into()), ("bb1".into(), false.into())]);
+    assert_eq!(ready(&items[3]), [("bb1".into(), false.into())]);
+}
+
+#[test]
+fn ports_of_one_service_must_agree() {
+    let text = r#"services = [
+        { name = "dns", cluster_ip = "100.64.0.10", port = 53, port_name = "a", endpoints = ["bb2"] },
+        { name = "dns", cluster_ip = "100.64.0.10", port = 54, port_name = "b", endpoints = ["bb1"] },
+    ]"#;
+    let error = Cluster::new(&lab("calico-bgp"), &profile(), &services(text)).unwrap_err().to_string();
+    assert!(error.contains("the ports of service dns"), "{error}");
+}

@@ -5,14 +5,14 @@ use std::net::Ipv4Addr;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use super::{fault, pick};
+use super::{fault, pick, ports};
 use crate::lab::plant::Plant;
 use crate::lab::profile::{Cni, Pod, Profile};
 use crate::lab::service::{Mode, Protocol, Service, SessionAffinity, TrafficPolicy};
 use crate::truth::network::{Ask, CLOSED_PORT, Probe, Target};
 
 /// The first one's cluster IP, in nobody's network.
-const CLUSTER_IP: Ipv4Addr = Ipv4Addr::new(198, 19, 0, 10);
+pub(super) const CLUSTER_IP: Ipv4Addr = Ipv4Addr::new(198, 19, 0, 10);
 /// Its draws are its own, so that a seed's other ones stay what they were without services.
 const OTHER_DRAWS: u64 = 0x5e41_11ce;
 
@@ -38,7 +38,7 @@ pub(super) fn add(seed: u64, profile: &Profile, asks: &mut Vec<Ask>, plants: &mu
         let others = pods.iter().filter(|pod| pod.name != to.name).take(rng.random_range(1..=2));
         service.endpoints.extend(others.map(|pod| pod.name.clone()));
     }
-    let ask = |to: Target| Ask { from: from.clone(), to, probe: Probe::Tcp, size: None };
+    let ask = |to: Target| Ask { from: from.clone(), to, probe: Probe::Tcp, port: CLOSED_PORT, size: None };
     asks.push(ask(Target::Address(CLUSTER_IP)));
     if rng.random_bool(0.4) {
         service.node_port = Some(CLOSED_PORT);
@@ -48,9 +48,7 @@ pub(super) fn add(seed: u64, profile: &Profile, asks: &mut Vec<Ask>, plants: &mu
         asks.extend((node.host != from).then(|| ask(Target::Host(node.host.clone()))));
     }
     let mut services = vec![service];
-    // What a node refuses itself in OUTPUT is not modelled.
-    let of_pod = pods.iter().any(|pod| pod.name == from);
-    if mode == Mode::Iptables && rng.random_bool(0.4) && of_pod {
+    if mode == Mode::Iptables && rng.random_bool(0.4) {
         let nobodys = Ipv4Addr::from(u32::from(CLUSTER_IP) + 1);
         services.push(self::service("none", nobodys, Vec::new()));
         asks.push(ask(Target::Address(nobodys)));
@@ -61,6 +59,7 @@ pub(super) fn add(seed: u64, profile: &Profile, asks: &mut Vec<Ask>, plants: &mu
         more.retain(|plant| !conflicts(plant, plants) && !unbridged(profile, plant));
         plants.extend(more);
     }
+    ports::add(seed, profile, &mut services, asks);
     plants.insert(0, Plant::Services { mode, services });
 }
 
@@ -79,7 +78,7 @@ fn conflicts(plant: &Plant, plants: &[Plant]) -> bool {
 }
 
 /// Of a port that nobody listens on: the backend itself refuses.
-fn service(name: &str, cluster_ip: Ipv4Addr, endpoints: Vec<String>) -> Service {
+pub(super) fn service(name: &str, cluster_ip: Ipv4Addr, endpoints: Vec<String>) -> Service {
     Service {
         name: name.to_owned(),
         namespace: "default".to_owned(),
@@ -96,5 +95,6 @@ fn service(name: &str, cluster_ip: Ipv4Addr, endpoints: Vec<String>) -> Service 
         external_traffic_policy: TrafficPolicy::Cluster,
         session_affinity: SessionAffinity::None,
         endpoints,
+        not_ready: Vec::new(),
     }
 }

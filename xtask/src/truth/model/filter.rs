@@ -30,6 +30,8 @@ pub(super) struct Filter {
     pub(super) verdict: Verdict,
     /// In its table it comes before all others.
     early: bool,
+    /// Its place in its chain, where that does not follow from the other filters.
+    pub(super) position: Option<usize>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -37,6 +39,8 @@ struct Matches {
     src: Option<Ipv4Net>,
     dst: Option<Ipv4Net>,
     protocol: Option<Protocol>,
+    /// Of the destination.
+    port: Option<u16>,
     out: Option<String>,
     /// Of a pod's chain: its link, and which way.
     link: Option<(Way, String)>,
@@ -78,7 +82,7 @@ impl Passing<'_> {
 }
 
 impl Filter {
-    /// The arguments of iptables: `[-t TABLE] -I CHAIN [-s NET] [-d NET] [-p PROTOCOL] [-o LINK] -j TARGET [...]`.
+    /// The arguments of iptables: `[-t TABLE] -I CHAIN [-s NET] [-d NET] [-p PROTOCOL] [--dport PORT] [-o LINK] -j TARGET [...]`.
     pub(super) fn parse(rule: &str) -> Result<Filter> {
         let mut words = rule.split_whitespace();
         let (mut table, mut chain) = ("filter".to_owned(), None);
@@ -91,6 +95,7 @@ impl Filter {
                 "-s" => matches.src = Some(fib::prefix(value)?),
                 "-d" => matches.dst = Some(fib::prefix(value)?),
                 "-o" => matches.out = Some(value.to_owned()),
+                "--dport" => matches.port = Some(value.parse()?),
                 "-p" => matches.protocol = Some(Protocol::named(value)?),
                 "-j" => verdict = Some(value.to_owned()),
                 "--to-source" => verdict = Some(format!("SNAT {value}")),
@@ -116,13 +121,13 @@ impl Filter {
             "POSTROUTING" => Point::Postrouting,
             other => bail!("the model knows no chain {other}"),
         };
-        Ok(Filter { point, table, chain, matches, verdict, early: false })
+        Ok(Filter { point, table, chain, matches, verdict, early: false, position: None })
     }
 
     /// The rule in a chain of kube-proxy's, for what is new. `early`: it comes before all others.
-    pub(super) fn of_kube_proxy(self, table: &str, chain: &str, early: bool) -> Filter {
+    pub(super) fn of_kube_proxy(self, table: &str, chain: &str, early: bool, position: usize) -> Filter {
         let matches = Matches { new: true, ..self.matches };
-        Filter { table: table.to_owned(), chain: chain.to_owned(), matches, early, ..self }
+        Filter { table: table.to_owned(), chain: chain.to_owned(), matches, early, position: Some(position), ..self }
     }
 
     /// kube-proxy's, in its iptables mode, for what is invalid.
@@ -169,6 +174,7 @@ impl Filter {
             matches: Matches { link: Some((way, link)), ..Matches::default() },
             verdict: Verdict::Drop,
             early: false,
+            position: None,
         }
     }
 
@@ -197,13 +203,14 @@ impl Filter {
     }
 
     pub(super) fn fits(&self, passing: &Passing<'_>) -> bool {
-        let Matches { src, dst, protocol, out, link, invalid, new } = &self.matches;
+        let Matches { src, dst, protocol, port, out, link, invalid, new } = &self.matches;
         let Passing { packet, from, to, established } = passing;
         (!invalid || passing.is_invalid())
             && (!new || packet.begins() && !established)
             && src.is_none_or(|net| net.contains(&packet.src))
             && dst.is_none_or(|net| net.contains(&packet.dst))
             && protocol.is_none_or(|protocol| protocol == packet.protocol.iptables())
+            && port.is_none_or(|port| port == packet.port)
             && out.as_deref().is_none_or(|out| *to == Some(out))
             && link.as_ref().is_none_or(|(way, link)| {
                 let passes = match way {

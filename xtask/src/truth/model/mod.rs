@@ -66,8 +66,19 @@ fn walked<'a>(world: &'a World, walk: &mut Walk<'a>, ask: &Ask) -> Result<Option
         Probe::Udp => (Protocol::Udp, DATAGRAM),
     };
     let size = ask.size.map_or(size, |payload| payload + 28);
-    let request =
-        Packet { src, dst, id: 1, ttl: from.default_ttl()?, protocol, size, about: None, outer: None, marked: false };
+    let port = ask.port;
+    let request = Packet {
+        src,
+        dst,
+        port,
+        id: 1,
+        ttl: from.default_ttl()?,
+        protocol,
+        size,
+        about: None,
+        outer: None,
+        marked: false,
+    };
     let mut expected = Expected::default();
     let end = walk.send(&ask.from, request)?;
     let mut routers: Vec<String> = walk.routers.drain(..).map(|address| address.to_string()).collect();
@@ -115,6 +126,7 @@ fn walked<'a>(world: &'a World, walk: &mut Walk<'a>, ask: &Ask) -> Result<Option
     let reply = Packet {
         src: arrived.dst,
         dst: arrived.src,
+        port: 0,
         id: arrived.id,
         ttl: host.default_ttl()?,
         protocol: if ask.probe == Probe::Tcp { Protocol::Reset } else { Protocol::EchoReply },
@@ -130,6 +142,20 @@ fn walked<'a>(world: &'a World, walk: &mut Walk<'a>, ask: &Ask) -> Result<Option
         // Nobody sees that somebody out there answered.
         expected.request.append(&mut expected.reply);
         return Ok(Some(fail(expected, "lost", "request")));
+    }
+    // A rule of its maker's refused it, or it waits for a neighbour.
+    let of_maker = expected.reply.iter().all(|line| line.contains(" dropped: "));
+    if host.role != Role::Outside && !matches!(end, End::Delivered(..)) && of_maker {
+        expected.reply.clear();
+        let Some(delivered) = expected.request.pop() else { return Ok(None) };
+        if ask.probe == Probe::Tcp {
+            // What is seen is that the SYN was not taken.
+            expected.request.push(delivered.replace(" delivered ", " dropped ") + ": nothing listens on the port");
+            return Ok(Some(fail(expected, "dropped", "request")));
+        }
+        // Nothing says that the request was taken.
+        expected.request.push(delivered + " (inferred)");
+        return Ok(Some(fail(expected, "lost", "reply")));
     }
     Ok(Some(match end {
         End::Delivered(host, ..) if host == ask.from => {

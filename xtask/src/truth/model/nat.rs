@@ -53,7 +53,7 @@ impl<'a> Walk<'a> {
             }
             _ => None,
         });
-        let rule = rule.map(|to| Turned { to, turns_port: false, marked: false });
+        let rule = rule.map(|to| Turned { to, to_port: None, marked: false });
         if let Some(text) = self.turn(host, packet, rule) {
             self.line(host, &link.name, "dnat", packet.ttl, &text);
         }
@@ -91,7 +91,9 @@ impl<'a> Walk<'a> {
         let turned = rule.filter(|_| known.is_none() && packet.begins());
         let to = known.or(turned.map(|turned| turned.to)).unwrap_or(packet.dst);
         if known.is_none() && packet.begins() {
-            let turns_port = turned.is_some_and(|turned| turned.turns_port);
+            let port = turned.and_then(|turned| turned.to_port).unwrap_or(packet.port);
+            let turns_port = port != packet.port;
+            packet.port = port;
             flows.push(Flow { forth: ends, back: (to, packet.src), id: (packet.id, packet.id), turns_port });
             packet.marked = turned.is_some_and(|turned| turned.marked);
         }

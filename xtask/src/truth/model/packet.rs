@@ -41,6 +41,8 @@ impl Protocol {
 pub(super) struct Packet {
     pub(super) src: Ipv4Addr,
     pub(super) dst: Ipv4Addr,
+    /// Of TCP and UDP the destination port.
+    pub(super) port: u16,
     /// Of TCP and UDP the source port, of an echo its identifier: counted up at each change, so that changes show.
     pub(super) id: u32,
     pub(super) ttl: u8,

@@ -22,11 +22,12 @@ pub(super) struct Portals {
 #[derive(Debug)]
 struct Portal {
     cluster_ip: Ipv4Addr,
+    port: u16,
     protocol: Protocol,
-    node_port: bool,
+    node_port: Option<u16>,
     /// From outside only endpoints of the same node are for it.
     local: bool,
-    turns_port: bool,
+    target_port: u16,
     /// Node and address.
     endpoints: Vec<(String, Ipv4Addr)>,
 }
@@ -35,7 +36,8 @@ struct Portal {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Turned {
     pub(super) to: Ipv4Addr,
-    pub(super) turns_port: bool,
+    /// None: it keeps its port.
+    pub(super) to_port: Option<u16>,
     /// The node is to take the sender's place.
     pub(super) marked: bool,
 }
@@ -65,9 +67,9 @@ impl Portal {
         if packet.protocol != self.protocol {
             return None;
         }
-        let (here, marked) = match packet.dst == self.cluster_ip {
+        let (here, marked) = match (packet.dst, packet.port) == (self.cluster_ip, self.port) {
             true => (false, !of_pod),
-            false if !self.node_port || !host.is_local(packet.dst) => return None,
+            false if self.node_port != Some(packet.port) || !host.is_local(packet.dst) => return None,
             false if !self.local => (false, true),
             false if of_pod => (false, false),
             false if host.is_local(packet.src) => (false, true),
@@ -75,7 +77,7 @@ impl Portal {
         };
         let chosen: Vec<_> = self.endpoints.iter().filter(|(node, _)| !here || *node == host.name).collect();
         let (_, to) = *chosen.get(choice % chosen.len().max(1))?;
-        Some(Turned { to: *to, turns_port: self.turns_port, marked: marked || packet.src == *to })
+        Some(Turned { to: *to, to_port: Some(self.target_port), marked: marked || packet.src == *to })
     }
 }
 
@@ -90,7 +92,6 @@ impl World {
             };
             let endpoints = service.endpoints.iter().map(endpoint).collect::<Result<Vec<_>>>()?;
             ensure!(service.fronts().next().is_none(), "it knows no load balancers");
-            ensure!(service.node_port.is_none_or(|port| port == service.port), "it knows one port only");
             let local = service.external_traffic_policy == TrafficPolicy::Local;
             for host in self.hosts.values_mut().filter(|host| matches!(host.role, Role::Node { .. })) {
                 let nobody = endpoints.is_empty() || local && endpoints.iter().all(|(node, _)| *node != host.name);
@@ -104,9 +105,10 @@ impl World {
                         service::Protocol::Tcp => Protocol::Tcp,
                         service::Protocol::Udp => Protocol::Udp,
                     },
-                    node_port: service.node_port.is_some(),
+                    port: service.port,
+                    node_port: service.node_port,
                     local,
-                    turns_port: service.target_port.is_some_and(|port| port != service.port),
+                    target_port: service.target_port.unwrap_or(service.port),
                     endpoints,
                 });
             }
@@ -118,31 +120,39 @@ impl World {
     }
 }
 
+/// Of its base chains' priorities iptables has had chains before.
+fn had_chains(cni: &Cni) -> bool {
+    matches!(cni, Cni::Flannel { .. } | Cni::Calico { rules: Rules::Iptables, .. })
+}
+
 /// What becomes of packets to a service without endpoints: everywhere, or on this node.
 fn refusals(mode: Mode, service: &Service, host: &Host, cni: &Cni, none: bool, nobody: bool) -> Result<Vec<Filter>> {
     let verdict = if none { "REJECT" } else { "DROP" };
-    let filter = |point: &str, to: &Ipv4Addr, chain: &str| -> Result<Filter> {
-        let filter = Filter::parse(&format!("-I {point} -d {to} -p {} -j {verdict}", service.protocol))?;
+    let filter = |point: &str, to: &Ipv4Addr, port: u16, chain: &str| -> Result<Filter> {
+        let protocol = service.protocol;
+        let filter = Filter::parse(&format!("-I {point} -d {to} -p {protocol} --dport {port} -j {verdict}"))?;
         Ok(match mode {
-            Mode::Iptables => filter.of_kube_proxy("filter", chain, false),
+            Mode::Iptables => {
+                let of_chain = host.filters.iter().filter(|filter| filter.chain == chain);
+                let position = 1 + of_chain.filter_map(|filter| filter.position).max().unwrap_or(0);
+                filter.of_kube_proxy("filter", chain, false, position)
+            }
             Mode::Nftables => {
                 let chain = if none { "reject-chain" } else { "nodeport-endpoints-check" };
-                // These have had a chain there before.
-                let iptables = matches!(cni, Cni::Flannel { .. } | Cni::Calico { rules: Rules::Iptables, .. });
-                filter.of_kube_proxy("kube-proxy", chain, iptables)
+                filter.of_kube_proxy("kube-proxy", chain, had_chains(cni), 1)
             }
         })
     };
     let mut filters = Vec::new();
     if none {
         for point in ["FORWARD", "OUTPUT"] {
-            filters.push(filter(point, &service.cluster_ip, "KUBE-SERVICES")?);
+            filters.push(filter(point, &service.cluster_ip, service.port, "KUBE-SERVICES")?);
         }
     }
-    if service.node_port.is_some() && nobody {
+    if let Some(port) = service.node_port.filter(|_| nobody) {
         let addresses = host.links.values().flat_map(|link| &link.addresses);
         for address in addresses {
-            filters.push(filter("INPUT", &address.addr(), "KUBE-EXTERNAL-SERVICES")?);
+            filters.push(filter("INPUT", &address.addr(), port, "KUBE-EXTERNAL-SERVICES")?);
         }
     }
     Ok(filters)

@@ -27,7 +27,7 @@ fn ask(scenario: &Scenario, profile: &Profile) -> Option<Ask> {
         Ok(address) => Target::Address(address),
         Err(_) => Target::Host(host(to)?),
     };
-    let mut ask = Ask { from, to, probe: Probe::Ping, size: None };
+    let mut ask = Ask { from, to, probe: Probe::Ping, port: 8081, size: None };
     while let Some(option) = words.next() {
         match option {
             "-c" | "-i" | "--timeout" => drop(words.next()),

@@ -54,6 +54,8 @@ pub(super) struct Walk<'a> {
     /// Lines that may stand in place of others, for reasons that the configuration does not tell.
     pub(super) instead: Vec<(String, String)>,
     steps: u32,
+    /// How many lines there were when what is on its way now was sent.
+    began: usize,
     /// What left a traced host last: the host, its link.
     left: Option<(String, String, Packet)>,
 }
@@ -71,6 +73,7 @@ impl<'a> Walk<'a> {
             unnamed: false,
             instead: Vec::new(),
             steps: 0,
+            began: 0,
             left: None,
         }
     }
@@ -121,6 +124,7 @@ impl<'a> Walk<'a> {
     /// A packet that `host` sends itself.
     pub(super) fn send(&mut self, host: &str, mut packet: Packet) -> Result<End> {
         let host = self.world.host(host)?;
+        self.began = self.lines.len();
         if packet.about.is_some() {
             super::nat::as_sent(self.flows.entry(&host.name).or_default(), &mut packet);
         }
@@ -159,7 +163,7 @@ impl<'a> Walk<'a> {
             let point = if from.is_some() { Point::Forward } else { Point::Output };
             for point in [point, Point::Postrouting] {
                 if let Some(dropped) = self.filtered(host, point, from, Some(out), &packet)? {
-                    return Ok(dropped);
+                    return Ok(if from.is_none() { self.refused(host, out, &packet, dropped) } else { dropped });
                 }
             }
             let source = host.source(route);
@@ -231,10 +235,23 @@ impl<'a> Walk<'a> {
         Ok(self.drop(host, at, ttl, &why, None, Some(&packet)))
     }
 
+    /// What a rule refuses to its maker, no device sees. Of a request its sender is told; that there was a reply, nobody knows.
+    fn refused(&mut self, host: &Host, out: &Link, packet: &Packet, dropped: End) -> End {
+        let last = self.lines.pop().unwrap_or_default();
+        let why = last.split_once(": ").map_or("", |(_, why)| why);
+        self.kept(host, out, why);
+        if !packet.begins() {
+            self.lines.pop();
+            return End::Lost;
+        }
+        dropped
+    }
+
     /// What its maker keeps for want of a neighbour, no device sees: not even that it was sent.
     fn kept(&mut self, host: &Host, out: &Link, why: &str) {
         let place = self.place(host);
-        while self.lines.last().is_some_and(|line| line.starts_with(&format!("{place} {} ", out.name))) {
+        let own = |line: &String| line.starts_with(&format!("{place} {} ", out.name));
+        while self.lines.len() > self.began && self.lines.last().is_some_and(own) {
             self.lines.pop();
         }
         self.lines.push(format!("{place} {} dropped: {why} (inferred)", out.name));
@@ -522,9 +539,9 @@ impl<'a> Walk<'a> {
             }
             Verdict::Policy => (format!("the default policy of chain {chain}"), "policy".to_owned()),
             Verdict::Reject if table != "kube-proxy" => {
-                ("netfilter reject rule".to_owned(), format!("rule {}", 1 + before))
+                ("netfilter reject rule".to_owned(), format!("rule {}", filter.position.unwrap_or(1 + before)))
             }
-            _ => ("netfilter rule".to_owned(), format!("rule {}", 1 + before)),
+            _ => ("netfilter rule".to_owned(), format!("rule {}", filter.position.unwrap_or(1 + before))),
         };
         let at = from.or(to).context("neither in nor out")?;
         let answers = filter.verdict == Verdict::Reject;
@@ -563,7 +580,18 @@ impl<'a> Walk<'a> {
         };
         let about = Some(packet.ends());
         let (ttl, protocol) = (host.default_ttl().ok()?, Protocol::Error);
-        let error = Packet { src, dst: packet.src, id: 0, ttl, protocol, size: 100, about, outer: None, marked: false };
+        let error = Packet {
+            src,
+            dst: packet.src,
+            port: 0,
+            id: 0,
+            ttl,
+            protocol,
+            size: 100,
+            about,
+            outer: None,
+            marked: false,
+        };
         Some(Box::new(Answer { host: host.name.clone(), error }))
     }
 

@@ -3,8 +3,9 @@
 use std::collections::{HashMap, hash_map::Entry as Slot};
 
 use super::{
-    super::facts::{Rule, RuleHit, RuleVerdict},
+    super::facts::{ConditionField, Rule, RuleHit, RuleVerdict},
     model::{Chain, Entry, Outcome, Ruleset, Table, matters},
+    sets::MOST_RANGES,
     ways::{Graph, Ways},
 };
 
@@ -235,6 +236,17 @@ impl Comparison<'_> {
             }
             hit.understood &= outcome.understood;
         }
+        // A message of a session holds only so much.
+        let (mut room, all) = (MOST_RANGES, hit.conditions.len());
+        hit.conditions.retain(|condition| match &condition.field {
+            ConditionField::SourceIn(ranges) | ConditionField::DestinationIn(ranges) => {
+                let left = room.checked_sub(ranges.0.len());
+                room = left.unwrap_or(room);
+                left.is_some()
+            }
+            _ => true,
+        });
+        hit.understood &= hit.conditions.len() == all;
         hit
     }
 

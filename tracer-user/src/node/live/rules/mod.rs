@@ -127,7 +127,9 @@ pub(super) fn compare(
     let ipsets = legacy::IpSets::open();
     let mut ruleset = legacy::read(&after.legacy, &ipsets);
     if let Some(dump) = &after.nft {
-        ruleset.tables.extend(nft::read(dump, links, &ipsets).tables);
+        let then = before.nft.as_ref().and_then(nft::generation);
+        let steady = then.is_some() && then == nft::generation(dump);
+        ruleset.tables.extend(nft::read(dump, steady, links, &ipsets).tables);
     }
     let found = hits::hits(netns, &ruleset, &baseline(before), traced);
     let partly = after.nft.as_ref().is_some_and(|dump| dump.partly);

@@ -175,6 +175,8 @@ fn iptables_words(condition: &Condition, protocol: Option<u8>) -> String {
             return negated("-m conntrack", condition.not, &format!("--ctstate {}", states.join(",")));
         }
         F::ReversePathFails => "-m rpfilter --invert".to_owned(),
+        // A set of nftables: iptables has no words for it.
+        F::SourceIn(_) | F::DestinationIn(_) => return "...".to_owned(),
     };
     if condition.not { format!("! {words}") } else { words }
 }

@@ -1,9 +1,11 @@
 //! nftables by netlink (`net/netfilter/nf_tables_api.c`): what is asked, and what the answers come to.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     hash::{DefaultHasher, Hash, Hasher},
 };
+
+use netlink_sys::protocols::NETLINK_NETFILTER;
 
 use super::{
     super::{
@@ -29,6 +31,9 @@ const GET_SET_ELEMENTS: u16 = SUBSYSTEM | 13;
 const ALL: u8 = 0;
 /// So many sets' elements are read; what lies beyond decides unread.
 const MOST_SETS: usize = 4096;
+/// So many named sets of addresses are read, and so many elements of them all together.
+const MOST_NAMED: usize = 1024;
+const MOST_ELEMENTS: usize = 1 << 16;
 
 /// Chains, rules and sets as the kernel told them.
 #[derive(Clone, Debug, Default)]
@@ -38,6 +43,8 @@ pub(super) struct Dump {
     pub(super) rules: Vec<Raw>,
     pub(super) sets: Vec<Raw>,
     pub(super) elements: Vec<Raw>,
+    /// Named sets whose elements are all there.
+    pub(super) whole: HashSet<Place>,
     /// Not all elements that belong to rules were read.
     pub(super) partly: bool,
 }
@@ -74,7 +81,49 @@ pub(super) fn everything(netlink: &mut Netlink) -> Result<Option<Dump>, Failure>
             Err(failure) => return Err(failure),
         }
     }
+    read_named(&mut found)?;
     Ok(Some(found))
+}
+
+/// Reads small named sets of addresses. An interval has two elements, and before the first one may lie another.
+fn read_named(found: &mut Dump) -> Result<(), Failure> {
+    let named = found.sets.iter().filter_map(|message| {
+        let (table, set) = Set::decode(&message.body)?;
+        set.addresses.then_some((message.family, table, set.name))
+    });
+    let mut room = MOST_ELEMENTS;
+    for place in named.take(MOST_NAMED).collect::<Vec<_>>() {
+        let mut request = Raw::new(GET_SET_ELEMENTS, place.0);
+        put_text(&mut request.body, 1, &place.1);
+        put_text(&mut request.body, 2, &place.2);
+        let (mut elements, mut count) = (Vec::new(), 0);
+        let most = room.min(2 * sets::MOST_RANGES + 1);
+        let whole = Netlink::open(NETLINK_NETFILTER)?.dump_while(request, |message: Raw| {
+            count += sets::told(&message);
+            elements.push(message);
+            count <= most
+        });
+        match whole {
+            Ok(true) => {
+                room -= count;
+                found.elements.extend(elements);
+                found.whole.insert(place);
+            }
+            Ok(false) => {}
+            Err(failure) if failure.errno() == Some(libc::ENOENT) => {}
+            Err(failure) => return Err(failure),
+        }
+    }
+    Ok(())
+}
+
+/// The generation of the rules that a reading shows: each change of any of them makes a new one (its lower 16 bits are told with
+/// everything: `nft_base_seq` in net/netfilter/nf_tables_api.c). None: it shows several.
+pub(super) fn generation(dump: &Dump) -> Option<u16> {
+    let Dump { tables, chains, rules, sets, elements, whole: _, partly: _ } = dump;
+    let mut all = [tables, chains, rules, sets, elements].into_iter().flatten().map(|message| message.resource);
+    let first = all.next()?;
+    all.all(|other| other == first).then_some(first)
 }
 
 fn dump(netlink: &mut Netlink, request: Raw) -> Result<Vec<Raw>, Failure> {
@@ -151,8 +200,8 @@ pub(super) fn family_name(family: u8) -> Option<&'static str> {
     })
 }
 
-/// Reads the tables of a dump.
-pub(super) fn read(dump: &Dump, links: &HashMap<u32, String>, ipsets: &dyn SetNames) -> Ruleset {
+/// Reads the tables of a dump. `steady`: nothing of them has changed since packets passed, so that named sets are as they were.
+pub(super) fn read(dump: &Dump, steady: bool, links: &HashMap<u32, String>, ipsets: &dyn SetNames) -> Ruleset {
     let mut tables: HashMap<(u8, String), (Table, Sets)> = HashMap::new();
     let mut order: Vec<(u8, String)> = Vec::new();
     for message in &dump.chains {
@@ -166,7 +215,7 @@ pub(super) fn read(dump: &Dump, links: &HashMap<u32, String>, ipsets: &dyn SetNa
         });
         table.chains.push(Chain { name, base: base(&message.body, family), rules: Vec::new() });
     }
-    read_sets(dump, &mut tables);
+    read_sets(dump, steady, &mut tables);
     for (table, _) in tables.values_mut() {
         let priorities = dump.chains.iter().filter(|message| string(&message.body, 1).as_ref() == Some(&table.name));
         let priorities: Vec<(String, i32)> =
@@ -180,10 +229,12 @@ pub(super) fn read(dump: &Dump, links: &HashMap<u32, String>, ipsets: &dyn SetNa
     Ruleset { tables }
 }
 
-fn read_sets(dump: &Dump, tables: &mut HashMap<(u8, String), (Table, Sets)>) {
+fn read_sets(dump: &Dump, steady: bool, tables: &mut HashMap<(u8, String), (Table, Sets)>) {
     for message in &dump.sets {
-        let Some((table, set)) = Set::decode(&message.body) else { continue };
-        if let Some((_, sets)) = tables.get_mut(&(message.family, table)) {
+        let Some((table, mut set)) = Set::decode(&message.body) else { continue };
+        let place = (message.family, table, set.name.clone());
+        set.read = if set.wanted() { !dump.partly } else { steady && dump.whole.contains(&place) };
+        if let Some((_, sets)) = tables.get_mut(&(place.0, place.1)) {
             sets.insert(set.name.clone(), set);
         }
     }
@@ -194,11 +245,11 @@ fn read_sets(dump: &Dump, tables: &mut HashMap<(u8, String), (Table, Sets)>) {
             set.elements.extend(elements);
         }
     }
-    // The kernel lists them by hash.
+    // The kernel lists them by hash; an interval may begin where another ends.
     tables
         .values_mut()
         .flat_map(|(_, sets)| sets.values_mut())
-        .for_each(|set| set.elements.sort_by(|a, b| a.key.cmp(&b.key)));
+        .for_each(|set| set.elements.sort_by(|a, b| (&a.key, !a.end).cmp(&(&b.key, !b.end))));
 }
 
 fn read_rules(

@@ -194,7 +194,7 @@ pub(super) fn element_fields(
     key.is_empty().then_some(fields)
 }
 
-/// The condition that "is in this set" is: only sets of one element and of states are ones.
+/// The condition that "is in this set" is: only sets of one element, of states and of addresses are ones.
 pub(super) fn set_condition(
     set: &Set,
     keys: &[Loaded<'_>],
@@ -202,7 +202,17 @@ pub(super) fn set_condition(
     links: &HashMap<u32, String>,
 ) -> Option<ConditionField> {
     let [only] = keys else { return None };
-    if set.interval || !set.anonymous || set.elements.is_empty() || set.elements.iter().any(|e| e.special) {
+    if set.interval || !set.anonymous || set.elements.len() > 1 {
+        let length = if version == Some(6) { 16 } else { 4 };
+        let whole = only.masked.is_none() && width(only) == Some(length);
+        let ranges = || whole.then(|| set.ranges()).flatten();
+        match kind(only, version) {
+            Kind::Source => return ranges().map(ConditionField::SourceIn),
+            Kind::Destination => return ranges().map(ConditionField::DestinationIn),
+            _ => {}
+        }
+    }
+    if set.interval || !set.anonymous || set.elements.is_empty() || set.elements.iter().any(|e| e.end || e.rest) {
         return None;
     }
     if kind(only, version) == Kind::State && only.masked.is_none() {

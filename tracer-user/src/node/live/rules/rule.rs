@@ -337,7 +337,10 @@ impl<'a> Machine<'a> {
 fn without_implied(conditions: Vec<Condition>) -> Vec<Condition> {
     let any = |condition: &Condition| matches!(&condition.field, ConditionField::Source(net) if net.prefix_len() == 0 && !condition.not);
     let address = |condition: &Condition| {
-        matches!(condition.field, ConditionField::Source(_) | ConditionField::Destination(_)) && !any(condition)
+        use ConditionField as F;
+        let address =
+            matches!(condition.field, F::Source(_) | F::Destination(_) | F::SourceIn(_) | F::DestinationIn(_));
+        address && !any(condition)
     };
     if conditions.iter().any(|condition| address(condition) && !condition.not) {
         return conditions.into_iter().filter(|condition| !any(condition)).collect();
