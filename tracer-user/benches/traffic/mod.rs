@@ -65,7 +65,7 @@ pub(crate) fn ends() -> Ends {
 
 /// What the sessions are asked to record.
 pub(crate) fn flows() -> Vec<Flow> {
-    [1, 6].map(|protocol| Flow { a: pod(0).into(), b: None, protocol, a_port: None, b_port: None }).into()
+    [1, 6].map(|protocol| Flow { a: pod(0).into(), b: None, protocol, a_port: None, b_port: None, one_of: 1 }).into()
 }
 
 /// What a session finds out about its node, with the routes that the packets took.
