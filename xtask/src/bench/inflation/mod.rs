@@ -2,6 +2,7 @@
 //! podpath, and with the tools that people use today; in rounds, in which each has its turn.
 
 use std::{
+    fs,
     path::{Path, PathBuf},
     process::{Command, ExitCode},
     time::Duration,
@@ -29,6 +30,8 @@ use session::{Account, Place, Session, Tool, Traced};
 const NAME: &str = "inflation";
 /// Its nodes have two pods each, so that a flow can be traced that shares neither end with the one that is measured.
 const PROFILE: &str = "calico-vms";
+/// Of the two nodes, for podpath.
+const INVENTORY: &str = "inventory.toml";
 /// In front of each packet, bytes.
 const IPIP: u32 = 20;
 /// Of pings flat out, in a round; the median of theirs is the round's, so that a moment in which the machine was busy
@@ -229,11 +232,18 @@ impl<'a> Rounds<'a> {
         let (pair, strangers) = (Pair::new(lab, "customer", "summary2")?, Pair::new(lab, "database", "stray")?);
         // Kept in memory, on most machines.
         let folder = tempfile::tempdir_in("/run").context("create a folder for what the tools write")?;
+        let inventory = folder.path().join(INVENTORY);
+        let text = two_nodes(lab, &pair)?;
+        fs::write(&inventory, text).with_context(|| format!("write {}", inventory.display()))?;
         Ok(Rounds { here, lab, pair, strangers, folder })
     }
 
     fn run(&self) -> Result<Measured> {
-        let place = Place { podpath: &self.here.podpath, inventory: &self.lab.inventory, folder: self.folder.path() };
+        let place = Place {
+            podpath: &self.here.podpath,
+            inventory: &self.folder.path().join(INVENTORY),
+            folder: self.folder.path(),
+        };
         let _server = serve(&self.pair)?;
         // So that no neighbour has to be found while something is measured.
         ping(&self.pair, SLOW, false)?;
@@ -344,6 +354,20 @@ impl<'a> Rounds<'a> {
         }
         Ok(Sample { case: name, round, pings, tcp, events, accounts, armed_ms: armed, load })
     }
+}
+
+/// The lab's inventory with the pair's two nodes alone: all nodes of a lab share one kernel, and each more would cost it as much
+/// as on real machines it costs another.
+fn two_nodes(lab: &LabInfo, pair: &Pair) -> Result<String> {
+    let mut text = format!("context = \"lab {}\"\nidentity = \"{}\"\n", lab.name, lab.identity.display());
+    for pod in [&pair.source, &pair.destination] {
+        let node = lab.node(&pod.node)?;
+        text += &format!(
+            "\n[[node]]\nname = \"{}\"\ncommand = [\"ip\", \"netns\", \"exec\", \"{}\", \"podpath-agent\", \"session\"]\n",
+            node.name, node.namespace
+        );
+    }
+    Ok(text)
 }
 
 /// Goes on without a tool that does not run here. Without podpath there is nothing to say.

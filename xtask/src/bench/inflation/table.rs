@@ -108,6 +108,10 @@ fn aims(text: &mut String, measured: &Measured) {
         }
     });
     let _ = writeln!(text, "\n{}\n{}", lines[0], lines[1]);
+    let _ = writeln!(
+        text,
+        "(both nodes are this one kernel, which runs both sessions' programs for each packet; a node of its own runs one's)"
+    );
     let this: Vec<&Sample> = measured.samples.iter().filter(|sample| sample.case == CASES[2].1).collect();
     let sent: u64 = this.iter().map(|sample| sent(sample)).sum();
     let exchanges = this.iter().filter_map(|sample| sample.accounts.first()?.exchanges.as_ref());
