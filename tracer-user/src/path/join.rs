@@ -1,6 +1,6 @@
 //! The reducer: evidence in, exchanges out.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{cell::OnceCell, collections::BTreeSet, net::IpAddr};
 
 use super::{
     Ends, Evidence, Joined, Names, NodeEvidence,
@@ -50,7 +50,8 @@ fn join_up_to(
     names: &dyn Names,
 ) -> Joined {
     let owners = Owners::of(evidence);
-    let world = World { evidence, ends, names, owners: &owners };
+    let connections: Vec<_> = evidence.nodes.iter().map(|_| OnceCell::new()).collect();
+    let world = World { evidence, ends, names, owners: &owners, connections: &connections };
     let sorted: Vec<Sorted<'_>> = evidence.nodes.iter().map(|n| Sorted::new(&n.records)).collect();
     let by_node = sorted.iter().enumerate().flat_map(|(node, n)| n.sightings.iter().map(move |s| (node, *s)));
     let errors: Vec<_> = by_node.filter(|(_, s)| errors::is_error(s)).collect();

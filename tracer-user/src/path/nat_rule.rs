@@ -3,7 +3,11 @@
 //! The rules of the nat table see the first packet of a connection only, so one rule's counter rises by one however many
 //! packets it rewrites; for a connection older than the trace by none: what counted meanwhile is others' then.
 
-use std::{net::IpAddr, str::FromStr};
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+    str::FromStr,
+};
 
 use super::{
     group::{ACK, SYN},
@@ -12,7 +16,7 @@ use super::{
     world::World,
 };
 use crate::{
-    event::{L4, Packet, Record, Translation},
+    event::{L4, Packet, Record, Translation, Tuple},
     node::facts::{Condition, ConditionField, LinkRef, Rule, RuleEngine, RuleHit, RuleVerdict},
 };
 
@@ -64,24 +68,83 @@ fn may_be_older(world: &World<'_>, node: usize, packet: &Packet) -> Option<&'sta
     if !world.evidence.probes.is_empty() {
         return None;
     }
-    let records = &world.node(node).records;
-    if let L4::Tcp { src_port, dst_port, .. } = packet.l4 {
-        let begins = |record: &Record| match record {
-            Record::Sighting(s) => matches!(s.packet.l4, L4::Tcp { src_port: a, dst_port: b, flags, .. }
-                if flags & (SYN | ACK) == SYN && (a == src_port || b == dst_port)
-                    && (s.packet.src == packet.src || s.packet.dst == packet.dst)),
-            _ => false,
-        };
-        return (!records.iter().any(begins)).then_some("connection older than the trace");
+    let connections = world.connections(node);
+    if let L4::Tcp { .. } = packet.l4 {
+        return (!connections.began_with(packet)).then_some("connection older than the trace");
     }
-    let mut of_this = records.iter().filter_map(|record| match record {
-        Record::Translation(t) if is_of(packet, t) => Some(t.status & SEEN_REPLY != 0),
-        _ => None,
-    });
+    let of_this = connections.translations.get(&pair(packet.src, packet.dst, port(packet)));
+    let of_this = of_this.into_iter().flatten().filter(|t| is_of(packet, t));
+    let mut of_this = of_this.map(|t| t.status & SEEN_REPLY != 0);
     match (of_this.next(), of_this.any(|seen| seen)) {
         (Some(true), _) => Some("connection older than the trace"),
         (Some(false), true) => None,
         _ => Some("connection may be older than the trace"),
+    }
+}
+
+/// What one node's records tell of connections, found without going through all of them for each rewrite.
+#[derive(Default)]
+pub(super) struct Connections {
+    /// Of each SYN: its ports (of the source, or not), each with its addresses (of the source, or not). NAT leaves one port and one address.
+    begun: HashSet<(bool, u16, bool, IpAddr)>,
+    /// By two addresses, with each port or identifier and without: entries with them, each state of each once, in the order of the records.
+    translations: HashMap<Pair, Vec<Translation>>,
+}
+
+type Pair = (IpAddr, IpAddr, Option<u16>);
+
+impl Connections {
+    pub(super) fn of(records: &[Record]) -> Self {
+        let mut connections = Self::default();
+        let mut known = HashSet::new();
+        for record in records {
+            match record {
+                Record::Sighting(s) => {
+                    if matches!(s.packet.l4, L4::Tcp { flags, .. } if flags & (SYN | ACK) == SYN) {
+                        connections.begun.extend(port_with_address(&s.packet));
+                    }
+                }
+                Record::Translation(t) if known.insert((t.original, t.reply, t.status)) => {
+                    let keys = [t.original, t.reply].iter().flat_map(keys).collect::<HashSet<_>>();
+                    keys.into_iter().for_each(|key| connections.translations.entry(key).or_default().push(t.clone()));
+                }
+                Record::Translation(_) | Record::Rewrite(_) => {}
+            }
+        }
+        connections
+    }
+
+    /// The SYN of the packet's connection was seen, by whatever addresses.
+    fn began_with(&self, packet: &Packet) -> bool {
+        port_with_address(packet).any(|key| self.begun.contains(&key))
+    }
+}
+
+fn port_with_address(packet: &Packet) -> impl Iterator<Item = (bool, u16, bool, IpAddr)> {
+    let ports = match packet.l4 {
+        L4::Tcp { src_port, dst_port, .. } => Some([(true, src_port), (false, dst_port)]),
+        _ => None,
+    };
+    let addresses = [(true, packet.src), (false, packet.dst)];
+    let ports = ports.into_iter().flatten();
+    ports.flat_map(move |(is_src, port)| addresses.map(|(of_src, address)| (is_src, port, of_src, address)))
+}
+
+fn keys(tuple: &Tuple) -> [Pair; 3] {
+    [Some(tuple.l4_src), Some(tuple.l4_dst), None].map(|port| pair(tuple.src, tuple.dst, port))
+}
+
+/// In either direction.
+fn pair(a: IpAddr, b: IpAddr, port: Option<u16>) -> Pair {
+    (a.min(b), a.max(b), port)
+}
+
+/// One of the two ports, or the identifier; none where only addresses count.
+fn port(packet: &Packet) -> Option<u16> {
+    match packet.l4 {
+        L4::Udp { src_port, .. } => Some(src_port),
+        L4::Icmp { id, .. } => Some(id),
+        L4::Tcp { .. } | L4::Other { .. } => None,
     }
 }
 

@@ -1,8 +1,8 @@
 //! Look-ups in what is known about the nodes.
 
-use std::{collections::HashMap, net::IpAddr};
+use std::{cell::OnceCell, collections::HashMap, net::IpAddr};
 
-use super::{Ends, Evidence, Names, NodeEvidence};
+use super::{Ends, Evidence, Names, NodeEvidence, nat_rule::Connections};
 use crate::node::facts::{Link, LinkRef, Namespace, Role, RouteAnswer, RouteQuestion};
 
 /// Kinds of links that hand a packet on to another link of the same node.
@@ -144,6 +144,8 @@ pub(super) struct World<'a> {
     pub(super) ends: &'a Ends,
     pub(super) names: &'a dyn Names,
     pub(super) owners: &'a Owners,
+    /// By node: known once they are asked for.
+    pub(super) connections: &'a [OnceCell<Connections>],
 }
 
 /// Which traced node has an address, and on which link.
@@ -184,6 +186,10 @@ impl<'a> World<'a> {
     /// Records of some node may be missing.
     pub(super) fn any_unreliable(&self) -> bool {
         (0..self.evidence.nodes.len()).any(|n| self.unreliable(n))
+    }
+
+    pub(super) fn connections(&self, node: usize) -> &'a Connections {
+        self.connections[node].get_or_init(|| Connections::of(&self.node(node).records))
     }
 
     /// The traced node that has this address, and the link that carries it.
