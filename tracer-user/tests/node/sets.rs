@@ -42,7 +42,6 @@ fn small_sets_of_addresses_are_read() {
         "table inet t {
             set few { type ipv4_addr; elements = { 10.0.0.9, 10.0.0.1 }; }
             set nets { type ipv4_addr; flags interval; elements = { 10.0.0.0/8, 11.0.0.0/8, 192.168.7.1, 240.0.0.0/4 }; }
-            set all { type ipv4_addr; flags interval; elements = { 0.0.0.0/0 }; }
             set none { type ipv4_addr; }
             set six { type ipv6_addr; flags interval; elements = { fd00::/64 }; }
             set timed { type ipv4_addr; flags timeout; elements = { 10.0.0.1 timeout 1h }; }
@@ -51,7 +50,6 @@ fn small_sets_of_addresses_are_read() {
             chain c { type filter hook forward priority 0;
                 ip daddr @few drop
                 ip saddr != @nets drop
-                ip saddr @all drop
                 ip daddr @none drop
                 ip6 saddr @six drop
                 ip daddr @timed drop
@@ -63,7 +61,21 @@ fn small_sets_of_addresses_are_read() {
         }",
     );
     let found = asked(&lab, || {});
-    insta::assert_snapshot!(found.join("\n"), @"");
+    assert_eq!(
+        found,
+        [
+            "understood daddr 10.0.0.1-10.0.0.1 10.0.0.9-10.0.0.9",
+            "understood not saddr 10.0.0.0-10.255.255.255 11.0.0.0-11.255.255.255 192.168.7.1-192.168.7.1 \
+             240.0.0.0-255.255.255.255",
+            "understood daddr",
+            "understood saddr fd00::-fd00::ffff:ffff:ffff:ffff",
+            "not understood",
+            "not understood",
+            "not understood",
+            "understood saddr 10.0.0.2-10.0.0.2 10.0.0.4-10.0.0.4",
+            "understood daddr 10.0.0.0-10.255.255.255 172.16.0.0-172.31.255.255",
+        ]
+    );
 }
 
 #[test]
@@ -73,7 +85,7 @@ fn a_large_set_is_left_unread() {
         let all: Vec<String> = (0..size).map(|n| format!("10.{}.{}.1", n / 250, n % 250)).collect();
         let set = format!("set some {{ type ipv4_addr; elements = {{ {} }}; }}", all.join(", "));
         let chain = "chain c { type filter hook forward priority 0; ip daddr @some drop; }";
-        lab.feed("n", "nft -f -", &format!("table ip t {{ {set}\n {chain} }}"));
+        lab.feed("n", "nft -f -", &format!("table ip t {{\n{set}\n{chain}\n}}\n"));
         asked(&lab, || {})
     };
     assert_eq!(sized(1_000)[0].split(' ').count(), 2 + 1_000);
@@ -84,8 +96,8 @@ fn a_large_set_is_left_unread() {
 #[test]
 fn a_set_that_changed_says_nothing() {
     let lab = lab();
-    let table = "table ip t { set some { type ipv4_addr; elements = { 10.0.0.1 }; } chain c { type filter hook forward priority 0; \
-                 ip daddr @some drop; } }";
+    let table = "table ip t {\nset some { type ipv4_addr; elements = { 10.0.0.1 }; }\nchain c { type filter hook forward priority 0; \
+                 ip daddr @some drop; }\n}\n";
     lab.feed("n", "nft -f -", table);
     assert_eq!(asked(&lab, || {}), ["understood daddr 10.0.0.1-10.0.0.1"]);
     let change = || drop(lab.exec("n", "nft add element ip t some { 10.0.0.2 }"));

@@ -73,6 +73,11 @@ impl Ask {
 }
 
 impl Ask {
+    /// What is traced may be of a connection that stood before.
+    pub(crate) fn is_of_unknown_age(&self) -> bool {
+        self.from == INTERNET && self.probe == Probe::Udp
+    }
+
     /// Of a client out there: what asks again and again, by `xtask traffic`.
     pub(crate) fn traffic(&self, lab: &LabInfo) -> Result<Option<Vec<String>>> {
         let protocol = match self.probe {

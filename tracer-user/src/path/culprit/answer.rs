@@ -85,7 +85,8 @@ fn fate(world: &World<'_>, errors: &[(usize, &Sighting)], sorted: &[Sorted<'_>])
     }
     let chain = Chain::new(world, Role::Reply, &by_node, sorted);
     match drops::end(world, &chain, false) {
-        End::Delivered => (true, None),
+        // Of a source out there no more can be seen.
+        End::Delivered | End::Left => (true, None),
         End::Dropped { node, at, cause } => {
             let interface = world.interface(node, crate::path::touch::place(at)).unwrap_or("an interface");
             let place = world.pod(node, at.netns).map_or(String::new(), |pod| format!("pod {pod} on "));
@@ -93,7 +94,7 @@ fn fate(world: &World<'_>, errors: &[(usize, &Sighting)], sorted: &[Sorted<'_>])
             (false, Some(format!("dropped at {place}: {}", cause.detail.why)))
         }
         End::Lost(text, _) => (false, Some(text)),
-        End::Left | End::Unseen | End::Unsent { .. } | End::Unknown(_) => (false, None),
+        End::Unseen | End::Unsent { .. } | End::Unknown(_) => (false, None),
     }
 }
 

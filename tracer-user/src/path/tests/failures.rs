@@ -8,7 +8,7 @@ use crate::{
     node::facts::RouteKind,
     path::{
         model::{Action, Basis, Direction, Hop, Outcome},
-        testing::{ENS5, ETH0, Walk, host, ip, pod, veth},
+        testing::{ENS5, ETH0, Kind, Walk, host, ip, pod, veth},
     },
     session::Flow,
 };
@@ -159,6 +159,26 @@ fn rejected_by_an_icmp_error() {
     assert_eq!((e.outcome, e.failed_direction), (Outcome::Rejected, Some(Direction::Request)));
     let rejection = e.rejection.as_ref().expect("an answer");
     assert_eq!((rejection.from, rejection.meaning.as_str()), (ip("172.20.0.99"), "host unreachable"));
+}
+
+/// As with any other reply: of what leaves for a client out there no more can be seen.
+#[test]
+fn an_icmp_error_that_leaves_for_its_client_has_answered() {
+    let mut w = Walk { kind: Kind::Udp, ..Walk::new(1, ip("203.0.113.9"), pod(0, 1)) };
+    w.request(1).received((0, 0, ENS5)).routed((0, 0, veth(1))).received((0, 1, ETH0));
+    w.freed(Hook::Drop, (0, 1, ETH0), "__udp4_lib_rcv", Some("NO_SOCKET"));
+    w.evidence.probes.clear();
+    let (len, id) = (w.packet.ip_len.to_be_bytes(), w.packet.ip_id.to_be_bytes());
+    let nonce = u64::from_be_bytes([0x45, 0, len[0], len[1], id[0], id[1], 0x40, 0]);
+    w.skb += 0x100;
+    w.packet.l4 = L4::Icmp { kind: 3, code: 3, id: 0, seq: 0, nonce };
+    (w.packet.src, w.packet.dst, w.packet.ttl) = (pod(0, 1), ip("203.0.113.9"), 64);
+    w.queue((0, 1, ETH0)).xmit((0, 1, ETH0)).sighting_in((0, 0, veth(1))).decrement();
+    w.queue((0, 0, ENS5)).xmit((0, 0, ENS5));
+    let joined = w.join();
+    let e = &joined.exchanges[0];
+    assert_eq!((e.outcome, e.failed_direction), (Outcome::Rejected, Some(Direction::Request)), "{:?}", e.notes);
+    assert!(e.rejection.as_ref().is_some_and(|r| r.arrived && r.fate.is_none()), "{:?}", e.rejection);
 }
 
 #[test]

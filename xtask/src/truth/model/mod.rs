@@ -47,9 +47,21 @@ pub(crate) fn expect(network: &Network, ask: &Ask) -> Result<Vec<Expected>> {
         let mut walk = Walk::new(&world);
         let expected = walked(&world, &mut walk, ask)?;
         let expected = expected.map(|expected| Expected { instead: walk.instead, ..expected });
+        let expected =
+            expected.map(|expected| if ask.is_of_unknown_age() { of_unknown_age(expected) } else { expected });
         all.extend(expected.filter(|expected| !all.contains(expected)));
     }
     Ok(all)
+}
+
+/// Of a datagram that somebody else sends, nothing says that it is its connection's first.
+fn of_unknown_age(mut expected: Expected) -> Expected {
+    for line in
+        expected.request.iter_mut().filter(|line| [" dnat ttl ", " snat ttl "].iter().any(|nat| line.contains(nat)))
+    {
+        line.push_str(", connection may be older than the trace: rule not known");
+    }
+    expected
 }
 
 fn walked<'a>(world: &'a World, walk: &mut Walk<'a>, ask: &Ask) -> Result<Option<Expected>> {
