@@ -100,6 +100,8 @@ pub(super) struct Account {
     pub(super) exchanges: Option<Exchanges>,
     /// From its being asked to end until it had, ms.
     pub(super) end_ms: f64,
+    /// What it said, if it did not wait until it was asked: then not all was traced.
+    pub(super) ended_by_itself: Option<String>,
 }
 
 /// As `podpath report` counts them.
@@ -266,14 +268,21 @@ impl<'a> Session<'a> {
     /// It does not end, or does not say what it should.
     pub(super) fn end(mut self) -> Result<Account> {
         let begin = Instant::now();
+        let ended_by_itself = match self.child.0.try_wait().context("look after a tool")? {
+            Some(_) => Some(self.words()?),
+            None => None,
+        };
         let pid = Pid::from_raw(self.child.0.id().cast_signed());
-        kill(pid, Signal::SIGINT).context("interrupt a tool")?;
+        if ended_by_itself.is_none() {
+            kill(pid, Signal::SIGINT).context("interrupt a tool")?;
+        }
         while self.child.0.try_wait().context("wait for a tool")?.is_none() {
             self.go_on(begin)?;
         }
         let end_ms = begin.elapsed().as_secs_f64() * 1000.0;
         let words = read(&self.place.err())?;
-        let mut account = Account { events: self.written()?, said_lost: None, exchanges: None, end_ms };
+        let mut account =
+            Account { events: self.written()?, said_lost: None, exchanges: None, end_ms, ended_by_itself };
         match self.tool {
             Tool::Podpath if self.reports => {
                 let report = self.report().with_context(|| format!("podpath record said: {words}"))?;

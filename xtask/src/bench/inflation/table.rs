@@ -23,6 +23,15 @@ pub(super) fn table(measured: &Measured) -> String {
         row(&mut text, measured, case);
     }
     aims(&mut text, measured);
+    for sample in &measured.samples {
+        for words in sample.accounts.iter().filter_map(|account| account.ended_by_itself.as_ref()) {
+            let _ = writeln!(
+                text,
+                "{}, round {}: ended by itself, before all was traced: {words}",
+                sample.case, sample.round
+            );
+        }
+    }
     for left in &measured.left_out {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "{}: left out: {}", left.case, left.why);
@@ -174,6 +183,7 @@ mod tests {
             said_lost: (case != 3).then_some(7),
             exchanges: (case == 2).then_some(Exchanges { total: 300, delivered: 299 }),
             end_ms: 1.0,
+            ended_by_itself: (case == 3 && round == 2).then(|| "out of memory".to_owned()),
         };
         Sample {
             case: CASES[case].1,
