@@ -226,7 +226,9 @@ fn long(pool: &[Bytes]) -> Result<Value> {
         allocations as f64 / done as f64
     );
     println!("resident memory after each tenth, MB: {}", megabytes.join(" "));
-    Ok(json!({ "events": done, "cpu_ns": cost.cpu.as_nanos() as u64, "allocations": allocations, "rss_bytes": seen }))
+    Ok(
+        json!({ "events": done, "cpu_ns": cost.cpu.as_nanos() as u64, "allocations": allocations, "rss_bytes": seen, "peak_rss_bytes": memory()?.peak }),
+    )
 }
 
 /// From a recording to a report.

@@ -19,10 +19,9 @@ use tracer_user::{
 use measure::{Counting, cost, kernel, machine, median, memory};
 use traffic::Traffic;
 
-#[expect(dead_code, reason = "shared with other benches, which use more of it")]
 mod measure;
 #[path = "pipeline/sessions.rs"]
-#[expect(dead_code, reason = "likewise")]
+#[expect(dead_code, reason = "shared with another bench, which uses more of it")]
 mod sessions;
 mod traffic;
 

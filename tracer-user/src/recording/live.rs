@@ -14,7 +14,7 @@ use crate::{
 /// What is younger may not have come from all nodes, nor have been answered, ns.
 const TOO_YOUNG_NS: u64 = 300_000_000;
 
-/// So many records are kept of all nodes together, some 350 bytes each; of more, the oldest are forgotten, and counted. A few seconds of
+/// So many records are kept of all nodes together, some 280 bytes each; of more, the oldest are forgotten, and counted. A few seconds of
 /// what one core can join in a second.
 const MOST_KEPT: usize = 400_000;
 

@@ -28,7 +28,7 @@ use crate::{
 /// so long that it would be felt in what is measured; an ordinary trace is over before.
 const LOOK_FOR_PODS_EVERY: Duration = Duration::from_secs(5);
 
-/// So many records are kept for the questions to routes and conntrack at the end, some 350 bytes each. What comes later raises a new question
+/// So many records are kept for the questions to routes and conntrack at the end, some 280 bytes each. What comes later raises a new question
 /// only where packets go elsewhere; that is told.
 const KEPT_RECORDS: usize = 100_000;
 
