@@ -66,7 +66,7 @@ fn flood(to: Ipv4Addr) -> Result<()> {
 
 /// Received, and told to be lost.
 fn measure(case: Case) -> Result<(u64, u64, Duration)> {
-    let flow = Flow { a: IpAddr::V4(A), b: Some(IpAddr::V4(B)), protocol: 1, a_port: None, b_port: None };
+    let flow = Flow { a: IpAddr::V4(A), b: Some(IpAddr::V4(B)), protocol: 1, a_port: None, b_port: None, one_of: 1 };
     let inode = |name: &&str| anyhow::Ok(u32::try_from(std::fs::metadata(format!("/run/netns/{name}"))?.ino())?);
     let scope = NAMESPACES.iter().map(inode).collect::<Result<Vec<_>>>()?;
     let mut probe = Probe::start(&Setup { flows: &[flow], scope: &scope, ring_size: case.ring })?;
