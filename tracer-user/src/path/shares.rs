@@ -100,9 +100,12 @@ fn at_the_edge(world: &World<'_>, request: &Chain<'_>, reply: &Chain<'_>) -> Opt
 /// From the request's first `net_dev_queue` to the reply's last `netif_receive_skb` in the same namespace, ns.
 fn rtt(world: &World<'_>, request: &Chain<'_>, reply: &Chain<'_>) -> Option<u64> {
     let ((a, first), (b, last)) = (request.first()?, reply.last()?);
-    let starts = first.way == Way::Out && !first.queue_unseen();
-    let home = a == b && first.at().netns == last.at().netns && last.way == Way::In;
     let own = |t: &Touch<'_>, address| world.namespaces(a).owns(t.at().netns, address);
+    let source = world.ends.source.address;
+    // Where the source's own records are lost, the node that masquerades looks like it.
+    let is_source = world.owner(source).is_none() || own(first, source);
+    let starts = first.way == Way::Out && !first.queue_unseen() && is_source;
+    let home = a == b && first.at().netns == last.at().netns && last.way == Way::In;
     let arrived = own(last, last.last.packet.dst);
     (starts && home && arrived).then(|| last.start().checked_sub(first.start())).flatten()
 }

@@ -305,6 +305,26 @@ fn a_node_of_which_nothing_is_left_is_told_of() {
     }
 }
 
+/// What `lost_records_never_make_a_wrong_path` once found: without the pod's records the node that masquerades looked like the source,
+/// and its time on the wire like the round trip.
+#[test]
+fn the_time_behind_a_masquerading_node_is_no_round_trip() {
+    let (tunnel, bridge, same_memory, kind, v6) = (None, false, false, Kind::Echo, false);
+    let clocks = vec![0; 4];
+    let plan =
+        Plan { nodes: 1, tunnel, masquerade: true, bridge, same_memory, step: 2, clocks, exchanges: 1, kind, v6 };
+    let mut w = walk(&plan);
+    // Left: the request as it leaves the node, the reply as it comes in.
+    let mut keep = [0; 200];
+    (keep[4], keep[6]) = (1, 1);
+    lose(&mut w, &keep, 1);
+    w.evidence.probes[0].rtt_ns = None;
+    let joined = w.join();
+    let e = &joined.exchanges[0];
+    assert_eq!((shape(&e.reply).len(), e.rtt_ns), (1, None), "{e:#?}");
+    assert!(add_up(e));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
