@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use tracer_common::{Address, MAX_FLOWS, Rule, Wanted, address, encapsulation};
+use tracer_common::{Address, MAX_FLOWS, Rule, Wanted, address, chosen, encapsulation};
 use tracer_ebpf::{
     flow,
     parse::{self, Bytes, FIRST_READ, Headers},
@@ -293,10 +293,40 @@ fn wanted() -> Wanted {
     let id = u64::from_ne_bytes([0, 0, 0, 0, 0x33, 0x44, 0, 0]);
     let mask = u64::from_ne_bytes([0, 0, 0, 0, 0xff, 0xff, 0, 0]);
     let (a, b) = (v4("100.106.133.221"), v4("100.115.37.81"));
-    let rule = |src, dst| Rule { src, src_mask: all, dst, dst_mask: all, l4: id, l4_mask: mask, protocol: 1 };
+    let rule = |src, dst| Rule {
+        src,
+        src_mask: all,
+        dst,
+        dst_mask: all,
+        l4: id,
+        l4_mask: mask,
+        protocol: 1,
+        ..Rule::default()
+    };
     let mut rules = [[Rule::default(); 2]; MAX_FLOWS];
     rules[0] = [rule(a, b), rule(b, a)];
     Wanted { flows: 1, zero: 0, ends: [u32::from_ne_bytes([100, 106, 133, 221]), 0, 0, 0], rules }
+}
+
+#[test]
+fn of_sampled_flows_a_fragment_is_wanted_and_a_first_one_by_its_port() {
+    let mut wanted = wanted();
+    for rule in wanted.rules[0].iter_mut() {
+        (rule.l4_mask, rule.one_of, rule.port_shift) = (0, 7, 32);
+    }
+    let asked = |id: u16| {
+        let mut echo = ECHO;
+        echo[4..6].copy_from_slice(&id.to_be_bytes());
+        flow::is_wanted(&wanted, &parsed(&ipv4(1, 0, &[], &echo)).expect("IPv4"))
+    };
+    let recorded = (0..700).filter(|id| asked(*id)).count();
+    assert!((80..=120).contains(&recorded), "of 700 one in seven: {recorded}");
+    let expected = |id: u16| chosen(u16::from_ne_bytes(id.to_be_bytes()).into(), 7) == 0;
+    assert!((0..700).all(|id| asked(id) == expected(id)));
+    // A later fragment has no port to choose by.
+    let mut fragment = parsed(&ipv4(1, 0, &[], &ECHO)).expect("IPv4");
+    (fragment.fragment, fragment.l4) = (true, [u64::MAX; 2]);
+    assert!(flow::is_wanted(&wanted, &fragment));
 }
 
 #[test]
