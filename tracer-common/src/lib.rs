@@ -237,7 +237,8 @@ pub struct Rule {
     pub l4_mask: u64,
     /// IP protocol number.
     pub protocol: u64,
-    /// Of so many flows one is wanted, chosen by [`chosen`]; 0 and 1: all.
+    /// Of so many flows one is wanted, chosen by [`chosen`]; 0 and 1: all. Fragments other than the first have no port, and are wanted
+    /// of all.
     pub one_of: u32,
     /// By how many bits `l4` is to be shifted right, as a number of this machine, until the asking end's port, or the ICMP
     /// identifier, is in the lowest 16.

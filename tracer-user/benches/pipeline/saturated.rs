@@ -94,7 +94,7 @@ fn measure(case: Case) -> Result<(u64, u64, Duration)> {
 /// Floods each ring, and compares.
 ///
 /// # Errors
-/// No root, or what was received and what is told to be lost is not what came.
+/// The namespaces cannot be made, or what was taken out of the ring is not what the kernel wrote into it.
 pub(crate) fn run() -> Result<Value> {
     if !geteuid().is_root() {
         println!("\nthe real ring buffer: not measured, it needs root");
@@ -102,7 +102,7 @@ pub(crate) fn run() -> Result<Value> {
     }
     let _wire = Wire::new(NAMESPACES, "").context("the real ring buffer needs root, iproute2 and ping")?;
     println!(
-        "\nthe real ring buffer: {PACKETS} echo requests as fast as they go, each answered; 10 records per exchange are expected"
+        "\nthe real ring buffer: {PACKETS} echo requests as fast as they go, each answered; expected is what an exchange has in the first case"
     );
     println!(
         "{:<32}{:>12}{:>12}{:>12}{:>12}{:>14}",

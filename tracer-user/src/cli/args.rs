@@ -245,13 +245,21 @@ pub struct TraceArgs {
 /// Arguments of `podpath watch`.
 #[derive(Clone, Debug, PartialEq, Args)]
 pub struct WatchArgs {
-    /// Of N connections watch one, chosen by the client's port alike on all nodes: on busy nodes it costs so much less
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=MOST_SAMPLED))]
-    pub sample: u32,
+    /// Which of them.
+    #[command(flatten)]
+    pub sampling: Sampling,
     // Last: what follows the cluster's options is listed with them.
     /// Between whom.
     #[command(flatten)]
     pub between: Between,
+}
+
+/// Which of many connections are recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Args)]
+pub struct Sampling {
+    /// Of N connections take one, chosen by the client's port alike on all nodes: on busy nodes it costs so much less
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=MOST_SAMPLED))]
+    pub sample: u32,
 }
 
 /// A port has 16 bits: of more connections one cannot be chosen by it.
@@ -260,8 +268,8 @@ const MOST_SAMPLED: i64 = 1 << 16;
 impl From<WatchArgs> for TraceArgs {
     /// As a recording that the user ends.
     fn from(args: WatchArgs) -> Self {
-        let WatchArgs { sample, between } = args;
-        Self::from(RecordArgs { wait: LONGEST, write: PathBuf::new(), sample, between })
+        let WatchArgs { sampling, between } = args;
+        Self::from(RecordArgs { wait: LONGEST, write: PathBuf::new(), sampling, between })
     }
 }
 
@@ -274,9 +282,9 @@ pub struct RecordArgs {
     /// The file to write; there must be none of that name yet
     #[arg(short, long, value_name = "FILE")]
     pub write: PathBuf,
-    /// Of N connections record one, chosen by the client's port alike on all nodes: on busy nodes it costs so much less
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=MOST_SAMPLED))]
-    pub sample: u32,
+    /// Which connections.
+    #[command(flatten)]
+    pub sampling: Sampling,
     // Last: what follows the cluster's options is listed with them.
     /// Between whom.
     #[command(flatten)]
@@ -298,7 +306,7 @@ impl From<RecordArgs> for TraceArgs {
             passive: true,
             wait: args.wait,
             trace_rules: false,
-            one_of: args.sample,
+            one_of: args.sampling.sample,
         }
     }
 }

@@ -23,7 +23,6 @@ use super::{
 };
 use crate::{
     event::Record,
-    path::join_all,
     recording::{self, Closing, Entry, Header, KnownNames, Met, RecordedNode, Recording, Writer},
     session::{self, Driven, Flow},
 };
@@ -60,7 +59,7 @@ pub(super) async fn run(args: &RecordArgs) -> Result<u8, Error> {
         return Ok(NOT_ALL);
     }
     let lost = driven.evidence.nodes.iter().map(|node| node.lost).sum();
-    write_stderr(&told(&args.write, records, lost, lasted, args.sample));
+    write_stderr(&told(&args.write, records, lost, lasted, args.sampling.sample));
     Ok(if records == 0 { NOT_ALL } else { 0 })
 }
 
@@ -250,7 +249,7 @@ async fn names(path: &Path, tape: &Tape, driven: &Driven, cluster: &mut Cluster)
     {
         let header = recording.contents.header.clone();
         if let Some(Ok(window)) = recording.windows().next() {
-            let joined = join_all(&window.evidence, &header.ends, &cluster.directory);
+            let joined = window.join(&header.ends, &cluster.directory);
             let _more = cluster.meet(&joined).await;
         }
     }

@@ -201,8 +201,9 @@ impl<'p> Injector<'p> {
             }
             // Built, and then refused on its way out, by a netfilter rule or a full queue: a probe that got no
             // further. Its path is what the trace is for, and a rule that rejects answers.
-            Err(Errno::EPERM | Errno::ENOBUFS) => {
-                pending.refused(probe, port, at);
+            Err(cause @ (Errno::EPERM | Errno::ENOBUFS)) => {
+                // A queue was full behind the hook that sees the packet.
+                pending.refused(Probe { unsent: cause == Errno::EPERM, ..probe }, port, at);
                 Ok(Attempt::Sent)
             }
             // Not even built: what was sent before fills the socket's send buffer, in a queue that is slow to empty.

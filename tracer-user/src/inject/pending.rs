@@ -88,7 +88,7 @@ impl Pending {
     /// A probe that the kernel did not let out; who refused it may say so to its sender.
     pub(super) fn refused(&mut self, probe: Probe, port: Option<Port>, at: SendTime) {
         let until = at.monotonic + self.timeout.min(REFUSAL);
-        self.probes.push_back(Sent { probe: Probe { unsent: true, ..probe }, port, key: None, at, until });
+        self.probes.push_back(Sent { probe, port, key: None, at, until });
     }
 
     /// The ports of the probes under way.

@@ -53,7 +53,7 @@ impl Bounds {
             for row in &mut most {
                 let Some(there) = row[via] else { continue };
                 for (bound, onwards) in row.iter_mut().zip(&onwards) {
-                    let Some(ns) = onwards.map(|ns: i128| there + ns) else { continue };
+                    let Some(ns) = onwards.map(|ns: i128| there.saturating_add(ns)) else { continue };
                     *bound = Some(bound.map_or(ns, |old| old.min(ns)));
                 }
             }
@@ -80,9 +80,9 @@ impl Solved {
         }
         let place = |node: usize| self.nodes.binary_search(&node).ok();
         let (reference, node) = (place(reference)?, place(node)?);
-        let (high, low) = (self.most[reference][node]?, -self.most[node][reference]?);
-        let width = u64::try_from(high - low).ok()?;
-        Some(Offset { ns: low + i128::from(width / 2), error_ns: width.div_ceil(2) })
+        let (high, low) = (self.most[reference][node]?, self.most[node][reference]?.saturating_neg());
+        let width = u64::try_from(high.saturating_sub(low)).ok()?;
+        Some(Offset { ns: low.saturating_add(i128::from(width / 2)), error_ns: width.div_ceil(2) })
     }
 }
 

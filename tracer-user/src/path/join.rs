@@ -58,10 +58,11 @@ fn join_up_to(
     let mut groups = group::groups(&world, &sorted);
     let untold = if evidence.probes.is_empty() { groups.len().saturating_sub(most_watched) } else { 0 };
     groups.truncate(groups.len() - untold);
+    let mut errors = errors::assign(&groups, &errors);
+    // Errors first: one about a request that is not told must not be taken for one about another.
     if let Some(spans) = spans {
-        groups = group::within(groups, spans);
+        (groups, errors) = group::within(groups, errors, spans);
     }
-    let errors = errors::assign(&groups, &errors);
     let stories: Vec<_> =
         groups.iter().zip(errors).map(|(group, errors)| Story::new(&world, group, &sorted, &errors)).collect();
     let all = Together::of(stories.iter().map(|story| &story.bounds));

@@ -168,10 +168,13 @@ impl<W: Write> Writer<W> {
     /// Adds an entry. What is a second old is with the operating system then.
     ///
     /// # Errors
-    /// A block cannot be written. What was written before stays good.
+    /// A block cannot be written, or the entry is longer than any block. What was written before stays good.
     pub fn add(&mut self, entry: Entry) -> io::Result<()> {
         let wire = Wire::from(entry);
         let length = wire.encoded_len();
+        if length > MAX_BLOCK / 2 {
+            return Err(io::Error::other(format!("an entry of {length} bytes does not go into a block")));
+        }
         if self.block.len() + length > MAX_BLOCK / 2 {
             self.flush()?;
         }
@@ -236,7 +239,9 @@ impl<W: Write> Writer<W> {
     /// # Errors
     /// It cannot be written.
     pub fn finish(mut self, names: KnownNames, closing: Closing) -> io::Result<W> {
-        self.add(Entry::Names(names))?;
+        for part in names.parts() {
+            self.add(Entry::Names(part))?;
+        }
         self.add(Entry::Closing(closing))?;
         self.flush()?;
         Ok(self.to)

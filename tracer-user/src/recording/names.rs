@@ -53,6 +53,49 @@ impl KnownNames {
         }
         known
     }
+
+    /// In parts that each go into a block of a recording; taken together again they are this.
+    pub(super) fn parts(self) -> impl Iterator<Item = Self> {
+        let Self { pods, nodes, ingress, egress, chains } = self;
+        let (mut pods, mut nodes) = (chunks(pods), chunks(nodes));
+        let (mut ingress, mut egress, mut chains) = (chunks(ingress), chunks(egress), chunks(chains));
+        std::iter::from_fn(move || {
+            let all = (pods.next(), nodes.next(), ingress.next(), egress.next(), chains.next());
+            let (pods, nodes, ingress, egress, chains) = match all {
+                (None, None, None, None, None) => return None,
+                all => all,
+            };
+            Some(Self {
+                pods: pods.unwrap_or_default(),
+                nodes: nodes.unwrap_or_default(),
+                ingress: ingress.unwrap_or_default(),
+                egress: egress.unwrap_or_default(),
+                chains: chains.unwrap_or_default(),
+            })
+        })
+    }
+
+    /// Takes in what a later part says.
+    pub(super) fn extend(&mut self, part: Self) {
+        let Self { pods, nodes, ingress, egress, chains } = part;
+        self.pods.extend(pods);
+        self.nodes.extend(nodes);
+        self.ingress.extend(ingress);
+        self.egress.extend(egress);
+        self.chains.extend(chains);
+    }
+}
+
+/// Of each kind so many names are in one part: at some hundred bytes each, and with policies of some hundred more, far less than a
+/// block has.
+const PART: usize = 500;
+
+fn chunks<K: Ord, V>(map: BTreeMap<K, V>) -> impl Iterator<Item = BTreeMap<K, V>> {
+    let mut rest = map.into_iter();
+    std::iter::from_fn(move || {
+        let part: BTreeMap<K, V> = rest.by_ref().take(PART).collect();
+        (!part.is_empty()).then_some(part)
+    })
 }
 
 impl Names for KnownNames {

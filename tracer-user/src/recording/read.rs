@@ -222,7 +222,7 @@ impl Scan {
                     self.stopping = Some(self.seen.clone());
                     self.ended = Some(self.last);
                 }
-                Entry::Names(names) => self.names = names,
+                Entry::Names(names) => self.names.extend(names),
                 Entry::Closing(closing) => self.closing = Some(closing),
                 Entry::Unknown => {}
             }

@@ -106,6 +106,26 @@ fn a_recording_has_what_the_sessions_said() {
     assert_eq!(joined(&mut recording).0, join_all(&whole, &ends, &contents.names).exchanges);
 }
 
+/// More names than go into a block: they are written in parts, and none is lost.
+#[test]
+fn names_of_any_number_are_kept() {
+    let (evidence, ends) = pings(2, 1, 0);
+    let addresses: BTreeSet<_> =
+        (0..30_000_u32).map(|last| std::net::Ipv4Addr::from(0x0a00_0000 + last).into()).collect();
+    let names = KnownNames::of(&AllNames, &addresses, []);
+    let writer = Writer::new(Vec::new(), header(&evidence, &ends)).expect("a vector");
+    let closing = Closing { warnings: vec!["it closed".to_owned()], interrupted: false };
+    let (_folder, path) = file(&writer.finish(names.clone(), closing).expect("a vector"));
+    let contents = Recording::open(&path).expect("a recording").contents;
+    assert!(contents.closed && contents.torn == 0, "{:?}", contents.driven.warnings);
+    assert_eq!((contents.names, contents.driven.warnings), (names, vec!["it closed".to_owned()]));
+
+    let mut writer = Writer::new(Vec::new(), header(&evidence, &ends)).expect("a vector");
+    let frame = vec![0; 2 << 20].into();
+    let refused = writer.add(Entry::Heard { node: 0, after: Duration::ZERO, frame }).expect_err("too long");
+    assert!(refused.to_string().contains("does not go into a block"), "{refused}");
+}
+
 #[test]
 fn windows_have_each_exchange_once() {
     // More than one window holds, over more time than the margins take.

@@ -56,9 +56,11 @@ struct Bound {
 /// What did not go into memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct LeftOut {
-    /// Windows that were cut.
+    /// Windows of which the time before the core was cut.
+    before: u64,
+    /// Windows of which the time after it was.
     windows: u64,
-    /// Records within [`MARGIN_NS`] after their cores.
+    /// Records of the blocks that have some within [`MARGIN_NS`] after the cores of these.
     records: u64,
     /// The shortest time after a core that was looked at, on some node, ns.
     least_ns: u64,
@@ -66,13 +68,18 @@ pub(super) struct LeftOut {
 
 impl LeftOut {
     /// What a reader must know.
-    fn sentence(self) -> String {
-        let Self { windows, records, least_ns } = self;
+    fn sentences(self) -> impl Iterator<Item = String> {
+        let Self { before, windows, records, least_ns } = self;
         let ms = least_ns / 1_000_000;
-        format!(
-            "in {windows} pieces of the recording more was seen than goes into memory at once: of what followed them {records} records were left \
-             out, and an answer that came later than {ms} ms may be counted as incomplete; record less at a time to have all"
-        )
+        let after = format!(
+            "in {windows} pieces of the recording more was seen than goes into memory at once: of what followed them up to {records} records \
+             were left out, and an answer that came later than {ms} ms may be counted as incomplete; record less at a time to have all"
+        );
+        let earlier = format!(
+            "in {before} pieces of the recording more was seen than goes into memory at once: of what came before them not all was looked at, \
+             and a packet that was sent again may be counted as the first; record less at a time to have all"
+        );
+        [(before > 0).then_some(earlier), (windows > 0).then_some(after)].into_iter().flatten()
     }
 }
 
@@ -91,24 +98,25 @@ impl Recording {
     /// The file cannot be read any more.
     pub fn exchanges(&mut self, parts: usize, mut take: impl FnMut(&Exchange, usize)) -> Result<Joined, Error> {
         let (ends, names) = (self.contents.header.ends.clone(), self.contents.names.clone());
-        let (clock, mut last) = (self.clock(), Joined::default());
+        let (clock, mut last) = (self.clock(), None);
         for window in self.windows() {
             let window = window?;
             let joined = window.join(&ends, &names);
             let own = joined.exchanges.iter().filter(|exchange| window.has(exchange));
             own.for_each(|exchange| take(exchange, clock.part(exchange, parts)));
-            last = joined;
+            // What nothing was exchanged in says nothing of the way.
+            if last.is_none() || !joined.exchanges.is_empty() {
+                last = Some(joined);
+            }
         }
         self.tell_left_out();
-        Ok(last)
+        Ok(last.unwrap_or_default())
     }
 
     /// Adds to the warnings what windows had to leave out.
     pub fn tell_left_out(&mut self) {
         let left_out = std::mem::take(&mut self.left_out);
-        if left_out.windows > 0 {
-            self.contents.driven.warnings.push(left_out.sentence());
-        }
+        self.contents.driven.warnings.extend(left_out.sentences());
     }
 
     /// The moments between windows. The first is 0, the last when all nodes stopped.
@@ -125,9 +133,13 @@ impl Recording {
             if count >= records && more {
                 // What a node said last so far. All nodes say what they saw within some 10 ms, so that this is one moment.
                 let last = bounds.last().expect("the first one");
-                let times = seen.iter().zip(&last.times).map(|(seen, last)| (*seen + 1).max(*last)).collect();
-                bounds.push(Bound { block: index + 1, times });
-                count = 0;
+                let times = seen.iter().zip(&last.times).map(|(seen, last)| seen.saturating_add(1).max(*last));
+                let times: Vec<u64> = times.collect();
+                // Else nothing would begin in the last window.
+                if times.iter().zip(&self.until).any(|(end, until)| end < until) {
+                    bounds.push(Bound { block: index + 1, times });
+                    count = 0;
+                }
             }
         }
         bounds.push(Bound { block: self.blocks.len(), times: self.until.clone() });
@@ -140,9 +152,13 @@ impl Recording {
         let margins = from.times.iter().zip(&until.times);
         let margins = margins.map(|(from, until)| (from.saturating_sub(MARGIN_NS), until.saturating_add(MARGIN_NS)));
         let mut spans: Vec<(u64, u64)> = margins.collect();
+        let mut is_cut = false;
         for (node, (least, _)) in spans.iter_mut().enumerate() {
-            *least = self.seen(first, node).map_or(*least, |ns| (ns + 1).max(*least));
+            let begin = self.seen(first, node).map_or(0, |ns| ns.saturating_add(1));
+            is_cut |= begin > *least;
+            *least = begin.max(*least);
         }
+        self.left_out.before += u64::from(is_cut);
         self.cut(until, last, &mut spans);
         let mut records = vec![Vec::new(); spans.len()];
         // Wherever they lie: what was freed may be told much later than the rest.
@@ -185,13 +201,13 @@ impl Recording {
     /// Ends a window with what was said before the block `last`, if the rest has something of it.
     fn cut(&mut self, until: &Bound, last: usize, spans: &mut [(u64, u64)]) {
         let ends = spans.iter().enumerate().map(|(node, (_, most))| {
-            let seen = self.seen(last, node).map_or(0, |ns| ns + 1);
+            let seen = self.seen(last, node).map_or(0, |ns| ns.saturating_add(1));
             seen.max(until.times[node]).min(*most)
         });
         let ends: Vec<u64> = ends.collect();
         let left_out = |block: &&Block| {
             let mut times = block.times.iter().zip(&ends).zip(&*spans);
-            times.any(|((times, end), (_, most))| times.is_some_and(|(_, last)| (*end..*most).contains(&last)))
+            times.any(|((times, end), (_, most))| times.is_some_and(|(first, last)| first < *most && last >= *end))
         };
         let records: u64 = self.blocks[last..].iter().filter(left_out).map(|block| block.count as u64).sum();
         if records == 0 {
@@ -202,7 +218,8 @@ impl Recording {
         // Of those that said something meanwhile.
         let least_ns = after.filter(|ns| *ns > 0).min().unwrap_or(0);
         let least_ns = if before.windows == 0 { least_ns } else { least_ns.min(before.least_ns) };
-        self.left_out = LeftOut { windows: before.windows + 1, records: before.records + records, least_ns };
+        let windows = before.windows + 1;
+        self.left_out = LeftOut { windows, records: before.records + records, least_ns, ..before };
         spans.iter_mut().zip(ends).for_each(|((_, most), end)| *most = end);
     }
 }
@@ -227,7 +244,7 @@ impl Clock {
         let Some((node, ns)) = exchange.began() else { return 0 };
         let Some((_, (from, until))) = self.0.iter().find(|(name, _)| name == node) else { return 0 };
         let since = ns.saturating_sub(*from);
-        let part = u128::from(since) * parts as u128 / u128::from(until - from + 1);
+        let part = u128::from(since) * parts as u128 / (u128::from(until - from) + 1);
         usize::try_from(part).unwrap_or(0).min(parts.saturating_sub(1))
     }
 }
@@ -271,10 +288,15 @@ mod tests {
             found += own.len();
         }
         assert_eq!(found, 6_000);
-        let LeftOut { windows, records, least_ns } = recording.left_out;
-        assert!(windows > 0 && records > 0 && least_ns > 0 && least_ns < MARGIN_NS, "{:?}", recording.left_out);
+        let LeftOut { before, windows, records, least_ns } = recording.left_out;
+        assert!(
+            before > 0 && windows > 0 && records > 0 && least_ns > 0 && least_ns < MARGIN_NS,
+            "{:?}",
+            recording.left_out
+        );
         recording.tell_left_out();
         let told = recording.contents.driven.warnings.join("\n");
-        assert!(told.contains(&format!("{records} records were left out")), "{told}");
+        assert!(told.contains(&format!("up to {records} records were left out")), "{told}");
+        assert!(told.contains(&format!("in {before} pieces")), "{told}");
     }
 }

@@ -3,6 +3,7 @@
 use std::{fmt, net::IpAddr, time::Duration};
 
 use serde::{Deserialize, Serialize};
+use tracer_common::chosen;
 
 mod backend;
 mod connection;
@@ -151,7 +152,10 @@ impl Flow {
         let fits = |asked: Option<u16>, port: Option<u16>| asked.is_none() || port.is_none() || asked == port;
         let a = |end: (IpAddr, Option<u16>)| end.0 == self.a && fits(self.a_port, end.1);
         let b = |end: (IpAddr, Option<u16>)| self.b.is_none_or(|address| address == end.0) && fits(self.b_port, end.1);
-        protocol == self.protocol && (a(from) && b(to) || a(to) && b(from))
+        let sampled = |port: Option<u16>| {
+            port.is_none_or(|port| chosen(u16::from_ne_bytes(port.to_be_bytes()).into(), self.one_of) == 0)
+        };
+        protocol == self.protocol && (a(from) && b(to) && sampled(from.1) || a(to) && b(from) && sampled(to.1))
     }
 }
 

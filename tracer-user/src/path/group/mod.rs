@@ -135,8 +135,8 @@ pub(super) fn groups<'a>(world: &World<'a>, sorted: &[Sorted<'a>]) -> Vec<Group<
 }
 
 /// Those of which something was seen in these spans, by node, of time of its clock, from and until before, ns; and those that these
-/// repeat.
-pub(super) fn within<'a>(groups: Vec<Group<'a>>, spans: &[(u64, u64)]) -> Vec<Group<'a>> {
+/// repeat. `about`: what is known of each beside.
+pub(super) fn within<'a, T>(groups: Vec<Group<'a>>, about: Vec<T>, spans: &[(u64, u64)]) -> (Vec<Group<'a>>, Vec<T>) {
     let meets = |sightings: &[&Sighting], (from, until): (u64, u64)| {
         let mut times = sightings.iter().map(|s| s.time_ns);
         times.any(|ns| (from..until).contains(&ns))
@@ -160,12 +160,12 @@ pub(super) fn within<'a>(groups: Vec<Group<'a>>, spans: &[(u64, u64)]) -> Vec<Gr
             Some(own)
         })
         .collect();
-    let mut kept: Vec<Group<'a>> =
-        groups.into_iter().zip(wanted).filter_map(|(group, wanted)| wanted.then_some(group)).collect();
+    let all = groups.into_iter().zip(about).zip(wanted);
+    let (mut kept, about): (Vec<Group<'a>>, Vec<T>) = all.filter_map(|(group, wanted)| wanted.then_some(group)).unzip();
     for group in &mut kept {
         group.again = group.again.map(|(first, ns)| (places[first], ns));
     }
-    kept
+    (kept, about)
 }
 
 /// In the order of their first packets; what refers to another group keeps to it.

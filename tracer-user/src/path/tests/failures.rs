@@ -7,8 +7,9 @@ use crate::{
     event::{Hook, L4, Record},
     node::facts::RouteKind,
     path::{
+        join_within,
         model::{Action, Basis, Direction, Hop, Outcome},
-        testing::{ENS5, ETH0, Kind, Walk, host, ip, pod, veth},
+        testing::{ENS5, ETH0, Kind, NoNames, Walk, host, ip, pod, veth},
     },
     session::Flow,
 };
@@ -179,6 +180,33 @@ fn an_icmp_error_that_leaves_for_its_client_has_answered() {
     let e = &joined.exchanges[0];
     assert_eq!((e.outcome, e.failed_direction), (Outcome::Rejected, Some(Direction::Request)), "{:?}", e.notes);
     assert!(e.rejection.as_ref().is_some_and(|r| r.arrived && r.fate.is_none()), "{:?}", e.rejection);
+}
+
+/// Two datagrams that an error cannot tell apart: it is about the second, which is not told, and not about the first.
+#[test]
+fn an_error_about_what_is_not_told_is_about_nothing_else() {
+    let mut w = Walk { kind: Kind::Udp, ..two_nodes() };
+    let mut begins = Vec::new();
+    for seq in [1, 2] {
+        w.request(seq);
+        w.packet.ip_id = 0;
+        w.sent((0, 1, ETH0)).received((0, 0, veth(1))).routed((0, 0, ENS5));
+        begins.push(w.evidence.nodes[0].records.last().expect("it was sent").time_ns());
+        w.wait(1_000_000);
+    }
+    let len = w.packet.ip_len.to_be_bytes();
+    let nonce = u64::from_be_bytes([0x45, 0, len[0], len[1], 0, 0, 0x40, 0]);
+    w.skb += 0x100;
+    w.packet.l4 = L4::Icmp { kind: 3, code: 1, id: 0, seq: 0, nonce };
+    (w.packet.src, w.packet.dst) = (ip("172.20.0.99"), pod(0, 1));
+    w.queue((0, 0, veth(1)));
+    w.evidence.probes.clear();
+    let told = |spans: [(u64, u64); 2]| {
+        let joined = join_within(&spans, &w.evidence, &w.ends, &NoNames);
+        joined.exchanges.iter().map(|e| e.rejection.is_some()).collect::<Vec<_>>()
+    };
+    assert_eq!(told([(0, u64::MAX); 2]), [false, true]);
+    assert_eq!(told([(0, begins[0] + 1), (0, 0)]), [false]);
 }
 
 #[test]

@@ -81,12 +81,13 @@ pub(super) fn everything(netlink: &mut Netlink) -> Result<Option<Dump>, Failure>
             Err(failure) => return Err(failure),
         }
     }
-    read_named(&mut found)?;
+    read_named(&mut found);
     Ok(Some(found))
 }
 
-/// Reads small named sets of addresses. An interval has two elements, and before the first one may lie another.
-fn read_named(found: &mut Dump) -> Result<(), Failure> {
+/// Reads small named sets of addresses. An interval has two elements, and before the first one may lie another. A set that cannot be read
+/// counts as too large: the rules are told without it.
+fn read_named(found: &mut Dump) {
     let named = found.sets.iter().filter_map(|message| {
         let (table, set) = Set::decode(&message.body)?;
         set.addresses.then_some((message.family, table, set.name))
@@ -98,23 +99,18 @@ fn read_named(found: &mut Dump) -> Result<(), Failure> {
         put_text(&mut request.body, 2, &place.2);
         let (mut elements, mut count) = (Vec::new(), 0);
         let most = room.min(2 * sets::MOST_RANGES + 1);
-        let whole = Netlink::open(NETLINK_NETFILTER)?.dump_while(request, |message: Raw| {
+        let Ok(netlink) = Netlink::open(NETLINK_NETFILTER) else { return };
+        let whole = netlink.dump_while(request, |message: Raw| {
             count += sets::told(&message);
             elements.push(message);
             count <= most
         });
-        match whole {
-            Ok(true) => {
-                room -= count;
-                found.elements.extend(elements);
-                found.whole.insert(place);
-            }
-            Ok(false) => {}
-            Err(failure) if failure.errno() == Some(libc::ENOENT) => {}
-            Err(failure) => return Err(failure),
+        if let Ok(true) = whole {
+            room -= count;
+            found.elements.extend(elements);
+            found.whole.insert(place);
         }
     }
-    Ok(())
 }
 
 /// The generation of the rules that a reading shows: each change of any of them makes a new one (its lower 16 bits are told with
