@@ -10,8 +10,9 @@ use super::report::{Exchange, Hop, Trace};
 use super::{Expect, Scenario};
 use crate::lab::{LabInfo, LabNode};
 
-/// How much `rtt_ns` may differ from the sender's own clock: the larger of this, ns,
-const CLOCKS_DIFFER_NS: u64 = 20_000;
+/// How much `rtt_ns` may differ from the sender's own clock: the larger of this, ns (a node's own request to a service meets kube-proxy's
+/// rules in OUTPUT between the two: up to 22 us were seen in the best of five),
+const CLOCKS_DIFFER_NS: u64 = 40_000;
 /// and one part in this many.
 const CLOCKS_DIFFER_PART: u64 = 20;
 
@@ -224,7 +225,7 @@ pub(super) mod tests {
             "schema": "podpath.trace/v1", "routers": ["172.20.50.50"], "lost_events": 0, "warnings": [],
             "nodes": [{ "name": "ip-172-20-50-50.ec2.internal", "complete": true }],
             "exchanges": [{
-                "seq": 1, "outcome": "delivered", "failed_direction": null, "rtt_ns": 100, "injector_rtt_ns": 20_100,
+                "seq": 1, "outcome": "delivered", "failed_direction": null, "rtt_ns": 100, "injector_rtt_ns": 40_100,
                 "request": { "hops": hops }, "reply": { "hops": [] },
                 "shares": [{ "of": "unattributed", "ns": ns }], "notes": [],
             }],
@@ -280,7 +281,7 @@ pub(super) mod tests {
     #[test]
     fn a_slower_machine_gets_more_time() {
         let mut trace = trace(json!([]), 100);
-        trace.exchanges[0].injector_rtt_ns = Some(400_100);
+        trace.exchanges[0].injector_rtt_ns = Some(800_100);
         let told = |slower| problems(&scenario(&[]), &trace, &lab(), &ground(), slower);
         assert_eq!(told(19).len(), 1, "{:?}", told(19));
         assert_eq!(told(20), [""; 0]);
@@ -304,7 +305,7 @@ pub(super) mod tests {
         let mut trace = trace(hops, 99);
         trace.lost_events = 3;
         trace.nodes[0].complete = false;
-        trace.exchanges[0].injector_rtt_ns = Some(20_101);
+        trace.exchanges[0].injector_rtt_ns = Some(40_101);
         let lines: Vec<_> = trace.exchanges[0].request.hops.iter().map(|hop| hop.line(&lab())).collect();
         let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
         let told = problems(&scenario(&lines), &trace, &lab(), &ground(), 1);
@@ -315,7 +316,7 @@ pub(super) mod tests {
             "exchange 1: hops go back in time: [9, 1]",
             "exchange 1: a hop of ip-172-20-50-50.ec2.internal in default/bb2, which is not there",
             "exchange 1: a hop at ens6(Some(4)) of ip-172-20-50-50.ec2.internal, which has {\"ens5\": 4}",
-            "the best exchange: rtt 100 ns, by the sender's clock 20101 ns: more than 20000 apart",
+            "the best exchange: rtt 100 ns, by the sender's clock 40101 ns: more than 40000 apart",
         ];
         assert_eq!(told, expected);
     }
