@@ -9,14 +9,19 @@ pub(crate) struct Totals {
     pub(crate) filtered: u64,
     /// Names of the ignored ones, with the reason where one is given.
     pub(crate) ignored_tests: Vec<String>,
+    /// Names of the failed ones.
+    pub(crate) failed_tests: Vec<String>,
 }
 
 impl Totals {
     /// Adds a line like `test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 2 filtered out; finished in 0.1s`.
     pub(crate) fn add(&mut self, line: &str) {
         let Some(rest) = line.strip_prefix("test result: ") else {
-            if let Some((name, reason)) = line.strip_prefix("test ").and_then(|test| test.split_once(" ... ignored")) {
-                self.ignored_tests.push(format!("{name}{reason}"));
+            let Some(test) = line.strip_prefix("test ") else { return };
+            if let Some((name, reason)) = test.split_once(" ... ignored") {
+                self.ignored_tests.push(format!("{}{reason}", name.trim_end()));
+            } else if let Some(name) = test.strip_suffix(" ... FAILED") {
+                self.failed_tests.push(name.trim_end().to_owned());
             }
             return;
         };
@@ -37,12 +42,13 @@ impl Totals {
 
     /// Adds another's.
     pub(crate) fn sum(&mut self, other: Totals) {
-        let Totals { passed, failed, ignored, filtered, ignored_tests } = other;
+        let Totals { passed, failed, ignored, filtered, ignored_tests, failed_tests } = other;
         self.passed += passed;
         self.failed += failed;
         self.ignored += ignored;
         self.filtered += filtered;
         self.ignored_tests.extend(ignored_tests);
+        self.failed_tests.extend(failed_tests);
     }
 
     /// Whether no test ran to its end.
@@ -62,6 +68,8 @@ mod tests {
             "running 4 tests",
             "test a ... ok",
             "test slow::b ... ignored, takes an hour",
+            "test with-columns   ... FAILED",
+            "  test d ... FAILED is what a test may print",
             "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 2 filtered out; finished in 0.01s",
             "test result: FAILED. 10 passed; 4 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.00s",
             "  test result: ok. 99 passed; a test may print this",
@@ -70,7 +78,8 @@ mod tests {
             totals.add(line);
         }
         let ignored_tests = vec!["slow::b, takes an hour".to_owned()];
-        assert_eq!(totals, Totals { passed: 13, failed: 4, ignored: 1, filtered: 2, ignored_tests });
+        let failed_tests = vec!["with-columns".to_owned()];
+        assert_eq!(totals, Totals { passed: 13, failed: 4, ignored: 1, filtered: 2, ignored_tests, failed_tests });
     }
 
     #[test]

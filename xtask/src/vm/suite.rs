@@ -106,12 +106,15 @@ impl Report {
             Outcome::Ignored(reason) => Some(format!("{prefix}{}, {reason}", tested.name)),
             _ => None,
         });
+        let failed = self.results.iter().filter(|tested| tested.outcome == Outcome::Failed);
+        let failed_tests = failed.map(|tested| tested.name.as_str()).chain(self.broken.as_ref().map(|_| "VM"));
         Totals {
             passed: self.count(|outcome| *outcome == Outcome::Passed),
             failed: self.count(|outcome| *outcome == Outcome::Failed) + u64::from(self.broken.is_some()),
             ignored: self.count(|outcome| matches!(outcome, Outcome::Ignored(_))),
             filtered: 0,
             ignored_tests: ignored_tests.collect(),
+            failed_tests: failed_tests.map(|name| format!("{prefix}{name}")).collect(),
         }
     }
 
