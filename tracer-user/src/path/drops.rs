@@ -30,7 +30,8 @@ pub(super) enum End<'a> {
     /// The kernel freed it.
     Dropped { node: usize, at: &'a Sighting, cause: Box<Cause<'a>> },
     /// It was handed to no device, at its source or further on, and what is there says why.
-    Unsent { node: usize, at: LinkRef, cause: Box<Cause<'a>> },
+    /// `ends`: its source and destination.
+    Unsent { node: usize, at: LinkRef, ends: (IpAddr, IpAddr), cause: Box<Cause<'a>> },
     /// Not known; one sentence.
     Unknown(String),
 }
@@ -43,7 +44,7 @@ pub(super) fn end<'a>(world: &World<'a>, chain: &Chain<'a>, answered: bool) -> E
         }
         let sent_here = chain.role == Role::Request && !world.evidence.probes.is_empty() && !world.any_unreliable();
         let cause = if sent_here { culprit::unsent::at_source(world) } else { None };
-        return cause.map_or(End::Unseen, |(node, at, detail)| unsent(node, at, detail));
+        return cause.map_or(End::Unseen, |(node, at, detail)| unsent(world, node, at, detail));
     };
     let namespaces = world.namespaces(node);
     let free = last_free(chain, node, last);
@@ -77,7 +78,7 @@ pub(super) fn end<'a>(world: &World<'a>, chain: &Chain<'a>, answered: bool) -> E
     match free {
         Some(free) => died(world, chain, (node, last), free),
         None => match culprit::unsent::on_its_way(world, chain, node, last) {
-            Some(detail) => unsent(node, last.at(), detail),
+            Some(detail) => unsent(world, node, last.at(), detail),
             None => {
                 let program = culprit::xdp::got_it(world, node, last);
                 let program = program.map_or_else(String::new, |(at, _)| format!("; {}", culprit::xdp::sentence(&at)));
@@ -88,8 +89,9 @@ pub(super) fn end<'a>(world: &World<'a>, chain: &Chain<'a>, answered: bool) -> E
     }
 }
 
-fn unsent<'a>(node: usize, at: LinkRef, detail: DropDetail) -> End<'a> {
-    End::Unsent { node, at, cause: Box::new(Cause::of(detail)) }
+fn unsent<'a>(world: &World<'_>, node: usize, at: LinkRef, detail: DropDetail) -> End<'a> {
+    let ends = (world.ends.source.address, world.ends.destination.address);
+    End::Unsent { node, at, ends, cause: Box::new(Cause::of(detail)) }
 }
 
 /// It reached its namespace. A request that was then freed as a drop for a reason that says nothing may not have been taken.

@@ -132,7 +132,7 @@ impl<'a> Story<'a> {
         if self.rejection.is_some() && matches!(request_end, End::Lost(..)) {
             request_end = End::Left;
         }
-        let mut reply_end = drops::end(world, &self.reply, self.confirmed());
+        let mut reply_end = self.reply_end(world, &request_end);
         for (chain, end) in [(&self.request, &mut request_end), (&self.reply, &mut reply_end)] {
             if let (End::Lost(..), Some(ns), Some((node, last))) =
                 (&*end, self.cut_off(world, chain, all, others.clone()), chain.last())
@@ -184,7 +184,7 @@ impl<'a> Story<'a> {
         let unbegun = sender_was_watched(world) && !there.is_from_its_sender();
         let began_before = self.probe.is_none() && (unbegun || self.may_lack_its_beginning(world));
         let mut back = hops::write(world, &self.reply, rejecting);
-        if self.answered() {
+        if self.answered() || matches!(reply_end, End::Unsent { .. }) {
             back.finish(reply_end, self.confirmed(), None);
         }
         let chains = [&self.request, &self.reply];
@@ -240,10 +240,8 @@ impl<'a> Story<'a> {
     /// destination's name (`nf_send_reset`).
     fn request_end(&self, world: &World<'a>, answered: bool) -> End<'a> {
         let unseen = self.request.fragments.is_empty() && self.request.frees.is_empty();
-        if let Some((node, at, cause)) =
-            self.probe.filter(|_| unseen).and_then(|p| culprit::refused::at_source(world, p))
-        {
-            return End::Unsent { node, at, cause: Box::new(cause) };
+        if let Some(refused) = self.probe.filter(|_| unseen).and_then(|p| culprit::refused::at_source(world, p)) {
+            return refused;
         }
         if self.refused() {
             let by_rule = drops::end(world, &self.request, false);
@@ -252,6 +250,16 @@ impl<'a> Story<'a> {
             }
         }
         drops::end(world, &self.request, answered)
+    }
+
+    /// Where the request arrived, a rule there may have refused to let a reply out.
+    fn reply_end(&self, world: &World<'a>, request: &End<'a>) -> End<'a> {
+        let unseen = !self.answered() && self.reply.frees.is_empty();
+        let refused = matches!(request, End::Delivered).then(|| culprit::refused::reply(world, &self.request));
+        match refused.flatten().filter(|_| unseen) {
+            Some(refused) => refused,
+            None => drops::end(world, &self.reply, self.confirmed()),
+        }
     }
 
     /// How long after the packet was last seen recording ended, ns, if that was too soon to say what became of it.
@@ -302,6 +310,7 @@ impl<'a> Story<'a> {
         match request {
             End::Dropped { .. } | End::Unsent { .. } => is(Outcome::Dropped, Some(Direction::Request)),
             End::Lost(..) => is(Outcome::Lost, Some(Direction::Request)),
+            End::Delivered if matches!(reply, End::Unsent { .. }) => is(Outcome::Dropped, Some(Direction::Reply)),
             End::Delivered => unanswered(),
             End::Left | End::Unknown(_) | End::Unseen => is(Outcome::Incomplete, None),
         }

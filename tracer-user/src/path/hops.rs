@@ -1,5 +1,7 @@
 //! A chain of touches -> hops, each with what is known about it. What was not seen is not shown.
 
+use std::net::IpAddr;
+
 use super::{
     chain::{Between, Chain, between},
     culprit::Cause,
@@ -56,7 +58,7 @@ pub(super) struct Walk<'w, 'a> {
     pub(super) hops: Vec<Timed>,
     pub(super) notes: Vec<String>,
     /// The sources of the ICMP errors of the routers passed, as the sender sees them; None: not known.
-    pub(super) routers: Vec<(usize, Option<std::net::IpAddr>)>,
+    pub(super) routers: Vec<(usize, Option<IpAddr>)>,
     /// TCP data in the packet when it was last seen, bytes.
     data: Option<u16>,
 }
@@ -528,7 +530,7 @@ impl<'a> Walk<'_, 'a> {
                 self.push(spot, Action::Lost, last.header(), Basis::Inferred, detail);
             }
             (End::Dropped { node, at, cause }, Some((_, last))) => self.dropped(node, at, *cause, last),
-            (End::Unsent { node, at, cause }, _) => self.unsent(node, at, cause.detail),
+            (End::Unsent { node, at, ends, cause }, _) => self.unsent(node, at, ends, cause.detail),
             (End::Unknown(text), _) => self.note(text),
             (End::Unseen, _) => self.note("no hook saw it".to_owned()),
             _ => {}
@@ -537,15 +539,14 @@ impl<'a> Walk<'_, 'a> {
 
     /// It waits for a neighbour, or was refused before its first device, and no hook sees that: no time is known, and of what its
     /// source kept no TTL.
-    fn unsent(&mut self, node: usize, at: LinkRef, drop: DropDetail) {
-        let ends = self.world.ends;
+    fn unsent(&mut self, node: usize, at: LinkRef, (src, dst): (IpAddr, IpAddr), drop: DropDetail) {
         if let Some((_, last)) = self.chain.last() {
             let header = self.unsent_routed(node, last);
             let detail = Detail { drop: Some(drop), ..Detail::default() };
             self.push(Spot { node, at, time_ns: last.end() }, Action::Dropped, header, Basis::Inferred, detail);
             return;
         }
-        let header = Header { src: ends.source.address, dst: ends.destination.address, ttl: 0 };
+        let header = Header { src, dst, ttl: 0 };
         let detail = Detail { drop: Some(drop), ..Detail::default() };
         self.push(Spot { node, at, time_ns: 0 }, Action::Dropped, header, Basis::Inferred, detail);
         if let Some(last) = self.hops.last_mut() {

@@ -100,8 +100,14 @@ pub(super) fn explain(page: &mut Page, trace: &Trace, names: &Names, exchange: &
         fact(page, "answer", "none was seen; the kernel limits the rate of ICMP errors (net.ipv4.icmp_ratelimit)");
     }
     let arrived = exchange.request.hops.iter().any(|hop| hop.action == Action::Delivered);
-    if arrived && exchange.failed_direction == Some(Direction::Reply) {
-        fact(page, "note", "the request arrived and was answered; only the way back failed");
+    // What was refused before its first device has no hop before that.
+    let answered = exchange.reply.hops.first().is_some_and(|hop| hop.action != Action::Dropped);
+    match exchange.failed_direction {
+        Some(Direction::Reply) if arrived && answered => {
+            fact(page, "note", "the request arrived and was answered; only the way back failed");
+        }
+        Some(Direction::Reply) if arrived => fact(page, "note", "the request arrived; only the way back failed"),
+        _ => {}
     }
     // Without a last hop and an answer the first note stands in the verdict.
     let told = usize::from(exchange.ended_at().is_none() && exchange.rejection.is_none());

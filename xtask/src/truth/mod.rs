@@ -273,10 +273,13 @@ fn compare(info: &LabInfo, expected: &Expected, trace: &report::Trace) -> Vec<St
             let line = hop.line(info);
             let mut all = expected.request.iter().chain(&expected.reply);
             let same = |expected: &&String| open && unnamed(expected) == line;
-            let other = expected.instead.iter().find(|(instead, _)| *instead == line).map(|(_, expected)| expected);
-            other.or_else(|| all.find(same)).cloned().unwrap_or(line)
+            all.find(same).cloned().unwrap_or(line)
         };
-        let lines = |path: &report::Path| path.hops.iter().map(line).collect::<Vec<_>>();
+        let lines = |path: &report::Path| -> Vec<String> {
+            let mut lines = path.hops.iter().map(line).collect();
+            expected.instead.iter().for_each(|(seen, expected)| put_for(&mut lines, seen, expected));
+            lines
+        };
         let rule = if open { expected.rule.iter().cloned().collect() } else { named };
         let found = [
             check::different(
@@ -294,6 +297,13 @@ fn compare(info: &LabInfo, expected: &Expected, trace: &report::Trace) -> Vec<St
     problems.extend(routers.filter_map(|routers| check::different("routers", routers, &trace.routers)));
     problems.dedup();
     problems
+}
+
+/// Puts one line in the place of these, wherever they follow one another.
+fn put_for(lines: &mut Vec<String>, seen: &[String], one: &str) {
+    while let Some(at) = lines.windows(seen.len()).position(|lines| lines == seen) {
+        lines.splice(at..at + seen.len(), [one.to_owned()]);
+    }
 }
 
 /// `filter/FORWARD rule 1`.
@@ -317,4 +327,17 @@ fn unknown(exchange: &report::Exchange) -> bool {
     let open =
         |hop: &report::Hop| hop.detail.drop.as_ref().is_some_and(|drop| !drop.rules.is_empty() && !drop.rule_known);
     exchange.outcome == "incomplete" || hops.into_iter().any(open)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::put_for;
+
+    #[test]
+    fn lines_that_follow_one_another_are_one() {
+        let mut lines = ["a", "b", "a", "c", "b"].map(str::to_owned).to_vec();
+        put_for(&mut lines, &["a".to_owned(), "c".to_owned()], "x");
+        put_for(&mut lines, &["b".to_owned()], "y");
+        assert_eq!(lines, ["a", "y", "x", "y"]);
+    }
 }

@@ -43,7 +43,7 @@ impl<'a> Suspicion<'a> {
             End::Dropped { node, at, cause } => {
                 (node, at.netns, cause, at.free.as_ref().and_then(|free| free.netfilter.as_ref()))
             }
-            End::Unsent { node, at, cause } => (node, at.netns, cause, None),
+            End::Unsent { node, at, cause, .. } => (node, at.netns, cause, None),
             _ => return None,
         };
         Some(Self {

@@ -1,5 +1,5 @@
-//! A request that its own kernel refused to send: netfilter, before any device saw it. The sender was told (EPERM), and perhaps
-//! answered; which rule it was, counters tell.
+//! What its own kernel refused to send: netfilter, before any device saw it. Of a probe the sender was told (EPERM), and perhaps
+//! answered; of a reply nobody is told. Which rule it was, counters tell.
 
 use std::net::IpAddr;
 
@@ -8,9 +8,12 @@ use super::{
     rules::{self, Fit},
 };
 use crate::{
+    event::L4,
     node::facts::{Condition, ConditionField, Link, LinkRef, RouteQuestion, RuleHit, RuleVerdict},
     path::{
         Probe,
+        chain::Chain,
+        drops::End,
         model::{Basis, DropCause, DropDetail},
         world::World,
     },
@@ -18,57 +21,112 @@ use crate::{
 
 /// What is known of it.
 struct Unsent<'a> {
-    probe: &'a Probe,
+    protocol: u8,
     src: IpAddr,
     dst: IpAddr,
+    /// 0 where there are none.
+    ports: (u16, u16),
     /// Some rule may have given it another destination before the one that refused it.
     turned: bool,
     /// Where its route leads out.
     out: Option<&'a Link>,
 }
 
-/// Node, interface and cause, if the probe was refused.
-pub(in crate::path) fn at_source<'a>(world: &World<'a>, probe: &'a Probe) -> Option<(usize, LinkRef, Cause<'a>)> {
+/// The probe's end, if it was refused.
+pub(in crate::path) fn at_source<'a>(world: &World<'a>, probe: &Probe) -> Option<End<'a>> {
     let (src, dst) = (world.ends.source.address, world.ends.destination.address);
     let (node, own) = world.owner(src).filter(|_| probe.unsent)?;
-    let netns = own.netns;
-    let route = world.answer(node, &RouteQuestion { netns, src, dst, in_ifindex: None, mark: 0 });
-    let route = route.and_then(|answer| answer.route.as_ref());
-    let out = route.and_then(|route| Some(LinkRef { netns, ifindex: route.out_ifindex? }));
-    let link = out.and_then(|out| world.namespaces(node).link(out));
-    let of_namespace = || world.node(node).facts.rules.iter().filter(|hit| hit.netns == netns && was_met(hit));
-    let turned = of_namespace().any(|hit| matches!(hit.verdict, RuleVerdict::Dnat(_)));
-    let unsent = Unsent { probe, src, dst, turned, out: link };
-    let ends = |hit: &&RuleHit| matches!(hit.verdict, RuleVerdict::Drop | RuleVerdict::Reject(_));
-    let suspects: Vec<_> = of_namespace().filter(ends).filter(|hit| unsent.may_have_met(hit)).collect();
-    let rewrites = |hit: &&RuleHit| matches!(hit.verdict, RuleVerdict::Masquerade | RuleVerdict::Snat(_));
-    let translating = of_namespace().filter(rewrites).filter(|hit| unsent.may_have_met(hit)).collect();
-    let mut told = "the sender's kernel refused to send it (EPERM), before any device saw it".to_owned();
-    if let Some(route) = route {
-        told.push_str(&format!("; its route is {}", route.text));
-    }
+    let unsent =
+        Unsent { protocol: probe.protocol, src, dst, ports: (probe.id, probe.dst_port), turned: false, out: None };
+    let told = "the sender's kernel refused to send it (EPERM), before any device saw it";
+    let (refused, suspects) = unsent.refused(world, (node, own), told);
+    // Without a rule: conntrack, or a program of the sender's cgroup.
     let (cause, why) = match suspects.as_slice() {
-        // Conntrack, or a program of the sender's cgroup.
         [] => (DropCause::Unknown, "the sender's own kernel refused to send it"),
         _ => (DropCause::Netfilter, "netfilter rule"),
     };
-    let detail = DropDetail {
-        why: why.to_owned(),
-        cause,
-        basis: Basis::Inferred,
-        proof: vec![told],
-        out_interface: link.map(|link| link.name.clone()),
-        ..DropDetail::default()
+    Some(refused.end(cause, why, suspects))
+}
+
+/// The end of a reply that no device saw where the request arrived, if a rule there is for such a reply and counted some.
+pub(in crate::path) fn reply<'a>(world: &World<'a>, request: &Chain<'a>) -> Option<End<'a>> {
+    let (node, last) = request.last().filter(|(_, last)| !last.wrapped())?;
+    let packet = &last.last.packet;
+    let (protocol, ports) = match packet.l4 {
+        L4::Icmp { .. } if packet.src.is_ipv4() => (1, (0, 0)),
+        L4::Icmp { .. } => (58, (0, 0)),
+        L4::Tcp { src_port, dst_port, .. } => (6, (dst_port, src_port)),
+        L4::Udp { src_port, dst_port, .. } => (17, (dst_port, src_port)),
+        L4::Other { .. } => return None,
     };
-    let doubt = Some(conntrack::unsent(netns, translating));
-    Some((node, out.unwrap_or(own), Cause { suspects: Some(suspects), doubt, ..Cause::of(detail) }))
+    let unsent = Unsent { protocol, src: packet.dst, dst: packet.src, ports, turned: false, out: None };
+    let told = "the request arrived, and no device saw a reply";
+    let (refused, suspects) = unsent.refused(world, (node, last.at()), told);
+    let for_it = |hit: &&RuleHit| {
+        let fits = |condition| refused.unsent.fit(hit, condition) == Fit::Yes;
+        (hit.packets > 0 || hit.traced > 0) && hit.conditions.iter().all(fits)
+    };
+    suspects.iter().any(for_it).then(|| refused.end(DropCause::Netfilter, "netfilter rule", suspects))
+}
+
+/// Where it was refused, and what is known of that.
+struct Refused<'a> {
+    unsent: Unsent<'a>,
+    node: usize,
+    at: LinkRef,
+    proof: String,
+    doubt: conntrack::Doubt<'a>,
+}
+
+impl<'a> Refused<'a> {
+    fn end(self, cause: DropCause, why: &str, suspects: Vec<&'a RuleHit>) -> End<'a> {
+        let Self { unsent, node, at, proof, doubt } = self;
+        let detail = DropDetail {
+            why: why.to_owned(),
+            cause,
+            basis: Basis::Inferred,
+            proof: vec![proof],
+            out_interface: unsent.out.map(|link| link.name.clone()),
+            ..DropDetail::default()
+        };
+        let cause = Cause { suspects: Some(suspects), doubt: Some(doubt), ..Cause::of(detail) };
+        End::Unsent { node, at, ends: (unsent.src, unsent.dst), cause: Box::new(cause) }
+    }
 }
 
 fn was_met(hit: &RuleHit) -> bool {
     hit.packets > 0 || hit.traced > 0 || !hit.counted
 }
 
-impl Unsent<'_> {
+impl<'a> Unsent<'a> {
+    /// In the namespace of that link of its sender's: what is known of it there, and the rules that may have refused it.
+    fn refused(
+        mut self,
+        world: &World<'a>,
+        (node, own): (usize, LinkRef),
+        told: &str,
+    ) -> (Refused<'a>, Vec<&'a RuleHit>) {
+        let netns = own.netns;
+        let route =
+            world.answer(node, &RouteQuestion { netns, src: self.src, dst: self.dst, in_ifindex: None, mark: 0 });
+        let route = route.and_then(|answer| answer.route.as_ref());
+        let out = route.and_then(|route| Some(LinkRef { netns, ifindex: route.out_ifindex? }));
+        let of_namespace = || world.node(node).facts.rules.iter().filter(|hit| hit.netns == netns && was_met(hit));
+        self.turned = of_namespace().any(|hit| matches!(hit.verdict, RuleVerdict::Dnat(_)));
+        self.out = out.and_then(|out| world.namespaces(node).link(out));
+        let may_have_met = |hit: &&RuleHit| self.may_have_met(hit);
+        let ends = |hit: &&RuleHit| matches!(hit.verdict, RuleVerdict::Drop | RuleVerdict::Reject(_));
+        let suspects = of_namespace().filter(ends).filter(may_have_met).collect();
+        let rewrites = |hit: &&RuleHit| matches!(hit.verdict, RuleVerdict::Masquerade | RuleVerdict::Snat(_));
+        let translating = of_namespace().filter(rewrites).filter(may_have_met).collect();
+        let mut proof = told.to_owned();
+        if let Some(route) = route {
+            proof.push_str(&format!("; its route is {}", route.text));
+        }
+        let doubt = conntrack::unsent(netns, translating);
+        (Refused { unsent: self, node, at: out.unwrap_or(own), proof, doubt }, suspects)
+    }
+
     fn may_have_met(&self, hit: &RuleHit) -> bool {
         let family = match hit.family.as_str() {
             "inet" => true,
@@ -81,8 +139,8 @@ impl Unsent<'_> {
     }
 
     fn fit(&self, hit: &RuleHit, Condition { field, not }: &Condition) -> Fit {
-        let Unsent { probe, src, dst, turned, out } = self;
-        let ports = [6, 17].contains(&probe.protocol);
+        let Unsent { protocol, src, dst, ports: (src_port, dst_port), turned, out } = self;
+        let has_ports = [6, 17].contains(protocol);
         let fits = match field {
             ConditionField::Source(_) | ConditionField::SourceIn(_) | ConditionField::SourcePort(..)
                 if hit.hook != Some(rules::OUTPUT) =>
@@ -94,14 +152,14 @@ impl Unsent<'_> {
             {
                 Fit::Unknown
             }
-            ConditionField::SourcePort(..) | ConditionField::DestinationPort(..) if !ports => Fit::Unknown,
+            ConditionField::SourcePort(..) | ConditionField::DestinationPort(..) if !has_ports => Fit::Unknown,
             ConditionField::Source(net) => net.contains(src).into(),
             ConditionField::Destination(net) => net.contains(dst).into(),
             ConditionField::SourceIn(ranges) => ranges.contains(*src).into(),
             ConditionField::DestinationIn(ranges) => ranges.contains(*dst).into(),
-            ConditionField::SourcePort(from, to) => (*from..=*to).contains(&probe.id).into(),
-            ConditionField::DestinationPort(from, to) => (*from..=*to).contains(&probe.dst_port).into(),
-            ConditionField::Protocol(protocol) => (*protocol == probe.protocol).into(),
+            ConditionField::SourcePort(from, to) => (*from..=*to).contains(src_port).into(),
+            ConditionField::DestinationPort(from, to) => (*from..=*to).contains(dst_port).into(),
+            ConditionField::Protocol(asked) => (protocol == asked).into(),
             // DNAT may have led it elsewhere.
             ConditionField::OutInterface(pattern) if !turned => {
                 out.map_or(Fit::Unknown, |link| rules::matches(pattern, &link.name).into())

@@ -150,3 +150,41 @@ fn without_a_rule_that_fits_nobody_is_blamed() {
     };
     assert_eq!(drop_of(&refused(None, turned)).rules.len(), 1);
 }
+
+/// The way of pings that arrive and are not answered; one rule of the destination's pod, with that condition, dropped something.
+fn unanswered(asks: ConditionField, packets: u64) -> Exchange {
+    let mut w = two_nodes();
+    w.request(1).sent((0, 1, ETH0)).received((0, 0, veth(1))).routed((0, 0, ENS5)).received((1, 0, ENS5));
+    w.routed((1, 0, veth(1))).delivered((1, 1, ETH0)).answer(RouteKind::Unicast, None);
+    let facts = &w.evidence.nodes[1].facts;
+    let netns = facts.namespaces[1].inode;
+    let (chain, way) = ("OUTPUT".to_owned(), vec!["OUTPUT".to_owned()]);
+    let conditions = vec![condition(asks)];
+    let hit = RuleHit { netns, chain, way, hook: Some(3), packets, conditions, ..plain(&w) };
+    let facts = &mut w.evidence.nodes[1].facts;
+    (facts.rules, facts.rules_complete) = (vec![hit], vec![netns]);
+    exchange(&w)
+}
+
+#[test]
+fn a_reply_that_a_rule_of_its_sender_is_for_was_dropped_by_it() {
+    let e = unanswered(ConditionField::Destination(pod(0, 1).into()), 1);
+    assert_eq!((e.outcome, e.failed_direction), (Outcome::Dropped, Some(Direction::Reply)));
+    let [hop] = e.reply.hops.as_slice() else { panic!("{:?}", e.reply.hops) };
+    assert_eq!((hop.src, hop.dst, hop.interface.as_deref()), (pod(1, 1), pod(0, 1), Some("eth0")));
+    assert_eq!((hop.ttl, hop.at_ns, hop.basis), (None, None, Basis::Inferred));
+    let drop = hop.detail.drop.as_ref().expect("a drop");
+    assert_eq!((drop.why.as_str(), drop.rule_known), ("netfilter rule", true));
+    assert_eq!(drop.proof[1], "the request arrived, and no device saw a reply");
+}
+
+#[test]
+fn a_rule_that_is_for_others_or_met_none_or_may_be_for_others_dropped_no_reply() {
+    let own = ConditionField::Destination(pod(0, 1).into());
+    let marked = ConditionField::Mark(1, 1);
+    for (asks, packets) in [(ConditionField::Source(pod(0, 1).into()), 1), (own, 0), (marked, 1)] {
+        let e = unanswered(asks, packets);
+        assert_eq!((e.outcome, e.failed_direction), (Outcome::Lost, Some(Direction::Reply)));
+        assert!(e.reply.hops.is_empty());
+    }
+}

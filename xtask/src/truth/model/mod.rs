@@ -29,8 +29,8 @@ pub(crate) struct Expected {
     pub(crate) reply: Vec<String>,
     /// The rule that dropped it: `filter/FORWARD rule 1`.
     pub(crate) rule: Option<String>,
-    /// Lines that may stand in place of others of the above.
-    pub(crate) instead: Vec<(String, String)>,
+    /// Lines that may stand, one after another, in place of one of the above.
+    pub(crate) instead: Vec<(Vec<String>, String)>,
 }
 
 /// Bytes of the headers in front of what a probe of each kind carries by default, and of that.

@@ -52,7 +52,7 @@ pub(super) struct Walk<'a> {
     /// A router behind DNAT whose errors do not come back.
     pub(super) unnamed: bool,
     /// Lines that may stand in place of others, for reasons that the configuration does not tell.
-    pub(super) instead: Vec<(String, String)>,
+    pub(super) instead: Vec<(Vec<String>, String)>,
     steps: u32,
     /// How many lines there were when what is on its way now was sent.
     began: usize,
@@ -368,8 +368,14 @@ impl<'a> Walk<'a> {
             // device where the node has not sent anything to that neighbour yet.
             let [bridged, sent] =
                 ["bridged", "transmitted"].map(|action| self.hop(host, &bridge.name, action, ttl, ""));
-            self.instead.push((sent, bridged));
-            return self.bridge(host, link, bridge, turned, packet);
+            let before = self.lines.len();
+            let end = self.bridge(host, link, bridge, turned, packet)?;
+            if let Some(dropped) = self.lines[before..].first().filter(|line| line.contains(" dropped ")) {
+                let there = dropped.replacen(&link.name, &bridge.name, 1);
+                self.instead.push((vec![sent.clone(), there], dropped.clone()));
+            }
+            self.instead.push((vec![sent], bridged));
+            return Ok(end);
         }
         if let Some(dropped) = self.filtered(host, Point::Prerouting, Some(link), Some(bridge), &packet)? {
             return Ok(dropped);
