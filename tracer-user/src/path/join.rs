@@ -154,8 +154,10 @@ fn routers(world: &World<'_>, told: &[Told<'_>], warnings: &mut Vec<String>) -> 
     let reached = |e: &Exchange| {
         let closed = |h: &Hop| h.detail.drop.as_ref().is_some_and(|d| d.cause == DropCause::PortClosed);
         let came = e.request.hops.last().is_some_and(|h| h.action == Action::Delivered || closed(h));
+        // Where it ended was seen, or else its answer tells.
+        let open = e.request.hops.last().is_none_or(|h| h.detail.drop.is_none());
         // Behind DNAT it answers with an address of its own.
-        e.rejection.as_ref().is_some_and(|r| came && r.arrived || r.from == end && world.owner(end).is_none())
+        e.rejection.as_ref().is_some_and(|r| came && r.arrived || open && r.from == end && world.owner(end).is_none())
     };
     let refused = |e: &Exchange| e.outcome == Outcome::Rejected && reached(e);
     let arrived = |e: &Exchange| e.outcome == Outcome::Delivered || refused(e);

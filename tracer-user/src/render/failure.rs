@@ -266,6 +266,12 @@ fn them(policies: &[NamedPolicy]) -> &'static str {
 
 fn answer(names: &Names, rejection: &Rejection, exchange: &Exchange) -> String {
     let what = match rejection.icmp_type {
+        Some(_) if in_its_name(rejection, exchange) => {
+            let (meaning, from) = (&rejection.meaning, rejection.from);
+            format!(
+                "ICMP {meaning} from {from} (the address that was asked: NAT puts it in the place of its sender's own)"
+            )
+        }
         Some(_) => format!("ICMP {} from {}", rejection.meaning, sender(names, rejection)),
         None => match rejection {
             // It gives itself out to be the destination.
@@ -281,6 +287,14 @@ fn answer(names: &Names, rejection: &Rejection, exchange: &Exchange) -> String {
         (false, None) if exchange.outcome == Outcome::Rejected => what,
         (false, None) => format!("{what}; it was not seen to come back to the source"),
     }
+}
+
+/// An ICMP error about a packet that NAT had given another destination comes from that which was asked, whoever sent it
+/// (`nf_nat_icmp_reply_translation`).
+fn in_its_name(rejection: &Rejection, exchange: &Exchange) -> bool {
+    let hops = &exchange.request.hops;
+    let asked = hops.first().is_some_and(|hop| hop.dst == rejection.from);
+    asked && rejection.node.is_none() && hops.iter().any(|hop| hop.action == Action::Dnat)
 }
 
 fn proof(trace: &Trace, hop: &Hop) -> String {
