@@ -18,6 +18,7 @@ mod live;
 mod met;
 mod names;
 mod read;
+mod related;
 #[cfg(test)]
 mod tests;
 mod window;

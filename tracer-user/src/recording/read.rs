@@ -1,6 +1,7 @@
 //! Reading a recording.
 
 use std::{
+    collections::HashMap,
     fs::File,
     io::{self, Read, Seek, SeekFrom},
     path::{Path, PathBuf},
@@ -22,6 +23,9 @@ use crate::{
 /// What nodes say comes this late, at most, one after the other, ns: of a recording that was cut off the rest may be some nodes' only.
 const LAG_NS: u64 = 100_000_000;
 
+/// The records of a block, by node.
+pub(super) type Records = Vec<(usize, Vec<Record>)>;
+
 /// A recording that was read once, so that it is known what is in it. The records stay in the file.
 #[derive(Debug)]
 pub struct Recording {
@@ -32,6 +36,8 @@ pub struct Recording {
     pub(super) until: Vec<u64>,
     /// By windows so far.
     pub(super) left_out: LeftOut,
+    /// Blocks of the window that was read last, by their number: the next one has most of them too.
+    pub(super) at_hand: HashMap<usize, Records>,
     /// What it says of itself.
     pub contents: Contents,
 }
@@ -109,8 +115,8 @@ impl Recording {
         recording.finish(file, bytes, bytes.saturating_sub(at))
     }
 
-    /// The records of a block, by node.
-    pub(super) fn records(&mut self, block: usize) -> Result<Vec<(usize, Vec<Record>)>, Error> {
+    /// Reads the records of a block.
+    pub(super) fn records(&mut self, block: usize) -> Result<Records, Error> {
         let Block { at, length, .. } = self.blocks[block];
         let failed = |source| Error::File { path: self.path.clone(), what: "read", source };
         self.file.seek(SeekFrom::Start(at)).map_err(failed)?;
@@ -248,7 +254,7 @@ impl Scan {
         }
         driven.evidence.interrupted = driven.interrupted;
         let contents = Contents { header, driven, names, closed, lasted, records, bytes, torn };
-        Ok(Recording { path, file, blocks, until, left_out: LeftOut::default(), contents })
+        Ok(Recording { path, file, blocks, until, left_out: LeftOut::default(), at_hand: HashMap::new(), contents })
     }
 }
 

@@ -1,7 +1,10 @@
 //! A recording piece by piece, so that its length does not decide what memory a report takes.
 
-use super::{Error, Recording, read::Block};
-use crate::path::{Ends, Evidence, Joined, Names, NodeEvidence, join_within, model::Exchange};
+use super::{Error, Recording, read::Block, related::Flows};
+use crate::{
+    event::Record,
+    path::{Ends, Evidence, Joined, Names, NodeEvidence, join_within, model::Exchange},
+};
 
 /// A window has about so many records in its core: some 280 bytes each, and five times as much for what is made of
 /// them (measured: `cargo xtask bench scale`).
@@ -16,6 +19,10 @@ const MOST_BEFORE: usize = 100_000;
 /// And so many after it: more do not go into memory. At this number a window lasts for the second in which what is lost is told from what
 /// is late up to some 700,000 records a second.
 const MOST_AFTER: usize = 800_000;
+
+/// What is under way where a core begins and ends is looked at whole for so long, ns; beyond that only what may be of a flow that was
+/// seen by then: of many flows that is little.
+const NEAR_NS: u64 = 100_000_000;
 
 /// A piece of a recording.
 pub struct Window {
@@ -160,22 +167,9 @@ impl Recording {
         }
         self.left_out.before += u64::from(is_cut);
         self.cut(until, last, &mut spans);
-        let mut records = vec![Vec::new(); spans.len()];
-        // Wherever they lie: what was freed may be told much later than the rest.
-        for index in 0..self.blocks.len() {
-            let meets = self.blocks[index]
-                .times
-                .iter()
-                .zip(&spans)
-                .any(|(times, (least, most))| times.is_some_and(|(first, last)| first < *most && last >= *least));
-            if !meets {
-                continue;
-            }
-            for (node, new) in self.records(index)? {
-                let (Some(records), Some((least, most))) = (records.get_mut(node), spans.get(node)) else { continue };
-                records.extend(new.into_iter().filter(|record| (*least..*most).contains(&record.time_ns())));
-            }
-        }
+        let around = from.times.iter().zip(&until.times);
+        let around = around.map(|(from, until)| (from.saturating_sub(NEAR_NS), until.saturating_add(NEAR_NS)));
+        let mut records = self.within(&spans, &around.collect::<Vec<_>>())?;
         let names: Vec<String> = self.contents.header.nodes.iter().map(|node| node.name.clone()).collect();
         let evidence = &self.contents.driven.evidence;
         // Nodes may have been left out.
@@ -191,6 +185,41 @@ impl Recording {
         let evidence = Evidence { nodes: nodes.collect(), probes: Vec::new(), interrupted: evidence.interrupted };
         let core = names.into_iter().enumerate().map(|(node, name)| (name, (from.times[node], until.times[node])));
         Ok(Window { evidence, core: core.collect() })
+    }
+
+    /// The records in these spans, by node; outside of `near` only what may be of a flow that was seen inside.
+    fn within(&mut self, spans: &[(u64, u64)], near: &[(u64, u64)]) -> Result<Vec<Vec<Record>>, Error> {
+        let meets = |block: &Block| {
+            let mut times = block.times.iter().zip(spans);
+            times.any(|(times, (least, most))| times.is_some_and(|(first, last)| first < *most && last >= *least))
+        };
+        // Wherever they lie: what was freed may be told much later than the rest.
+        let wanted: Vec<usize> = (0..self.blocks.len()).filter(|index| meets(&self.blocks[*index])).collect();
+        self.at_hand.retain(|index, _| wanted.binary_search(index).is_ok());
+        for index in &wanted {
+            if !self.at_hand.contains_key(index) {
+                let read = self.records(*index)?;
+                self.at_hand.insert(*index, read);
+            }
+        }
+        let all = || {
+            let blocks = wanted.iter().filter_map(|index| self.at_hand.get(index)).flatten();
+            let blocks =
+                blocks.filter_map(|(node, records)| Some((*node, spans.get(*node)?, near.get(*node)?, records)));
+            blocks.flat_map(|(node, span, near, records)| {
+                let within = records.iter().filter(|record| (span.0..span.1).contains(&record.time_ns()));
+                within.map(move |record| (node, (near.0..near.1).contains(&record.time_ns()), record))
+            })
+        };
+        let mut flows = Flows::default();
+        all().filter(|(_, near, _)| *near).for_each(|(.., record)| flows.add(record));
+        let mut records = vec![Vec::new(); spans.len()];
+        for (node, near, record) in all() {
+            if near || flows.may_have(record) {
+                records[node].push(record.clone());
+            }
+        }
+        Ok(records)
     }
 
     /// The last that a node said in the blocks before this one, ns of its clock.
