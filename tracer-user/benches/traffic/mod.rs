@@ -211,7 +211,7 @@ impl Traffic {
         walk.leave(0, nat, false, tunnel.then_some(node));
         walk.come(node, tunnel);
         if kind == 99 {
-            walk.free(node, root(node), CALI, hook::DROP, 6);
+            walk.free(node, root(node), ENS5, hook::DROP, 6);
             return;
         }
         walk.arrive(node, None);

@@ -65,7 +65,10 @@ pub(super) struct Walk<'w, 'a> {
 
 /// `made_on`: the node that made the packet in its sender's name, as a rule that resets a connection does.
 pub(super) fn write<'w, 'a>(world: &'w World<'a>, chain: &'w Chain<'a>, made_on: Option<usize>) -> Walk<'w, 'a> {
-    let mut walk = Walk { world, chain, hops: Vec::new(), notes: Vec::new(), routers: Vec::new(), data: None };
+    // Most are told in two: what came in was routed before it went out.
+    let touches: usize = chain.fragments.iter().map(|fragment| fragment.touches.len()).sum();
+    let hops = Vec::with_capacity(2 * touches + 1);
+    let mut walk = Walk { world, chain, hops, notes: Vec::new(), routers: Vec::new(), data: None };
     walk.start(made_on);
     for (i, fragment) in chain.fragments.iter().enumerate() {
         if i > 0 {
@@ -117,7 +120,7 @@ impl<'a> Walk<'_, 'a> {
     }
 
     /// The wrapping of `s`, which the device at `at` put on or took off.
-    fn tunnel(&self, node: usize, at: LinkRef, s: &Sighting) -> Option<Tunnel> {
+    fn tunnel(&self, node: usize, at: LinkRef, s: &Sighting) -> Option<Box<Tunnel>> {
         let outer = s.outer.as_ref()?;
         let kind = match outer.encapsulation {
             Encapsulation::Ipip => "ipip",
@@ -126,7 +129,7 @@ impl<'a> Walk<'_, 'a> {
             Encapsulation::Geneve => "geneve",
         };
         let vni = self.world.namespaces(node).link(at).and_then(|l| l.tunnel?.id);
-        Some(Tunnel { kind: kind.to_owned(), vni, src: outer.src, dst: outer.dst })
+        Some(Box::new(Tunnel { kind: kind.to_owned(), vni, src: outer.src, dst: outer.dst }))
     }
 
     /// What became of the size of TCP data since it was last seen, and while it passed here.
@@ -373,7 +376,7 @@ impl<'a> Walk<'_, 'a> {
             nat.moment = Basis::Observed;
         }
         let (rule, text) = match nat_rule::find(self.world, passage, action, &nat, packet) {
-            nat_rule::Found::Rule(rule) => (Some(*rule), None),
+            nat_rule::Found::Rule(rule) => (Some(rule), None),
             nat_rule::Found::Older(why) => (None, Some(format!("{why}: rule not known"))),
             nat_rule::Found::Entry => (None, Some(OLD_ENTRY.to_owned())),
             nat_rule::Found::Open => (None, None),
@@ -542,12 +545,12 @@ impl<'a> Walk<'_, 'a> {
     fn unsent(&mut self, node: usize, at: LinkRef, (src, dst): (IpAddr, IpAddr), drop: DropDetail) {
         if let Some((_, last)) = self.chain.last() {
             let header = self.unsent_routed(node, last);
-            let detail = Detail { drop: Some(drop), ..Detail::default() };
+            let detail = Detail { drop: Some(Box::new(drop)), ..Detail::default() };
             self.push(Spot { node, at, time_ns: last.end() }, Action::Dropped, header, Basis::Inferred, detail);
             return;
         }
         let header = Header { src, dst, ttl: 0 };
-        let detail = Detail { drop: Some(drop), ..Detail::default() };
+        let detail = Detail { drop: Some(Box::new(drop)), ..Detail::default() };
         self.push(Spot { node, at, time_ns: 0 }, Action::Dropped, header, Basis::Inferred, detail);
         if let Some(last) = self.hops.last_mut() {
             (last.hop.ttl, last.time_ns) = (None, None);

@@ -389,13 +389,13 @@ pub struct Detail {
     pub queue_ns: Option<u64>,
     /// `snat`, `dnat`, `unsnat`, `undnat`: what was rewritten.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub nat: Option<Nat>,
+    pub nat: Option<Box<Nat>>,
     /// `dropped`: why.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub drop: Option<DropDetail>,
+    pub drop: Option<Box<DropDetail>>,
     /// `encapsulated`, `decapsulated`: the tunnel.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub tunnel: Option<Tunnel>,
+    pub tunnel: Option<Box<Tunnel>>,
     /// `sent`, `transmitted`, `received`, `encapsulated`, `decapsulated`: MTU of the interface, bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u32>,
@@ -408,7 +408,7 @@ pub struct Detail {
     pub text: Option<String>,
     /// `snat`, `dnat`: the rule that asked for it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub rule: Option<RuleRef>,
+    pub rule: Option<Box<RuleRef>>,
     /// TCP data that is more than one packet on the wire: what became of its size here.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub segments: Option<Segments>,

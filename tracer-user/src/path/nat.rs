@@ -105,7 +105,7 @@ pub(super) fn routed_to(t: &Translation, direction: CtDirection) -> std::net::Ip
 }
 
 pub(super) fn detail(nat: Nat) -> Detail {
-    Detail { nat: Some(nat), ..Detail::default() }
+    Detail { nat: Some(Box::new(nat)), ..Detail::default() }
 }
 
 /// The visible header once the rewrite is done.

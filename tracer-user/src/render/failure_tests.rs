@@ -20,7 +20,8 @@ fn dropped(drop: DropDetail, route: Option<&str>) -> Trace {
         let hops = &mut exchange.request.hops;
         hops.iter_mut().for_each(|hop| hop.dst = trace.destination.address);
         let last = hops.last_mut().expect("a hop");
-        last.detail = Detail { drop: Some(drop.clone()), route: route.map(str::to_owned), ..Detail::default() };
+        last.detail =
+            Detail { drop: Some(Box::new(drop.clone())), route: route.map(str::to_owned), ..Detail::default() };
         if forwarded {
             let interface = Some("cali98fd8882b62".to_owned());
             let routed = Hop { action: Action::Routed, interface, detail: Detail::default(), ..last.clone() };

@@ -183,7 +183,7 @@ pub(super) fn rewrite(hop: &Hop) -> String {
         Action::Undnat => ("un-DNAT", true),
         _ => ("DNAT", false),
     };
-    let Some(Nat { moment: _, before, after }) = &hop.detail.nat else {
+    let Some(Nat { moment: _, before, after }) = hop.detail.nat.as_deref() else {
         return format!("{name} to {}", if source { hop.src } else { hop.dst });
     };
     let icmp = before.dst_port.is_none();
@@ -203,7 +203,7 @@ pub(super) fn rewrite(hop: &Hop) -> String {
 
 /// ` by nat/cali-nat-outgoing`; without a rule why it is not known, if there is more to say than that.
 fn by_rule(hop: &Hop) -> String {
-    let Some(RuleRef { table, chain, basis, .. }) = &hop.detail.rule else {
+    let Some(RuleRef { table, chain, basis, .. }) = hop.detail.rule.as_deref() else {
         return hop.detail.text.as_ref().map_or(String::new(), |text| format!("; {text}"));
     };
     let doubt = match basis {

@@ -215,7 +215,7 @@ fn one_dropped(seq: u32, dst: &str) -> Exchange {
         ..DropDetail::default()
     };
     let route = Some("blackhole 100.115.37.64/26 proto bird".to_owned());
-    walk.with(Dropped, "ens5", 0, Detail { route, drop: Some(drop), ..Detail::default() });
+    walk.with(Dropped, "ens5", 0, Detail { route, drop: Some(Box::new(drop)), ..Detail::default() });
     walk.hops.last_mut().expect("a hop").at_ns = None;
     exchange(seq, Outcome::Dropped, Some(Direction::Request), (walk.path(), Path::default()))
 }
@@ -239,7 +239,10 @@ pub(super) fn mixed() -> Trace {
 pub(super) fn snat() -> Trace {
     let (dst, node_ip) = ("8.8.8.8", "172.20.50.50");
     let side = |src: &str, dst: &str, id| NatSide { src: ip(src), dst: ip(dst), src_port: Some(id), dst_port: None };
-    let nat = |before, after| Detail { nat: Some(Nat { moment: Basis::Inferred, before, after }), ..Detail::default() };
+    let nat = |before, after| Detail {
+        nat: Some(Box::new(Nat { moment: Basis::Inferred, before, after })),
+        ..Detail::default()
+    };
     let one = |seq: u32| {
         let id = 52_011 + u16::try_from(seq).expect("small");
         let mut walk = Walk::new(NODE1, BB1.1, dst);
@@ -325,7 +328,7 @@ pub(super) fn vxlan6() -> Trace {
     let (two, one) = ("fd00:10:244:7:9c40::dd", "fd00:10:244:3:1a80::51");
     let (node2, node1) = ("fd20:172:20:32::3a3c", "fd20:172:20:32::3232");
     let wrapped = |src: &str, dst: &str| Detail {
-        tunnel: Some(Tunnel { kind: "vxlan".to_owned(), vni: Some(4096), src: ip(src), dst: ip(dst) }),
+        tunnel: Some(Box::new(Tunnel { kind: "vxlan".to_owned(), vni: Some(4096), src: ip(src), dst: ip(dst) })),
         mtu: Some(8931),
         ..Detail::default()
     };

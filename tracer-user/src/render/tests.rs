@@ -203,7 +203,7 @@ fn dropped_by_netfilter_between_two_interfaces() {
         let hops = &mut exchange.request.hops;
         let dropped = hops.last_mut().expect("a hop");
         dropped.detail.route = None;
-        dropped.detail.drop = Some(DropDetail {
+        dropped.detail.drop = Some(Box::new(DropDetail {
             why: "netfilter rule".to_owned(),
             reason: Some("NETFILTER_DROP".to_owned()),
             function: Some("nft_do_chain".to_owned()),
@@ -211,7 +211,7 @@ fn dropped_by_netfilter_between_two_interfaces() {
             basis: Basis::Observed,
             proof: vec!["freed in nft_do_chain, reason by the kernel NETFILTER_DROP".to_owned()],
             ..DropDetail::default()
-        });
+        }));
         let mut routed = dropped.clone();
         let route = Some("100.115.37.90 dev cali98fd8882b62 scope link".to_owned());
         (routed.action, routed.basis) = (Action::Routed, Basis::Configured);
@@ -257,7 +257,7 @@ fn a_tunnel_has_its_own_row() {
         wrapped.action = Action::Encapsulated;
         wrapped.detail.route = None;
         let [src, dst] = ["172.20.58.60", "172.20.50.50"].map(|text| text.parse().expect("an address"));
-        wrapped.detail.tunnel = Some(Tunnel { kind: "ipip".to_owned(), vni: None, src, dst });
+        wrapped.detail.tunnel = Some(Box::new(Tunnel { kind: "ipip".to_owned(), vni: None, src, dst }));
         hops.insert(at + 1, wrapped);
     }
     let text = screen(&trace);
@@ -278,7 +278,7 @@ fn a_rule_that_translates_is_named() {
         let snat = exchange.request.hops.iter_mut().find(|hop| hop.action == Action::Snat).expect("a rewrite");
         snat.at_ns = Some(9_000);
         snat.detail.nat.as_mut().expect("both sides").moment = Basis::Observed;
-        snat.detail.rule = Some(RuleRef {
+        snat.detail.rule = Some(Box::new(RuleRef {
             engine: "iptables".to_owned(),
             table: "nat".to_owned(),
             chain: "cali-nat-outgoing".to_owned(),
@@ -286,7 +286,7 @@ fn a_rule_that_translates_is_named() {
             comment: Some("cali:flqWnvo8yq4ULQLa".to_owned()),
             packets: 3,
             basis: Basis::Inferred,
-        });
+        }));
     }
     assert_snapshot!(screen(&trace));
     let verbose = text(&trace, &Style { verbose: true, ..PIPE });

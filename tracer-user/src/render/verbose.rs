@@ -59,10 +59,10 @@ fn what(hop: &Hop, before: Option<(IpAddr, IpAddr)>) -> String {
         other => format!("{other:?}").to_lowercase(),
     };
     let mut words = vec![action];
-    words.extend(tunnel.as_ref().map(wrapping));
+    words.extend(tunnel.as_deref().map(wrapping));
     words.extend(route.clone());
     words.extend(text.clone());
-    words.extend(rule.as_ref().map(told_rule));
+    words.extend(rule.as_deref().map(told_rule));
     words.extend(segments.as_ref().map(|sizes| super::hops::segments(sizes, hop.action)));
     words.extend(drop.as_ref().and_then(|drop| drop.function.clone()).map(|function| format!("in {function}")));
     words.extend(drop.as_ref().and_then(|drop| drop.reason.clone()));

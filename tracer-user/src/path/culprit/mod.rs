@@ -52,7 +52,7 @@ impl Cause<'_> {
 
     /// As the hop has it.
     pub(super) fn into_detail(self) -> Detail {
-        Detail { route: self.route, drop: Some(self.detail), ..Detail::default() }
+        Detail { route: self.route, drop: Some(Box::new(self.detail)), ..Detail::default() }
     }
 
     fn is(&mut self, cause: DropCause, why: impl Into<String>) {

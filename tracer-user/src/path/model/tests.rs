@@ -21,7 +21,7 @@ fn sent_on(text: Option<&str>) -> Exchange {
         at_ns: None,
         error_ns: 0,
         basis: Basis::Observed,
-        detail: Detail { nat: Some(nat), text: text.map(str::to_owned), ..Detail::default() },
+        detail: Detail { nat: Some(Box::new(nat)), text: text.map(str::to_owned), ..Detail::default() },
     };
     Exchange {
         seq: 1,

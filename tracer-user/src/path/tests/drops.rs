@@ -47,7 +47,7 @@ pub(super) fn exchange(w: &Walk) -> Exchange {
 
 pub(super) fn drop_of(exchange: &Exchange) -> DropDetail {
     let hop = exchange.request.hops.last().expect("hops");
-    hop.detail.drop.clone().unwrap_or_else(|| panic!("no drop: {exchange:?}"))
+    hop.detail.drop.as_deref().cloned().unwrap_or_else(|| panic!("no drop: {exchange:?}"))
 }
 
 pub(super) fn one(at: At, function: &str, reason: Option<&str>, change: impl FnOnce(&mut Walk)) -> DropDetail {
