@@ -158,7 +158,7 @@ fn walked<'a>(world: &'a World, walk: &mut Walk<'a>, ask: &Ask) -> Result<Option
     // A rule of its maker's refused it, or it waits for a neighbour.
     let of_maker = expected.reply.iter().all(|line| line.contains(" dropped: "));
     if host.role != Role::Outside && !matches!(end, End::Delivered(..)) && of_maker {
-        expected.reply.clear();
+        let refused = std::mem::take(&mut expected.reply);
         let Some(delivered) = expected.request.pop() else { return Ok(None) };
         if ask.probe == Probe::Tcp {
             // What is seen is that the SYN was not taken.
@@ -167,6 +167,12 @@ fn walked<'a>(world: &'a World, walk: &mut Walk<'a>, ask: &Ask) -> Result<Option
         }
         // Nothing says that the request was taken.
         expected.request.push(delivered + " (inferred)");
+        if let End::Dropped(dropped) = end
+            && dropped.rule.is_some()
+        {
+            (expected.reply, expected.rule) = (refused, dropped.rule);
+            return Ok(Some(fail(expected, "dropped", "reply")));
+        }
         return Ok(Some(fail(expected, "lost", "reply")));
     }
     Ok(Some(match end {

@@ -235,12 +235,15 @@ impl<'a> Walk<'a> {
         Ok(self.drop(host, at, ttl, &why, None, Some(&packet)))
     }
 
-    /// What a rule refuses to its maker, no device sees. Of a request its sender is told; that there was a reply, nobody knows.
+    /// What a rule refuses to its maker, no device sees. Of a request its sender is told; that there was a reply, only the counter of a
+    /// rule that is for it tells.
     fn refused(&mut self, host: &Host, out: &Link, packet: &Packet, dropped: End) -> End {
         let last = self.lines.pop().unwrap_or_default();
         let why = last.split_once(": ").map_or("", |(_, why)| why);
+        let counted =
+            ["netfilter rule", "netfilter reject rule"].contains(&why) && packet.protocol == Protocol::EchoReply;
         self.kept(host, out, why);
-        if !packet.begins() {
+        if !packet.begins() && !counted {
             self.lines.pop();
             return End::Lost;
         }
