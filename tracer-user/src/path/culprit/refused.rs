@@ -50,7 +50,8 @@ pub(in crate::path) fn at_source<'a>(world: &World<'a>, probe: &Probe) -> Option
 
 /// The end of a reply that no device saw where the request arrived, if a rule there is for such a reply and counted some.
 pub(in crate::path) fn reply<'a>(world: &World<'a>, request: &Chain<'a>) -> Option<End<'a>> {
-    let (node, last) = request.last().filter(|(_, last)| !last.wrapped())?;
+    // Where records are missing, a device may have seen it.
+    let (node, last) = request.last().filter(|(node, last)| !last.wrapped() && !world.unreliable(*node))?;
     let packet = &last.last.packet;
     let (protocol, ports) = match packet.l4 {
         L4::Icmp { .. } if packet.src.is_ipv4() => (1, (0, 0)),

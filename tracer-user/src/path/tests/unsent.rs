@@ -151,8 +151,9 @@ fn without_a_rule_that_fits_nobody_is_blamed() {
     assert_eq!(drop_of(&refused(None, turned)).rules.len(), 1);
 }
 
-/// The way of pings that arrive and are not answered; one rule of the destination's pod, with that condition, dropped something.
-fn unanswered(asks: ConditionField, packets: u64) -> Exchange {
+/// The way of pings that arrive and are not answered; one rule of the destination's pod, with that condition, dropped something, and so
+/// many records of its node were lost.
+fn unanswered(asks: ConditionField, packets: u64, lost: u64) -> Exchange {
     let mut w = two_nodes();
     w.request(1).sent((0, 1, ETH0)).received((0, 0, veth(1))).routed((0, 0, ENS5)).received((1, 0, ENS5));
     w.routed((1, 0, veth(1))).delivered((1, 1, ETH0)).answer(RouteKind::Unicast, None);
@@ -161,14 +162,15 @@ fn unanswered(asks: ConditionField, packets: u64) -> Exchange {
     let (chain, way) = ("OUTPUT".to_owned(), vec!["OUTPUT".to_owned()]);
     let conditions = vec![condition(asks)];
     let hit = RuleHit { netns, chain, way, hook: Some(3), packets, conditions, ..plain(&w) };
-    let facts = &mut w.evidence.nodes[1].facts;
-    (facts.rules, facts.rules_complete) = (vec![hit], vec![netns]);
+    let node = &mut w.evidence.nodes[1];
+    node.lost = lost;
+    (node.facts.rules, node.facts.rules_complete) = (vec![hit], vec![netns]);
     exchange(&w)
 }
 
 #[test]
 fn a_reply_that_a_rule_of_its_sender_is_for_was_dropped_by_it() {
-    let e = unanswered(ConditionField::Destination(pod(0, 1).into()), 1);
+    let e = unanswered(ConditionField::Destination(pod(0, 1).into()), 1, 0);
     assert_eq!((e.outcome, e.failed_direction), (Outcome::Dropped, Some(Direction::Reply)));
     let [hop] = e.reply.hops.as_slice() else { panic!("{:?}", e.reply.hops) };
     assert_eq!((hop.src, hop.dst, hop.interface.as_deref()), (pod(1, 1), pod(0, 1), Some("eth0")));
@@ -183,8 +185,15 @@ fn a_rule_that_is_for_others_or_met_none_or_may_be_for_others_dropped_no_reply()
     let own = ConditionField::Destination(pod(0, 1).into());
     let marked = ConditionField::Mark(1, 1);
     for (asks, packets) in [(ConditionField::Source(pod(0, 1).into()), 1), (own, 0), (marked, 1)] {
-        let e = unanswered(asks, packets);
+        let e = unanswered(asks, packets, 0);
         assert_eq!((e.outcome, e.failed_direction), (Outcome::Lost, Some(Direction::Reply)));
         assert!(e.reply.hops.is_empty());
     }
+}
+
+#[test]
+fn where_records_are_missing_no_rule_is_blamed_for_a_reply() {
+    let e = unanswered(ConditionField::Destination(pod(0, 1).into()), 1, 5);
+    assert_ne!(e.outcome, Outcome::Dropped);
+    assert!(e.reply.hops.is_empty());
 }
