@@ -7,8 +7,8 @@ use super::{
     next,
 };
 use crate::path::model::{
-    Action, AskedService, Basis, CulpritRule, Direction, DropCause, Exchange, Hop, LocalEndpoints, NamedPolicy,
-    Outcome, Policies, PoliciesRead, PolicyDirection, PolicyStage, Rejection, Trace,
+    Action, AskedService, Basis, CulpritRule, Direction, DropCause, DropDetail, Exchange, Hop, LocalEndpoints,
+    NamedPolicy, Outcome, Policies, PoliciesRead, PolicyDirection, PolicyStage, Rejection, Trace,
 };
 
 /// What follows the count in the verdict: ` by ingress policy at default/bb1, on node ip-172-20-50-50 (not the wire)`,
@@ -96,8 +96,9 @@ pub(super) fn explain(page: &mut Page, trace: &Trace, names: &Names, exchange: &
     }
     if let Some(rejection) = &exchange.rejection {
         fact(page, "answer", &names.shorten(&answer(names, rejection, exchange)));
-    } else if exchange.ended_at().is_some_and(is_usually_answered) {
-        fact(page, "answer", "none was seen; the kernel limits the rate of ICMP errors (net.ipv4.icmp_ratelimit)");
+    } else if let Some(hop) = exchange.ended_at().filter(|hop| is_usually_answered(hop)) {
+        let limit = limit_of_errors(hop);
+        fact(page, "answer", &format!("none was seen; the kernel limits the rate of ICMP errors ({limit})"));
     }
     let arrived = exchange.request.hops.iter().any(|hop| hop.action == Action::Delivered);
     // What was refused before its first device has no hop before that.
@@ -200,6 +201,16 @@ fn is_usually_answered(hop: &Hop) -> bool {
             drop.cause,
             DropCause::Unreachable | DropCause::Prohibit | DropCause::TtlExpired | DropCause::TooBig
         )
+}
+
+/// The settings. What the routes of IPv4 refuse has one of its own (`ip_error`), beside that of all errors.
+fn limit_of_errors(hop: &Hop) -> &'static str {
+    let by_route = |drop: &DropDetail| matches!(drop.cause, DropCause::Unreachable | DropCause::Prohibit);
+    match hop.detail.drop.as_deref() {
+        _ if hop.dst.is_ipv6() => "net.ipv6.icmp.ratelimit",
+        Some(drop) if by_route(drop) => "net.ipv4.route.error_cost, net.ipv4.icmp_ratelimit",
+        _ => "net.ipv4.icmp_ratelimit",
+    }
 }
 
 /// `filter/cali-tw-cali98fd8882b62 rule 4 "End of tier default. Drop if no policies passed packet"`; without a comment the

@@ -154,8 +154,9 @@ fn base(lab: &str, host: &str, forwards: bool) -> Namespace {
             optional("ipv6/conf/all/disable_ipv6", "1"),
             optional("ipv6/conf/default/disable_ipv6", "1"),
             required("ipv4/ip_forward", if forwards { "1" } else { "0" }),
-            // Else whether a refusal is answered depends on how many were refused just before.
-            required("ipv4/icmp_ratelimit", "0"),
+            // Else whether a refusal is answered depends on how many were refused just before. Not icmp_ratelimit: 0 there takes the
+            // tokens of `ip_error` away, which it has in common with ICMP (inet_peer_xrlim_allow).
+            required("ipv4/icmp_ratemask", "0"),
             required("ipv4/conf/all/rp_filter", "0"),
             required("ipv4/conf/default/rp_filter", "0"),
         ],
