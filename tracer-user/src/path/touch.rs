@@ -167,19 +167,27 @@ pub(super) fn apart<'a>(
     frees: &[&Sighting],
     namespaces: Namespaces<'_>,
 ) -> (Vec<Touch<'a>>, Vec<Touch<'a>>) {
-    let arrives = |t: &Touch<'_>| t.way == Way::In && !t.wrapped() && namespaces.owns(t.at().netns, t.last.packet.dst);
-    let (mut own, mut copies) = (Vec::new(), Vec::new());
-    let mut touches = touches;
-    if touches.iter().any(arrives) {
-        let all = touches;
+    let all = touches;
+    // NAT on a bridge may have turned it to another port.
+    let handed_on = |t: &Touch<'_>| {
+        let after = all.iter().skip_while(|other| !std::ptr::eq(other.first, t.first)).skip(1);
+        after.into_iter().any(|later| later.first.skb == t.last.skb)
+    };
+    let arrives = |t: &Touch<'_>| {
+        t.way == Way::In && !t.wrapped() && namespaces.owns(t.at().netns, t.last.packet.dst) && !handed_on(t)
+    };
+    let (mut own, mut copies, mut alive) = (Vec::new(), Vec::new(), Vec::new());
+    let mut touches = all.as_slice();
+    if all.iter().any(arrives) {
         let is_dead_end = |i: usize, t: &Touch<'_>| {
             t.way == Way::Out
                 && !namespaces.leads_out(t.at())
                 && all[i + 1..].iter().all(|later| later.first.skb != t.last.skb && !continues(t, later, namespaces))
         };
-        let (dead, rest): (Vec<_>, Vec<_>) = all.iter().copied().enumerate().partition(|(i, t)| is_dead_end(*i, t));
-        copies.extend(dead.into_iter().map(|(_, touch)| touch));
-        touches = rest.into_iter().map(|(_, touch)| touch).collect();
+        for (i, touch) in all.iter().enumerate() {
+            if is_dead_end(i, touch) { &mut copies } else { &mut alive }.push(*touch);
+        }
+        touches = &alive;
     }
     let mut i = 0;
     while let Some(touch) = touches.get(i) {

@@ -4,7 +4,10 @@ use super::failures::to_the_wire;
 use crate::{
     event::Hook,
     node::facts::RouteKind,
-    path::testing::{CNI0, ENS5, ENS6, ETH0, Walk, host, pod, veth},
+    path::{
+        model::{Direction, Outcome},
+        testing::{CNI0, ENS5, ENS6, ETH0, Walk, host, pod, veth},
+    },
 };
 
 /// In by `ens5`, a copy out by `copy`, and on.
@@ -82,4 +85,19 @@ fn of_what_a_bridge_floods_the_one_that_arrives_is_the_packet() {
     let exchange = w.check().exchanges.remove(0);
     let note = "node0 cali3 was sent a copy of the packet (by a mirror of tc, or a flooding bridge)";
     assert!(exchange.notes.iter().any(|told| told == note), "{:?}", exchange.notes);
+}
+
+/// It was for the node until NAT turned it, and lies in the buffer that then goes on: no copy of one that arrived.
+#[test]
+fn nat_to_another_port_of_a_bridge_takes_away_what_was_for_the_node() {
+    let mut w = Walk::new(1, pod(0, 3), host(0));
+    let (port, bridge) = ((0, 0, veth(3)), (0, 0, CNI0));
+    w.request(1).sent((0, 3, ETH0)).received(port);
+    w.packet.dst = pod(0, 4);
+    w.ended(port, "dnat").transmitted(bridge);
+    w.freed(Hook::Drop, bridge, "nf_hook_slow", Some("NETFILTER_DROP")).ended(bridge, "dropped");
+    let joined = w.check();
+    let exchange = &joined.exchanges[0];
+    assert_eq!((exchange.outcome, exchange.failed_direction), (Outcome::Dropped, Some(Direction::Request)));
+    assert!(exchange.notes.is_empty(), "{:?}", exchange.notes);
 }
