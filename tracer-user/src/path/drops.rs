@@ -89,6 +89,20 @@ pub(super) fn end<'a>(world: &World<'a>, chain: &Chain<'a>, answered: bool) -> E
     }
 }
 
+/// UDP itself freed the request at its destination, for want of a socket if "port unreachable" came back for it: a rule
+/// that refuses in the same words frees elsewhere. By itself the free says little on kernels without drop reasons.
+pub(super) fn port_closed<'a>(world: &World<'a>, chain: &Chain<'a>) -> Option<End<'a>> {
+    let (node, last) = chain.last()?;
+    let at = last_free(chain, node, last).filter(|free| free.hook == Hook::Drop)?;
+    let function = at.free.as_ref()?.function.as_deref()?;
+    let by_udp = function.trim_start_matches('_').starts_with("udp");
+    if !by_udp || last.way != Way::In || !is_final(world, chain, node, last, Some(at)) {
+        return None;
+    }
+    let cause = Box::new(culprit::port_closed(&Scene::new(world, chain, node, last, at)));
+    Some(End::Dropped { node, at, cause })
+}
+
 fn unsent<'a>(world: &World<'_>, node: usize, at: LinkRef, detail: DropDetail) -> End<'a> {
     let ends = (world.ends.source.address, world.ends.destination.address);
     End::Unsent { node, at, ends, cause: Box::new(Cause::of(detail)) }

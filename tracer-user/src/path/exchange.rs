@@ -243,6 +243,9 @@ impl<'a> Story<'a> {
         if let Some(refused) = self.probe.filter(|_| unseen).and_then(|p| culprit::refused::at_source(world, p)) {
             return refused;
         }
+        if let Some(closed) = drops::port_closed(world, &self.request).filter(|_| self.port_unreachable()) {
+            return closed;
+        }
         if self.refused() {
             let by_rule = drops::end(world, &self.request, false);
             if matches!(&by_rule, End::Dropped { cause, .. } if cause.detail.cause == DropCause::Netfilter) {
@@ -398,12 +401,17 @@ impl<'a> Story<'a> {
         Rejection { meaning, pod: world.pod(node, netns), node: Some(world.node(node).name.clone()), ..rejection }
     }
 
+    fn port_unreachable(&self) -> bool {
+        self.rejection.as_ref().is_some_and(|rejection| {
+            let kind = (rejection.from, rejection.icmp_type, rejection.icmp_code);
+            matches!(kind, (IpAddr::V4(_), Some(3), Some(3)) | (IpAddr::V6(_), Some(1), Some(4)))
+        })
+    }
+
     /// "Port unreachable" by the destination itself says that nothing listens; by others it is a firewall's word.
     fn of_port(&self, world: &World<'_>, mut rejection: Rejection) -> Rejection {
-        let kind = (rejection.from, rejection.icmp_type, rejection.icmp_code);
-        let is_port = matches!(kind, (IpAddr::V4(_), Some(3), Some(3)) | (IpAddr::V6(_), Some(1), Some(4)));
         let own = rejection.from == world.ends.destination.address && rejection.pod.is_some();
-        if let (true, true, Some(port)) = (is_port, own, self.port()) {
+        if let (true, true, Some(port)) = (self.port_unreachable(), own, self.port()) {
             rejection.meaning = format!("{}: nothing listens on port {port}", rejection.meaning);
         }
         rejection

@@ -270,7 +270,7 @@ fn links_and_sizes() {
     let too_big = (3, 4, "fragmentation needed, MTU 1400");
     let expired = because(DropCause::TtlExpired, "TTL expired", "ip_forward", Some("IP_INHDR"));
     let full = because(DropCause::QueueFull, "the interface's queue is full", "__dev_queue_xmit", Some("QDISC_DROP"));
-    let port = because(DropCause::PortClosed, "nothing listens on the port", "__udp4_lib_rcv", Some("NO_SOCKET"));
+    let port = because(DropCause::PortClosed, "nothing listens on port 53", "__udp4_lib_rcv", Some("NO_SOCKET"));
     assert_snapshot!(heads(&[
         answered(dropped(neighbour, None), (3, 1, "host unreachable"), true),
         dropped(no_carrier, None),

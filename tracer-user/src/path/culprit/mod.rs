@@ -214,6 +214,13 @@ pub(super) fn cause<'a>(scene: &Scene<'_, 'a>) -> Cause<'a> {
     cause
 }
 
+/// The same, where an answer says that no socket took it.
+pub(super) fn port_closed<'a>(scene: &Scene<'_, 'a>) -> Cause<'a> {
+    let mut cause = cause(scene);
+    network::port_closed(scene, &mut cause);
+    cause
+}
+
 fn freed(free: &Sighting, detail: &DropDetail) -> String {
     let verb = if free.hook == Hook::Consume { "consumed" } else { "freed" };
     match (detail.function.as_deref(), detail.reason.as_deref()) {

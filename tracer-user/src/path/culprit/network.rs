@@ -2,6 +2,7 @@
 
 use super::{Cause, Scene, refuses, setting, sign::Sign};
 use crate::{
+    event::L4,
     node::facts::{Link, Route, RouteKind},
     path::{
         model::{Basis, DropCause},
@@ -27,11 +28,20 @@ pub(super) fn by_sign(scene: &Scene<'_, '_>, sign: Sign, cause: &mut Cause<'_>) 
             Some((kind, words)) => cause.is(kind, words),
             None => cause.is(DropCause::InterfaceDown, "the interface is not up"),
         },
-        Sign::NoSocket => cause.is(DropCause::PortClosed, "nothing listens on the port"),
+        Sign::NoSocket => port_closed(scene, cause),
         Sign::Program(words) => cause.is(DropCause::Program, words),
         Sign::Malformed(words) => cause.is(DropCause::Malformed, words),
         Sign::Other(words) => cause.is(DropCause::Other, words),
     }
+}
+
+/// By the port that NAT made of the one that was asked for.
+pub(super) fn port_closed(scene: &Scene<'_, '_>, cause: &mut Cause<'_>) {
+    let why = match scene.free.packet.l4 {
+        L4::Tcp { dst_port, .. } | L4::Udp { dst_port, .. } => format!("nothing listens on port {dst_port}"),
+        _ => "nothing listens there".to_owned(),
+    };
+    cause.is(DropCause::PortClosed, why);
 }
 
 /// The look-up ended in an error. Which, the routes say: as they are now, hence a route that works now says nothing.

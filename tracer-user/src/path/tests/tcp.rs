@@ -6,7 +6,7 @@ use crate::{
     node::facts::{RouteKind, Rule, RuleEngine, RuleHit, RuleVerdict},
     path::{
         Answer,
-        model::{Action, Direction, Outcome, Segmentation, What},
+        model::{Action, Direction, DropCause, Outcome, Segmentation, What},
         testing::{ENS5, ETH0, Kind, PORT, Walk, host, ip, pod, six, tcp, veth},
     },
 };
@@ -193,17 +193,7 @@ fn a_closed_udp_port_answers_with_icmp() {
         let mut w = Walk { kind: Kind::Udp, ..Walk::new(2, source, destination) };
         for seq in 1..=2 {
             there(w.request(seq));
-            let (len, id) = (w.packet.ip_len, w.packet.ip_id);
-            let nonce = match v6 {
-                false => [0x4500, u64::from(len), u64::from(id), 0x4000],
-                true => [0x6000, 0, u64::from(len - 40), 0x1140],
-            };
-            let nonce = nonce.into_iter().fold(0, |all, word| all << 16 | word);
-            let (kind, code) = if v6 { (1, 4) } else { (3, 3) };
-            w.packet.l4 = L4::Icmp { kind, code, id: 0, seq: 0, nonce };
-            (w.packet.src, w.packet.dst, w.packet.ttl, w.packet.ip_id) = (destination, source, 64, 99);
-            (w.back, w.skb) = (true, w.skb + 0x100);
-            back(&mut w);
+            back(refused(&mut w));
         }
         w.expected[1].clear();
         let joined = w.check();
@@ -212,6 +202,45 @@ fn a_closed_udp_port_answers_with_icmp() {
             let rejection = e.rejection.as_ref().expect("an answer");
             assert_eq!(rejection.meaning, "port unreachable: nothing listens on port 8080");
             assert!(rejection.arrived);
+        }
+    }
+}
+
+/// The destination answers "port unreachable" to the datagram that came to it.
+fn refused(w: &mut Walk) -> &mut Walk {
+    let (src, dst) = (w.packet.dst, w.packet.src);
+    let (len, id) = (u64::from(w.packet.ip_len), u64::from(w.packet.ip_id));
+    let (code, nonce) = match dst.is_ipv6() {
+        false => ((3, 3), [0x4500, len, id, 0x4000]),
+        true => ((1, 4), [0x6000, 0, len - 40, 0x1140]),
+    };
+    let nonce = nonce.into_iter().fold(0, |all, word| all << 16 | word);
+    w.packet.l4 = L4::Icmp { kind: code.0, code: code.1, id: 0, seq: 0, nonce };
+    (w.packet.src, w.packet.dst, w.packet.ttl, w.packet.ip_id) = (src, dst, 64, 99);
+    (w.back, w.skb) = (true, w.skb + 0x100);
+    w
+}
+
+#[test]
+fn without_drop_reasons_the_answer_says_why_udp_freed_a_datagram() {
+    for answers in [true, false] {
+        let mut w = Walk { kind: Kind::Udp, ..Walk::new(2, pod(0, 1), pod(1, 1)) };
+        there(w.request(1));
+        w.expected[0].pop();
+        w.freed(Hook::Drop, (1, 1, ETH0), "__udp4_lib_rcv", None);
+        if answers {
+            w.ended((1, 1, ETH0), "dropped");
+            back(refused(&mut w));
+            w.expected[1].clear();
+        }
+        let e = &w.check().exchanges[0];
+        let drop = e.request.hops.last().and_then(|hop| hop.detail.drop.as_ref());
+        if answers {
+            assert_eq!((e.outcome, e.failed_direction), (Outcome::Rejected, Some(Direction::Request)), "{:?}", e.notes);
+            assert_eq!(drop.map(|drop| drop.cause), Some(DropCause::PortClosed));
+            assert!(e.notes.is_empty(), "{:?}", e.notes);
+        } else {
+            assert_eq!((e.outcome, drop), (Outcome::Incomplete, None));
         }
     }
 }

@@ -162,7 +162,8 @@ fn walked<'a>(world: &'a World, walk: &mut Walk<'a>, ask: &Ask) -> Result<Option
         let Some(delivered) = expected.request.pop() else { return Ok(None) };
         if ask.probe == Probe::Tcp {
             // What is seen is that the SYN was not taken.
-            expected.request.push(delivered.replace(" delivered ", " dropped ") + ": nothing listens on the port");
+            let why = format!(": nothing listens on port {}", arrived.port);
+            expected.request.push(delivered.replace(" delivered ", " dropped ") + &why);
             return Ok(Some(fail(expected, "dropped", "request")));
         }
         // Nothing says that the request was taken.

@@ -115,7 +115,8 @@ impl<'a> Walk<'a> {
     pub(super) fn refuses(&mut self, host: &str, link: &str, packet: Packet, who: &str) -> Result<bool> {
         let host = self.world.host(host)?;
         let link = host.link(link)?;
-        match self.drop(host, link, packet.ttl, "nothing listens on the port", None, Some(&packet)) {
+        let why = format!("nothing listens on port {}", packet.port);
+        match self.drop(host, link, packet.ttl, &why, None, Some(&packet)) {
             End::Dropped(Dropped { answer: Some(answer), .. }) => Ok(self.fate(*answer, who)?.0),
             _ => Ok(false),
         }
