@@ -270,10 +270,28 @@ fn reading(recording: &std::path::Path, events: usize) -> Result<Vec<Stage>> {
     Ok(stages.into())
 }
 
+/// Whole sessions, and what a report of their recording costs.
+fn recorded_and_read() -> Result<(Value, Vec<Stage>)> {
+    let folder = tempfile::tempdir().context("a folder")?;
+    let file = folder.path().join("bench.ppr");
+    let whole = sessions::record(&file)?;
+    println!("\n{whole}");
+    let read = reading(&file, whole.events)?;
+    println!(
+        "\n{:<34}{:>9}{:>10}{:>14}{:>12}",
+        "per event of the recording", "ns", "million/s", "allocations", "bytes"
+    );
+    read.iter().for_each(Stage::print);
+    Ok((whole.json(), read))
+}
+
 fn main() -> Result<()> {
-    // Alone, after `--`: what takes a kernel, and the rest of the bench a while.
+    // Alone, after `--`: what takes a kernel, and the rest of the bench a while; and what is often looked at.
     if std::env::args().any(|word| word == "saturated") {
         return saturated::run().map(drop);
+    }
+    if std::env::args().any(|word| word == "reading") {
+        return recorded_and_read().map(drop);
     }
     println!("generated traffic: {NODES} nodes, {FLOWS} connections; see tracer-user/benches/traffic/");
     let mut traffic = Traffic::new(NODES, FLOWS, 20_000);
@@ -286,21 +304,12 @@ fn main() -> Result<()> {
     let sum: f64 = stages[2..4].iter().map(Stage::ns).sum();
     println!("{:<34}{sum:>9.0}{:>10.2}", "the CLI's part (the next two)", 1000.0 / sum);
     let long = long(&pool)?;
-    let folder = tempfile::tempdir().context("a folder")?;
-    let file = folder.path().join("bench.ppr");
-    let whole = sessions::record(&file)?;
-    println!("\n{whole}");
-    let read = reading(&file, whole.events)?;
-    println!(
-        "\n{:<34}{:>9}{:>10}{:>14}{:>12}",
-        "per event of the recording", "ns", "million/s", "allocations", "bytes"
-    );
-    read.iter().for_each(Stage::print);
+    let (whole, read) = recorded_and_read()?;
     let saturated = saturated::run()?;
     let stages: Vec<_> = stages.iter().chain(&read).map(Stage::json).collect();
     let data = json!({
         "input": "generated", "kernel": kernel()?, "machine": machine()?, "stages": stages, "wire_bytes_per_event": wire,
-        "long": long, "sessions": whole.json(), "saturated": saturated,
+        "long": long, "sessions": whole, "saturated": saturated,
     });
     println!("\nmedian of {ROUNDS} rounds, of {READINGS} where a recording is read");
     println!("{data}");
