@@ -170,8 +170,8 @@ pub(super) fn apart<'a>(
     let all = touches;
     // NAT on a bridge may have turned it to another port.
     let handed_on = |t: &Touch<'_>| {
-        let after = all.iter().skip_while(|other| !std::ptr::eq(other.first, t.first)).skip(1);
-        after.into_iter().any(|later| later.first.skb == t.last.skb)
+        let is_it = |other: &&Touch<'_>| std::ptr::eq(other.first, t.first) && other.at() == t.at();
+        all.iter().skip_while(|other| !is_it(other)).skip(1).any(|later| later.first.skb == t.last.skb)
     };
     let arrives = |t: &Touch<'_>| {
         t.way == Way::In && !t.wrapped() && namespaces.owns(t.at().netns, t.last.packet.dst) && !handed_on(t)

@@ -6,7 +6,7 @@ use crate::{
     node::facts::RouteKind,
     path::{
         model::{Direction, Outcome},
-        testing::{CNI0, ENS5, ENS6, ETH0, Walk, host, pod, veth},
+        testing::{CNI0, ENS5, ENS6, ETH0, NET1, Walk, host, pod, second, veth},
     },
 };
 
@@ -100,4 +100,19 @@ fn nat_to_another_port_of_a_bridge_takes_away_what_was_for_the_node() {
     let exchange = &joined.exchanges[0];
     assert_eq!((exchange.outcome, exchange.failed_direction), (Outcome::Dropped, Some(Direction::Request)));
     assert!(exchange.notes.is_empty(), "{:?}", exchange.notes);
+}
+
+/// The touch of the link below and that of the link above are of one sighting: the one above is not handed on.
+#[test]
+fn what_a_link_handed_up_arrived_whatever_was_copied_of_it() {
+    let (here, there) = ((0, 1, NET1), (0, 2, NET1));
+    let mut w = Walk::new(1, second(0, 1), second(0, 2));
+    w.request(1).sent(here).received((0, 0, ENS5)).ended(there, "received").ended(there, "delivered");
+    let skb = w.skb;
+    w.skb += 0x1000;
+    w.queue((0, 0, veth(3))).xmit((0, 0, veth(3)));
+    w.skb = skb;
+    w.reply().sent(there).received((0, 0, ENS5)).ended(here, "received").ended(here, "delivered").confirm();
+    let exchange = w.answer(RouteKind::Unicast, None).check().exchanges.remove(0);
+    assert_eq!(exchange.outcome, Outcome::Delivered, "{:?}", exchange.notes);
 }
