@@ -58,8 +58,9 @@ impl<'a> Story<'a> {
         let mut request = Chain::new(world, Role::Request, &group.request, sorted);
         request.doubts.extend(group.doubts.iter().cloned());
         let mut reply = Chain::new(world, Role::Reply, &group.reply, sorted);
+        let error = answer::way(world, errors, sorted);
         let mut bounds = Bounds::default();
-        for chain in [&request, &reply] {
+        for chain in [&request, &reply, &error] {
             for pair in chain.fragments.windows(2) {
                 let [a, b] = pair else { continue };
                 if between(world, a, b) == Between::Wire {
@@ -71,7 +72,7 @@ impl<'a> Story<'a> {
         request.redirected(world, reply.first().map(|(node, first)| (node, first.at())));
         let confirmed = probe.is_some_and(|p| p.rtt_ns.is_some());
         reply.redirected(world, request.first().filter(|_| confirmed).map(|(node, first)| (node, first.at())));
-        let rejection = answer::rejection(world, errors, *probe, sorted);
+        let rejection = answer::rejection(world, errors, *probe, &error);
         let (seq, what, probe, notes) = (*seq, *what, *probe, notes.clone());
         let mut story = Self { seq, what, notes, probe, request, reply, bounds, rejection };
         if story.refused() {

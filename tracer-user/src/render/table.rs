@@ -79,7 +79,7 @@ impl<'a> Rows<'a> {
         let mut cells: [String; 6] = Default::default();
         cells[NUMBER] = step.number.map_or(String::new(), |number| number.to_string());
         cells[WHERE] = place;
-        cells[INTERFACE] = hop.interface.clone().unwrap_or_else(|| ".".to_owned());
+        cells[INTERFACE] = hop.interface.as_deref().unwrap_or(".").to_owned();
         cells[WHAT] = self.names.shorten(&step.what);
         cells[TTL] = hop.ttl.map_or_else(|| ".".to_owned(), |ttl| ttl.to_string());
         cells[TIME] = elapsed;
@@ -97,7 +97,7 @@ impl<'a> Rows<'a> {
             (Some(pod), 0) => (format!("pod {pod}"), Paint::Bold),
             (None, 0) => (format!("node {}", self.names.short(&hop.node)), Paint::Plain),
             (None, 1) => {
-                let node = self.trace.nodes.iter().find(|node| node.name == hop.node);
+                let node = self.trace.nodes.iter().find(|node| *node.name == *hop.node);
                 (node.and_then(|node| node.address).map_or(String::new(), |address| address.to_string()), Paint::Plain)
             }
             _ => (String::new(), Paint::Plain),
@@ -105,20 +105,20 @@ impl<'a> Rows<'a> {
     }
 
     fn wire(&mut self, from: &Hop, to: &Hop) {
+        let is = |a: &str, b: &str| *a == *from.node && *b == *to.node;
         let share = self.exchange.shares.iter().find_map(|share| match &share.of {
-            ShareOf::Wire { from: a, to: b }
-                if (a, b) == (&from.node, &to.node) || (b, a) == (&from.node, &to.node) =>
-            {
-                Some(share.ns)
-            }
+            ShareOf::Wire { from, to } if is(from, to) || is(to, from) => Some(share.ns),
             _ => None,
         });
         let both = share.map(|ns| format!("{} there and back", time(ns)));
         let one = match (from.at_ns, to.at_ns) {
             // Without a bound there is no estimate: the clocks were not related.
-            (Some(left), Some(came)) if to.error_ns > 0 && share.is_some() => {
-                let way = super::units::Unit::of(share.unwrap_or(0));
-                Some(format!("one way {} +-{}", way.number(came.saturating_sub(left)), way.number(to.error_ns)))
+            (Some(left), Some(came)) if to.error_ns > 0 => {
+                let one = came.saturating_sub(left);
+                // Of what an ICMP error answered there is no round trip; its wire was crossed both ways all the same.
+                let unit = super::units::Unit::of(share.unwrap_or(one.saturating_mul(2)));
+                let told = if share.is_some() { unit.number(one) } else { unit.with_name(one) };
+                Some(format!("one way {told} +-{}", unit.number(to.error_ns)))
             }
             _ => None,
         };

@@ -14,12 +14,12 @@ use crate::{
     },
 };
 
-/// The ICMP error about one request: by its sightings, or by the injector's word.
+/// The ICMP error about one request: by its sightings and their [`way`], or by the injector's word.
 pub(in crate::path) fn rejection(
     world: &World<'_>,
     errors: &[(usize, &Sighting)],
     probe: Option<&Probe>,
-    sorted: &[Sorted<'_>],
+    way: &Chain<'_>,
 ) -> Option<Rejection> {
     let by_injector = probe.and_then(|p| p.answer).filter(|a| matches!(a, Answer::IcmpError { .. }));
     match (errors.iter().min_by_key(|(_, s)| std::cmp::Reverse(s.packet.ttl)), by_injector) {
@@ -27,7 +27,7 @@ pub(in crate::path) fn rejection(
             let L4::Icmp { kind, code, id, seq, .. } = first.packet.l4 else { return None };
             let from = first.packet.src;
             let mut rejection = of_icmp(world, from, (kind, code), told_mtu(from, (kind, code), (id, seq)));
-            let (arrived, fate) = fate(world, errors, sorted);
+            let (arrived, fate) = fate(world, way);
             rejection.arrived = arrived || by_injector.is_some();
             rejection.fate = fate.filter(|_| !rejection.arrived);
             Some(rejection)
@@ -77,14 +77,23 @@ fn told_mtu(from: IpAddr, kind: (u8, u8), rest: (u16, u16)) -> Option<u32> {
     (is_too_big(from, kind) && mtu != 0).then_some(mtu)
 }
 
-/// Whether the error came to the source of the request; if not, what became of it.
-fn fate(world: &World<'_>, errors: &[(usize, &Sighting)], sorted: &[Sorted<'_>]) -> (bool, Option<String>) {
-    let mut by_node = vec![Vec::new(); sorted.len()];
+/// The way of the error.
+pub(in crate::path) fn way<'a>(
+    world: &World<'a>,
+    errors: &[(usize, &'a Sighting)],
+    sorted: &[Sorted<'a>],
+) -> Chain<'a> {
+    let nodes = if errors.is_empty() { 0 } else { sorted.len() };
+    let mut by_node = vec![Vec::new(); nodes];
     for (node, sighting) in errors {
         by_node[*node].push(*sighting);
     }
-    let chain = Chain::new(world, Role::Reply, &by_node, sorted);
-    match drops::end(world, &chain, false) {
+    Chain::new(world, Role::Reply, &by_node, sorted)
+}
+
+/// Whether the error came to the source of the request; if not, what became of it.
+fn fate(world: &World<'_>, way: &Chain<'_>) -> (bool, Option<String>) {
+    match drops::end(world, way, false) {
         // Of a source out there no more can be seen.
         End::Delivered | End::Left => (true, None),
         End::Dropped { node, at, cause } => {

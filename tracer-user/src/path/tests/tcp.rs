@@ -202,6 +202,8 @@ fn a_closed_udp_port_answers_with_icmp() {
             let rejection = e.rejection.as_ref().expect("an answer");
             assert_eq!(rejection.meaning, "port unreachable: nothing listens on port 8080");
             assert!(rejection.arrived);
+            // The error crossed the wire back: that tells how far apart the nodes' clocks are.
+            assert!(e.request.hops.iter().all(|hop| hop.at_ns.is_some()), "{:?}", e.request.hops);
         }
     }
 }
