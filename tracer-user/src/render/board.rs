@@ -104,7 +104,8 @@ impl Board {
         let failures = u16::try_from(told.failures.len().min(MOST_FAILURES)).unwrap_or(0);
         let line = if frame.area().height >= 20 { LINE + 1 } else { 1 };
         let rows = [Constraint::Length(2), Constraint::Length(line), Constraint::Min(3)];
-        let rows = rows.into_iter().chain([Constraint::Length(failures), Constraint::Length(1)]);
+        let left_out = told.left_out.sentence();
+        let rows = rows.into_iter().chain([failures, u16::from(left_out.is_some()), 1].map(Constraint::Length));
         let areas = Layout::vertical(rows).split(frame.area());
         self.head(frame, areas[0], &told);
         self.round_trips(frame, areas[1], &told);
@@ -113,7 +114,8 @@ impl Board {
         let keys = "q quits  space freezes";
         let frozen = if self.frozen { "  FROZEN: space goes on" } else { "" };
         let help = Line::from(vec![keys.into(), Span::styled(frozen, bold(Color::Yellow))]);
-        frame.render_widget(Paragraph::new(help).style(dim()), areas[4]);
+        frame.render_widget(Paragraph::new(left_out.unwrap_or_default()).style(Color::Yellow), areas[4]);
+        frame.render_widget(Paragraph::new(help).style(dim()), areas[5]);
     }
 
     fn head(&self, frame: &mut Frame<'_>, area: Rect, told: &Report) {

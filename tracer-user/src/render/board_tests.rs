@@ -72,6 +72,18 @@ fn a_large_one_has_room() {
 }
 
 #[test]
+fn what_it_leaves_out_it_says() {
+    let mut board = board(1);
+    assert!(!screen(&board, 80, 24).contains("only counted"));
+    let mut second = Report::new(0);
+    second.left_out.ways = 7;
+    board.add(second);
+    let text = screen(&board, 100, 24);
+    assert!(text.contains("7 ways were unlike all that is told"), "{text}");
+    assert!(text.contains("q quits"), "{text}");
+}
+
+#[test]
 fn until_something_is_seen_it_says_so() {
     let text = screen(&board(0), 80, 24);
     assert!(text.contains("2 nodes armed: nothing seen yet"), "{text}");
