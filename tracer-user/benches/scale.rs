@@ -85,6 +85,7 @@ fn report(file: &Path) -> Result<Value> {
         Ok((report, recording.contents))
     });
     let (report, contents) = reported?;
+    ensure!(report.exchanges() == FLOWS, "{} of {FLOWS} exchanges", report.exchanges());
     Ok(json!({
         "what": "report of a million flows", "events": contents.records, "exchanges": report.exchanges(),
         "outcomes": report.outcomes.iter().map(|(outcome, count)| (format!("{outcome:?}"), json!(count))).collect::<serde_json::Map<_, _>>(),

@@ -5,7 +5,7 @@ use std::{
     path::Path,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -76,6 +76,8 @@ struct Shared {
     made: AtomicU64,
     heard: AtomicU64,
     exchanges: u64,
+    /// All nodes record: what began before would not be counted.
+    began: AtomicBool,
 }
 
 /// Stands for a node's kernel programs.
@@ -99,6 +101,9 @@ impl Backend for Generated {
     }
 
     fn drain(&mut self, into: &mut Vec<Record>) -> Result<(), Failure> {
+        if !self.shared.began.load(Relaxed) {
+            return Ok(());
+        }
         let mut guard = self.shared.traffic.lock().expect("no node panics");
         let (traffic, by_node) = &mut *guard;
         while traffic.made() < self.shared.exchanges
@@ -147,7 +152,8 @@ pub(crate) fn record(path: &Path) -> Result<Whole> {
 /// As above.
 pub(crate) fn record_of(path: &Path, nodes: usize, flows: u64, exchanges: u64, gap_ns: u64) -> Result<Whole> {
     let traffic = Mutex::new((Traffic::new(nodes, flows, gap_ns), vec![Vec::new(); nodes]));
-    let shared = Arc::new(Shared { traffic, made: AtomicU64::new(0), heard: AtomicU64::new(0), exchanges });
+    let began = AtomicBool::new(false);
+    let shared = Arc::new(Shared { traffic, made: AtomicU64::new(0), heard: AtomicU64::new(0), exchanges, began });
     let requested = || traffic::flows();
     let node = |node| RecordedNode { name: traffic::node_name(node), flows: requested() };
     let header = Header {
@@ -188,7 +194,10 @@ pub(crate) fn record_of(path: &Path, nodes: usize, flows: u64, exchanges: u64, g
                         }
                         None
                     }
-                    Progress::AllRecord => Some(Entry::AllRecord),
+                    Progress::AllRecord => {
+                        shared.began.store(true, Relaxed);
+                        Some(Entry::AllRecord)
+                    }
                     Progress::Draining => Some(Entry::Stopping),
                     _ => None,
                 };
