@@ -1,10 +1,10 @@
 //! `cargo xtask gallery`: `docs/GALLERY.md`, what podpath prints for each kind of path, from real runs of the scenarios.
 
-use std::{fs, path::Path, process::Command, time::Duration};
+use std::{collections::HashMap, fs, path::Path, process::Command, time::Duration};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{build, proc, scenario, workspace_root};
+use crate::{build, proc, scenario, vm, workspace_root};
 
 /// Set for the scenarios' tests: a folder to which each writes what a person reads, at [`WIDTH`] columns.
 pub const FOLDER: &str = "PODPATH_GALLERY";
@@ -86,12 +86,14 @@ const CHAPTERS: &[(&str, &[&str])] = &[
             "a-svc-from-node",
             "a-node-port",
             "a-node-port-local",
+            "a-host-port",
             "a-svc-none-iptables",
             "a-svc-none",
             "a-svc-none-from-node",
             "a-svc-not-ready",
             "a-svc-ports",
             "a-svc-refused",
+            "a-svc-udp-closed",
             "a-svc-blackhole",
             "a-svc-unreachable",
             "a-stale-backend",
@@ -117,6 +119,7 @@ const CHAPTERS: &[(&str, &[&str])] = &[
             "a-policy-drop",
             "a-policy-drop-traced",
             "a-policy-deny",
+            "a-invalid-drop",
             "a-forward-drop",
             "a-forward-drop-twins",
             "a-forward-reject",
@@ -144,7 +147,15 @@ const CHAPTERS: &[(&str, &[&str])] = &[
     ("Too big", &["a-too-big", "a-too-big-filtered", "b-vxlan-black-hole"]),
     (
         "Lost, slow, closed",
-        &["a-request-lost", "a-reply-lost", "a-delay-wire", "a-delay-node1", "d-tcp-refused", "d-udp-closed"],
+        &[
+            "a-request-lost",
+            "a-reply-lost",
+            "a-delay-wire",
+            "a-delay-node1",
+            "d-tcp-refused",
+            "d-udp-closed",
+            "d-udp-closed-node",
+        ],
     ),
 ];
 
@@ -155,10 +166,13 @@ Written by `cargo xtask gallery`: each text below is of a real run, in a lab of 
 are and what is planted in them stands in `scenarios/`, under the name beside each title; the same files are run as tests.
 ";
 
+/// What the kernel of this machine cannot make is shown on this one, in a virtual machine.
+const OTHER_KERNEL: &str = "6.12";
+
 /// Runs the scenarios and writes the page.
 ///
 /// # Errors
-/// One of them fails, or cannot be run on this kernel.
+/// One of them fails, or a virtual machine cannot be had for what this kernel cannot make.
 pub fn write() -> Result<()> {
     build::kernel_object()?;
     let folder = tempfile::tempdir().context("create a folder for the texts")?;
@@ -183,30 +197,36 @@ pub fn write() -> Result<()> {
 
 fn text(folder: &Path) -> Result<String> {
     let scenarios = scenario::load(&workspace_root().join("scenarios"))?;
-    let (mut page, mut absent) = (HEAD.to_owned(), Vec::new());
+    let names = || CHAPTERS.iter().flat_map(|(_, names)| *names).copied();
+    let here: HashMap<&str, String> =
+        names().filter_map(|name| Some((name, fs::read_to_string(folder.join(name)).ok()?))).collect();
+    // They need what this kernel has not, such as tunl0.
+    let absent: Vec<&str> = names().filter(|name| !here.contains_key(name)).collect();
+    let (there, release) = match absent.as_slice() {
+        [] => Default::default(),
+        absent => vm::gallery(OTHER_KERNEL, absent)?,
+    };
+    let mut page = HEAD.to_owned();
     for (title, names) in CHAPTERS {
         page.push_str(&format!("\n## {title}\n"));
         for name in *names {
             let (_, scenario) =
                 scenarios.iter().find(|(known, _)| known == name).with_context(|| format!("no scenario {name}"))?;
-            let Ok(shown) = fs::read_to_string(folder.join(name)) else {
-                // The scenario needs what this kernel has not, such as tunl0.
-                absent.push(*name);
-                continue;
-            };
             page.push_str(&format!("\n### {} (`{name}`)\n\n", scenario.about));
+            let shown = match (here.get(name), there.get(*name)) {
+                (Some(shown), _) => shown,
+                (None, Some(shown)) => {
+                    page.push_str(&format!("On Linux {release}, in an emulated machine, where all takes longer.\n\n"));
+                    shown
+                }
+                (None, None) => bail!("scenario {name} runs neither here nor on Linux {release}"),
+            };
             let lines = format!("$ podpath trace {}\n{shown}", scenario.trace);
             for line in lines.lines() {
                 page.push_str(format!("    {line}").trim_end());
                 page.push('\n');
             }
         }
-    }
-    if !absent.is_empty() {
-        page.push_str(&format!(
-            "\nNot shown, because the kernel of this run cannot make what they need: {}.\n",
-            absent.join(", ")
-        ));
     }
     Ok(page)
 }

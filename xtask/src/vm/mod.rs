@@ -4,7 +4,7 @@
 //! cargo built here, at the same paths as here. It runs commands that come over virtio-serial ports; the kernel's log has a
 //! serial port of its own. Nothing of a VM outlives it.
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{collections::HashMap, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Result, bail, ensure};
 use clap::Args;
@@ -244,6 +244,40 @@ pub(crate) fn captured(
         code = if code == 0 { ended } else { code };
     }
     Ok(exit_code(code))
+}
+
+/// What a person reads of these scenarios on this kernel, by name, and what the kernel calls itself. Of one that this kernel cannot
+/// run either there is nothing.
+///
+/// # Errors
+/// As [`run`], or a scenario fails.
+pub(crate) fn gallery(kernel: &str, names: &[&str]) -> Result<(HashMap<String, String>, String)> {
+    let bench = Bench::new(&wanted(&[kernel])?, &[])?;
+    let program = bench.payload.program(suite::SCENARIOS)?;
+    let settings = [
+        ("PODPATH_READY_WITHIN", suite::READY_WITHIN.to_string()),
+        ("PODPATH_SLOWER", suite::SLOWER.to_string()),
+        ("PODPATH_SCENARIOS", names.join(",")),
+    ];
+    let settings: Vec<String> = settings.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    // A text begins behind a form feed, with the scenario's name.
+    let command = format!(
+        "mkdir /tmp/gallery && {} {}=/tmp/gallery {} --test-threads=1 >&2 && cd /tmp/gallery && \
+         for name in *; do printf '\\f%s\\n' \"$name\"; cat \"$name\"; done",
+        settings.join(" "),
+        crate::gallery::FOLDER,
+        program.display()
+    );
+    let [kernel] = bench.assets.kernels.as_slice() else { bail!("one kernel was asked for") };
+    let mut output = Vec::new();
+    let ended = in_one(&bench, kernel, &command, TEST_LIMIT, |bytes| {
+        output.extend_from_slice(bytes);
+        Ok(())
+    })?;
+    ensure!(ended == 0, "a scenario failed on Linux {}", kernel.release);
+    let output = String::from_utf8_lossy(&output);
+    let texts = output.split('\u{c}').filter_map(|text| text.split_once('\n'));
+    Ok((texts.map(|(name, text)| (name.to_owned(), text.to_owned())).collect(), kernel.release.clone()))
 }
 
 fn run_command(bench: &Bench, command: &str, limit: Duration) -> Result<ExitCode> {
