@@ -184,19 +184,18 @@ impl Probe {
         }
         let wanted = wanted::rules(setup.flows)?;
         raise_memory_limit();
-        // Both take tens of milliseconds, and neither needs the other.
-        let (types, btf) = thread::scope(|threads| {
-            let btf = threads.spawn(Btf::from_sys_fs);
+        // Each takes tens of milliseconds, and none needs the others: a loader reads BTF of its own when it is made.
+        let (types, btf, mut loader) = thread::scope(|threads| {
+            let (btf, loader) = (threads.spawn(Btf::from_sys_fs), threads.spawn(EbpfLoader::new));
             let types = KernelTypes::open().and_then(|types| Ok((layout::resolve(&types)?, types)));
-            (types, btf.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            (types, joined(btf), joined(loader))
         });
         let ((layout, types), btf) = (types?, btf?);
         let pages = pages::read(&types, &layout).unwrap_or_else(|why| {
             tracing::debug!(%why, "page fragments are not read");
             Pages::default()
         });
-        let mut programs = EbpfLoader::new()
-            .btf(Some(&btf))
+        let mut programs = loader
             .override_global("LAYOUT", &layout, true)
             .override_global("PAGES", &pages, true)
             .map_max_entries("EVENTS", setup.ring_size)
@@ -325,6 +324,11 @@ impl Probe {
         }
         Ok(sums)
     }
+}
+
+/// What a thread made.
+fn joined<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// Before 5.11 maps count against RLIMIT_MEMLOCK. Later kernels do not look at it, so that failing to raise it is no error.
