@@ -385,7 +385,7 @@ fn assemble(
     });
     let Resolved { ends, sender: _, home: _, traffic, service, notes } = resolved;
     let first = exchanges.iter().find_map(|exchange| exchange.request.hops.first());
-    let service = service.map(|behind| behind.came_in(first.map(|hop| hop.node.as_str())));
+    let service = service.map(|behind| behind.came_in(first.map(|hop| &*hop.node)));
     let source = ends.source.address;
     let probe = if args.passive { traffic.watched(source, args.one_of) } else { traffic.sent(source, args.size) };
     Trace {

@@ -171,7 +171,7 @@ fn free(fields: &Fields<'_>, flags: u8) -> Free {
         function: None,
         reason: (flags & flag::REASON != 0).then(|| fields.u32(at + offset_of!(raw::Free, reason))),
         reason_name: None,
-        netfilter: evaluated(fields, at),
+        netfilter: evaluated(fields, at).map(Box::new),
     }
 }
 

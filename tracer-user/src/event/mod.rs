@@ -1,6 +1,6 @@
 //! Bytes of the ring buffer -> [`Record`].
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 pub mod decode;
 
@@ -184,13 +184,13 @@ pub struct Free {
     /// Return address in kernel text; 0 where the kernel does not say.
     pub location: u64,
     /// The function that `location` lies in, e.g. `icmp_rcv`; filled in on the node, from `/proc/kallsyms`.
-    pub function: Option<String>,
+    pub function: Option<Arc<str>>,
     /// `enum skb_drop_reason` as a number, from Linux 5.17.
     pub reason: Option<u32>,
     /// Its name without the `SKB_DROP_REASON_` prefix, e.g. `NO_SOCKET`; filled in on the node, from BTF.
-    pub reason_name: Option<String>,
+    pub reason_name: Option<Arc<str>>,
     /// What evaluated netfilter rules on this packet last, if kprobes saw it.
-    pub netfilter: Option<Netfilter>,
+    pub netfilter: Option<Box<Netfilter>>,
 }
 
 /// Where netfilter rules were evaluated.

@@ -3,7 +3,9 @@
 //! No clock decides the order: every routing step lowers the TTL, so TTLs order what lies on different nodes, and
 //! between two routing steps what goes out of a node comes before what comes in to one.
 
-use std::{cmp::Reverse, collections::HashSet};
+use std::cmp::Reverse;
+
+use foldhash::{HashSet, HashSetExt};
 
 use super::{
     group::{self, Role, Sorted},

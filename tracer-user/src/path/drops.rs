@@ -132,7 +132,7 @@ fn is_final(world: &World<'_>, chain: &Chain<'_>, node: usize, last: &Touch<'_>,
     let netns = last.at().netns;
     let here = free.filter(|free| free.outer.is_none() && touch::place(free) == last.at());
     let dst = here.map_or(last.last.packet.dst, |free| free.packet.dst);
-    let in_pod = world.pod(node, netns).is_some();
+    let in_pod = world.in_pod(node, netns);
     let source = world.ends.source.address;
     let is_end = [source, world.ends.destination.address].contains(&dst) || world.namespaces(node).owns(netns, source);
     let may_be_hidden = chain.role == Role::Reply && !in_pod && !is_end;
@@ -213,7 +213,7 @@ fn untranslated(world: &World<'_>, chain: &Chain<'_>, last: &Touch<'_>) -> Optio
         && world.owner(dst).is_none()
         && world.names.pod(dst).is_none()
         && world.names.node(dst).is_none();
-    let of_pod = world.owner(src).is_some_and(|(node, at)| world.pod(node, at.netns).is_some());
+    let of_pod = world.owner(src).is_some_and(|(node, at)| world.in_pod(node, at.netns));
     (chain.role == Role::Request && !last.wrapped() && strange && of_pod).then_some(src)
 }
 

@@ -1,9 +1,8 @@
 //! Which request an ICMP error is about (RFC 792, RFC 4443).
 
-use std::{
-    collections::{HashMap, HashSet},
-    net::IpAddr,
-};
+use std::net::IpAddr;
+
+use foldhash::{HashMap, HashMapExt, HashSet};
 
 use super::group::Group;
 use crate::event::{L4, Packet, Sighting};

@@ -4,21 +4,21 @@ use std::net::IpAddr;
 
 use super::{
     chain::{Between, Chain, between},
-    culprit::Cause,
-    drops::{End, delivered_as},
     group::Role,
     model::{
-        Action, Basis, Detail, DropCause, DropDetail, Hop, Nat, OLD_ENTRY, QUEUED, REDIRECTED, REDIRECTED_UNSEEN,
-        Segmentation, Segments, Tunnel,
+        Action, Basis, Detail, Hop, Nat, OLD_ENTRY, QUEUED, REDIRECTED, REDIRECTED_UNSEEN, Segmentation, Segments,
+        Tunnel,
     },
     nat, nat_rule, route,
     touch::{self, Header, Touch, Way},
-    world::World,
+    world::{Called, World},
 };
 use crate::{
     event::{Encapsulation, Hook, L4, Packet, Rewrite, Side, Sighting},
     node::facts::{LinkRef, RouteAnswer},
 };
+
+mod end;
 
 /// A hop with the clock it was timed by.
 pub(super) struct Timed {
@@ -90,11 +90,11 @@ pub(super) fn write<'w, 'a>(world: &'w World<'a>, chain: &'w Chain<'a>, made_on:
 
 impl<'a> Walk<'_, 'a> {
     fn push(&mut self, spot: Spot, action: Action, header: Header, basis: Basis, detail: Detail) {
-        let link = self.world.namespaces(spot.node).link(spot.at);
+        let Called { node, pod, interface } = self.world.called(spot.node, spot.at);
         let hop = Hop {
-            node: self.world.node(spot.node).name.clone(),
-            pod: self.world.pod(spot.node, spot.at.netns),
-            interface: link.map(|l| l.name.clone()),
+            node,
+            pod,
+            interface,
             ifindex: Some(spot.at.ifindex),
             action,
             src: header.src,
@@ -219,7 +219,7 @@ impl<'a> Walk<'_, 'a> {
         let sent = translation.and_then(|t| nat::as_sent(touch.first, t, self.chain.role));
         let src = sent.map_or(touch.first.packet.src, |p| p.src);
         let namespaces = self.world.namespaces(node);
-        let in_pod = self.world.pod(node, touch.at().netns).is_some();
+        let in_pod = self.world.in_pod(node, touch.at().netns);
         let ends = self.world.ends;
         let is_end = [ends.source.address, ends.destination.address].contains(&src);
         namespaces.owns(touch.at().netns, src) && (in_pod || is_end || translation.is_some())
@@ -341,7 +341,7 @@ impl<'a> Walk<'_, 'a> {
             self.rewritten(spot, action, nat, &touch.first.packet, &own);
         }
         let namespaces = self.world.namespaces(node);
-        if self.world.pod(node, touch.at().netns).is_none() && !namespaces.is_loopback(touch.at()) {
+        if !self.world.in_pod(node, touch.at().netns) && !namespaces.is_loopback(touch.at()) {
             let question = route::local(touch, translation);
             if let Some(answer) = self.world.answer(node, &question) {
                 let header = Header { src: original.src, ..touch.header() };
@@ -508,119 +508,6 @@ impl<'a> Walk<'_, 'a> {
         };
         let spot = Spot { node, at: touch.at(), time_ns: touch.end() };
         self.push(spot, Action::Encapsulated, Header::of(next.first), Basis::Observed, detail);
-    }
-
-    /// The last hop, by how the way ended. `answered_after_ns` is set if an answer was seen.
-    pub(super) fn finish(&mut self, end: End<'a>, answered: bool, answered_after_ns: Option<u64>) {
-        let last = self.chain.last();
-        match (end, last) {
-            (End::Delivered, Some((node, last))) => {
-                let spot = Spot { node, at: last.at(), time_ns: last.end() };
-                let basis = if answered { Basis::Observed } else { Basis::Inferred };
-                let detail = Detail { answered_after_ns, ..Detail::default() };
-                let free = delivered_as(self.chain, node, last);
-                if let Some(free) = free {
-                    // In INPUT the source is rewritten, too.
-                    self.translated_before(spot, free, last, Side::Destination);
-                    self.translated_before(spot, free, last, Side::Source);
-                }
-                self.push(spot, Action::Delivered, free.map_or(last.header(), Header::of), basis, detail);
-                self.undated(last);
-            }
-            (End::Lost(text, _), Some((node, last))) => {
-                let spot = Spot { node, at: last.at(), time_ns: last.end() };
-                let detail = Detail { text: Some(text), ..Detail::default() };
-                self.push(spot, Action::Lost, last.header(), Basis::Inferred, detail);
-            }
-            (End::Dropped { node, at, cause }, Some((_, last))) => self.dropped(node, at, *cause, last),
-            (End::Unsent { node, at, ends, cause }, _) => self.unsent(node, at, ends, cause.detail),
-            (End::Unknown(text), _) => self.note(text),
-            (End::Unseen, _) => self.note("no hook saw it".to_owned()),
-            _ => {}
-        }
-    }
-
-    /// It waits for a neighbour, or was refused before its first device, and no hook sees that: no time is known, and of what its
-    /// source kept no TTL.
-    fn unsent(&mut self, node: usize, at: LinkRef, (src, dst): (IpAddr, IpAddr), drop: DropDetail) {
-        if let Some((_, last)) = self.chain.last() {
-            let header = self.unsent_routed(node, last);
-            let detail = Detail { drop: Some(Box::new(drop)), ..Detail::default() };
-            self.push(Spot { node, at, time_ns: last.end() }, Action::Dropped, header, Basis::Inferred, detail);
-            return;
-        }
-        let header = Header { src, dst, ttl: 0 };
-        let detail = Detail { drop: Some(Box::new(drop)), ..Detail::default() };
-        self.push(Spot { node, at, time_ns: 0 }, Action::Dropped, header, Basis::Inferred, detail);
-        if let Some(last) = self.hops.last_mut() {
-            (last.hop.ttl, last.time_ns) = (None, None);
-        }
-    }
-
-    /// The route of what waits for a neighbour; its header then.
-    fn unsent_routed(&mut self, node: usize, last: &Touch<'a>) -> Header {
-        let translation = self.chain.translation(node, last.first);
-        let Some(answer) = self.world.answer(node, &route::dying(last, None, translation)) else {
-            return last.header();
-        };
-        let Some(ifindex) = answer.route.as_ref().and_then(|route| route.out_ifindex) else { return last.header() };
-        let header = Header { ttl: last.ttl().saturating_sub(1), ..last.header() };
-        self.routers.push((node, answer.icmp_source));
-        let at = LinkRef { netns: last.at().netns, ifindex };
-        self.routed(Spot { node, at, time_ns: last.end() }, header, Some(answer));
-        header
-    }
-
-    /// What NAT made of the packet between the last device and the end, which `free` shows: of its destination, or of its source.
-    fn translated_before(&mut self, spot: Spot, free: &'a Sighting, last: &Touch<'a>, side: Side) {
-        let rewrites = self.rewrites(spot.node, free, &last.last.packet, &free.packet, false);
-        let (came, from, to) = (Some(last.at()), Some(last.end()), free.time_ns);
-        let passage = Passage { node: spot.node, skb: free.skb, from, to, came, goes: None };
-        let (rewrite, packet) = match side {
-            Side::Destination => (rewrites.before_routing, &last.last.packet),
-            Side::Source => (rewrites.after_routing, &free.packet),
-        };
-        if let Some((action, nat)) = rewrite {
-            self.rewritten(spot, action, nat, packet, &passage);
-        }
-    }
-
-    /// A TTL that went down since it came in: `ip_forward` had it, after its route was chosen
-    /// (`net/ipv4/ip_forward.c`), and it died before its next device.
-    fn died_forwarded(&mut self, node: usize, free: &'a Sighting, last: &Touch<'a>) {
-        if last.way != Way::In || last.wrapped() || free.outer.is_some() || free.packet.ttl >= last.ttl() {
-            return;
-        }
-        let translation = self.chain.translation(node, free);
-        let Some(answer) = self.world.answer(node, &route::dying(last, Some(free), translation)) else { return };
-        let Some(ifindex) = answer.route.as_ref().and_then(|route| route.out_ifindex) else { return };
-        let at = LinkRef { netns: last.at().netns, ifindex };
-        self.router(node, Some(answer));
-        self.routed(Spot { node, at, time_ns: free.time_ns }, Header::of(free), Some(answer));
-    }
-
-    fn dropped(&mut self, node: usize, free: &'a Sighting, cause: Cause<'_>, last: &Touch<'a>) {
-        let spot = Spot { node, at: last.at(), time_ns: free.time_ns };
-        let header = if free.outer.is_some() == last.wrapped() { Header::of(free) } else { last.header() };
-        let plain = last.way == Way::In && !last.wrapped() && free.outer.is_none();
-        if plain {
-            self.translated_before(spot, free, last, Side::Destination);
-        }
-        self.died_forwarded(node, free, last);
-        let of_next_hop = matches!(
-            cause.detail.cause,
-            DropCause::Neighbour | DropCause::NoCarrier | DropCause::InterfaceDown | DropCause::QueueFull
-        );
-        if plain && of_next_hop {
-            // That is behind POSTROUTING.
-            let out =
-                self.hops.last().filter(|last| last.hop.action == Action::Routed).and_then(|last| last.hop.ifindex);
-            let at = LinkRef { ifindex: out.unwrap_or(spot.at.ifindex), ..spot.at };
-            self.translated_before(Spot { at, ..spot }, free, last, Side::Source);
-        }
-        // That the kernel dropped it was seen; the cause has a basis of its own.
-        let basis = if free.hook == Hook::Drop { Basis::Observed } else { Basis::Inferred };
-        self.push(spot, Action::Dropped, header, basis, cause.into_detail());
     }
 }
 

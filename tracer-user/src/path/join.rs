@@ -1,6 +1,10 @@
 //! The reducer: evidence in, exchanges out.
 
-use std::{cell::OnceCell, collections::BTreeSet, net::IpAddr};
+use std::{
+    cell::{OnceCell, RefCell},
+    collections::BTreeSet,
+    net::IpAddr,
+};
 
 use super::{
     Ends, Evidence, Joined, Names, NodeEvidence,
@@ -51,7 +55,8 @@ fn join_up_to(
 ) -> Joined {
     let owners = Owners::of(evidence);
     let connections: Vec<_> = evidence.nodes.iter().map(|_| OnceCell::new()).collect();
-    let world = World { evidence, ends, names, owners: &owners, connections: &connections };
+    let called = RefCell::default();
+    let world = World { evidence, ends, names, owners: &owners, connections: &connections, called: &called };
     let sorted: Vec<Sorted<'_>> = evidence.nodes.iter().map(|n| Sorted::new(&n.records)).collect();
     let by_node = sorted.iter().enumerate().flat_map(|(node, n)| n.sightings.iter().map(move |s| (node, *s)));
     let errors: Vec<_> = by_node.filter(|(_, s)| errors::is_error(s)).collect();

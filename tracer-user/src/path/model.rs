@@ -1,7 +1,7 @@
 //! The trace as people and programs see it. Serialises to the JSON contract of `docs/ARCHITECTURE.md` and README
 //! (`podpath.trace/v1`): fields are only ever added. Unknown is `null`, never 0 or "".
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
@@ -307,11 +307,11 @@ pub struct Path {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Hop {
     /// Name of the node.
-    pub node: String,
+    pub node: Arc<str>,
     /// `namespace/pod`, or the pod's address where nobody knows its name; None: the node's own namespace.
-    pub pod: Option<String>,
+    pub pod: Option<Arc<str>>,
     /// Interface name.
-    pub interface: Option<String>,
+    pub interface: Option<Arc<str>>,
     /// Interface index.
     pub ifindex: Option<u32>,
     /// What happened.

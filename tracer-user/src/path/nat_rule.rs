@@ -3,11 +3,9 @@
 //! The rules of the nat table see the first packet of a connection only, so one rule's counter rises by one however many
 //! packets it rewrites; for a connection older than the trace by none: what counted meanwhile is others' then.
 
-use std::{
-    collections::{HashMap, HashSet},
-    net::IpAddr,
-    str::FromStr,
-};
+use std::{net::IpAddr, str::FromStr};
+
+use foldhash::{HashMap, HashSet, HashSetExt};
 
 use super::{
     group::{ACK, SYN},

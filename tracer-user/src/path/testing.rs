@@ -430,9 +430,9 @@ impl Walk {
     pub(super) fn freed(&mut self, hook: Hook, at: At, function: &str, reason: Option<&str>) -> &mut Self {
         let free = Free {
             location: 1,
-            function: Some(function.to_owned()),
+            function: Some(function.into()),
             reason: reason.map(|_| 5),
-            reason_name: reason.map(str::to_owned),
+            reason_name: reason.map(Into::into),
             netfilter: None,
         };
         self.sighting(hook, at, Some(free));

@@ -1,6 +1,12 @@
 //! Look-ups in what is known about the nodes.
 
-use std::{cell::OnceCell, collections::HashMap, net::IpAddr};
+use std::{
+    cell::{OnceCell, RefCell},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use foldhash::{HashMap, HashMapExt};
 
 use super::{Ends, Evidence, Names, NodeEvidence, nat_rule::Connections};
 use crate::node::facts::{Link, LinkRef, Namespace, Role, RouteAnswer, RouteQuestion};
@@ -146,6 +152,16 @@ pub(super) struct World<'a> {
     pub(super) owners: &'a Owners,
     /// By node: known once they are asked for.
     pub(super) connections: &'a [OnceCell<Connections>],
+    /// Likewise.
+    pub(super) called: &'a RefCell<HashMap<(usize, LinkRef), Called>>,
+}
+
+/// What a hop calls its place: see [`super::model::Hop`].
+#[derive(Clone)]
+pub(super) struct Called {
+    pub(super) node: Arc<str>,
+    pub(super) pod: Option<Arc<str>>,
+    pub(super) interface: Option<Arc<str>>,
 }
 
 /// Which traced node has an address, and on which link.
@@ -195,6 +211,21 @@ impl<'a> World<'a> {
     /// The traced node that has this address, and the link that carries it.
     pub(super) fn owner(&self, address: IpAddr) -> Option<(usize, LinkRef)> {
         self.owners.0.get(&address).copied()
+    }
+
+    /// What a hop calls this place.
+    pub(super) fn called(&self, node: usize, at: LinkRef) -> Called {
+        let called = || Called {
+            node: self.node(node).name.as_str().into(),
+            pod: self.pod(node, at.netns).map(Into::into),
+            interface: self.interface(node, at).map(Into::into),
+        };
+        self.called.borrow_mut().entry((node, at)).or_insert_with(called).clone()
+    }
+
+    /// The namespace is not the node's own.
+    pub(super) fn in_pod(&self, node: usize, netns: u32) -> bool {
+        self.namespaces(node).get(netns).is_none_or(|namespace| namespace.role != Role::Node)
     }
 
     /// Whose namespace it is, as [`super::model::Hop::pod`] wants it.

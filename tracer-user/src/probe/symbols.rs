@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeSet, HashMap},
     fs::File,
     io::{BufRead, BufReader},
+    sync::Arc,
 };
 
 use super::btf::KernelTypes;
@@ -13,15 +14,15 @@ use crate::event::{Free, Record};
 pub struct Symbols {
     /// Drop reasons of the core networking code, by number, without their prefix; empty before 5.17. Other subsystems number
     /// theirs from 1 << 16.
-    reasons: HashMap<u32, String>,
+    reasons: HashMap<u32, Arc<str>>,
     /// Functions by return address; None: `/proc/kallsyms` does not tell.
-    functions: HashMap<u64, Option<String>>,
+    functions: HashMap<u64, Option<Arc<str>>>,
 }
 
 impl Symbols {
     /// Reads the drop reasons from BTF.
     pub fn read(types: &KernelTypes) -> Self {
-        let short = |name: String| name.trim_start_matches("SKB_").trim_start_matches("DROP_REASON_").to_owned();
+        let short = |name: String| name.trim_start_matches("SKB_").trim_start_matches("DROP_REASON_").into();
         let reasons = types.enumeration("skb_drop_reason").into_iter().map(|(value, name)| (value, short(name)));
         Self { reasons: reasons.collect(), functions: HashMap::new() }
     }
@@ -36,7 +37,7 @@ impl Symbols {
         let new: BTreeSet<u64> = locations.filter(|at| *at != 0 && !self.functions.contains_key(at)).collect();
         if !new.is_empty() {
             let mut found = functions_at(&new);
-            self.functions.extend(new.into_iter().map(|at| (at, found.remove(&at))));
+            self.functions.extend(new.into_iter().map(|at| (at, found.remove(&at).map(Into::into))));
         }
         for record in records {
             let Record::Sighting(sighting) = record else { continue };

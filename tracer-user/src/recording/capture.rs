@@ -171,7 +171,7 @@ impl<'a> Index<'a> {
     fn packet(&self, exchange: &Exchange, hop: &Hop) -> Option<Seen<'a>> {
         let at = i64::try_from(hop.at_ns?).ok()?;
         let moment = u64::try_from(exchange.clock_of(&hop.node)? + at).ok()?;
-        let sighting = self.sightings.get(&(hop.node.as_str(), moment, hop.ifindex?))?;
+        let sighting = self.sightings.get(&(&*hop.node, moment, hop.ifindex?))?;
         // By the clock of the first hop's node: the packets of an exchange keep their order whatever the others' clocks show.
         let (first, began) = exchange.began()?;
         let start = i128::from(began) + i128::from(*self.realtime.get(first)?);

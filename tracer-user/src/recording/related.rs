@@ -1,6 +1,8 @@
 //! Which of the packets before and after a window may be of an exchange in it.
 
-use std::{collections::HashSet, net::IpAddr};
+use std::net::IpAddr;
+
+use foldhash::HashSet;
 
 use crate::event::{L4, Packet, Record};
 

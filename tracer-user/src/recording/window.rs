@@ -8,7 +8,7 @@ use crate::{
 
 /// A window has about so many records in its core: some 280 bytes each, and five times as much for what is made of
 /// them (measured: `cargo xtask bench scale`).
-const RECORDS: usize = 200_000;
+const RECORDS: usize = 400_000;
 
 /// What belongs to an exchange, an answer or another transmission, comes within this time, ns.
 pub(super) const MARGIN_NS: u64 = 2_000_000_000;

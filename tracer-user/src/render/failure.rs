@@ -315,7 +315,7 @@ fn proof(trace: &Trace, hop: &Hop) -> String {
         Basis::Inferred => "inferred",
     };
     if hop.action == Action::Lost {
-        let other = |name: &str| name != hop.node && hop.detail.text.as_ref().is_some_and(|text| text.contains(name));
+        let other = |name: &str| *name != *hop.node && hop.detail.text.as_ref().is_some_and(|text| text.contains(name));
         let seen = if trace.nodes.iter().any(|node| node.complete && other(&node.name)) {
             "both ends of the wire were traced, and only one saw it"
         } else {

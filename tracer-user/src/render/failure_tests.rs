@@ -23,7 +23,7 @@ fn dropped(drop: DropDetail, route: Option<&str>) -> Trace {
         last.detail =
             Detail { drop: Some(Box::new(drop.clone())), route: route.map(str::to_owned), ..Detail::default() };
         if forwarded {
-            let interface = Some("cali98fd8882b62".to_owned());
+            let interface = Some("cali98fd8882b62".into());
             let routed = Hop { action: Action::Routed, interface, detail: Detail::default(), ..last.clone() };
             hops.insert(hops.len() - 1, routed);
         }

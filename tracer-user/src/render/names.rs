@@ -11,11 +11,11 @@ pub(super) struct Names(BTreeMap<String, String>);
 impl Names {
     /// For all nodes that the trace mentions.
     pub(super) fn of(trace: &Trace) -> Names {
-        let listed = trace.nodes.iter().map(|node| &node.name);
-        let ends = [&trace.source.node, &trace.destination.node].into_iter().flatten();
+        let listed = trace.nodes.iter().map(|node| node.name.as_str());
+        let ends = [&trace.source.node, &trace.destination.node].into_iter().filter_map(|node| node.as_deref());
         let paths =
             trace.exchanges.iter().flat_map(|exchange| exchange.request.hops.iter().chain(&exchange.reply.hops));
-        Names::of_nodes(listed.chain(ends).chain(paths.map(|hop| &hop.node)).map(String::as_str))
+        Names::of_nodes(listed.chain(ends).chain(paths.map(|hop| &*hop.node)))
     }
 
     /// For these nodes.

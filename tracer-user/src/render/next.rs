@@ -235,7 +235,7 @@ fn dropped(trace: &Trace, names: &Names, exchange: &Exchange, site: &Site<'_>, d
 
 /// What to do where a reply came back past the node that had translated its request.
 fn past_the_nat(names: &Names, exchange: &Exchange) -> Option<String> {
-    let passed = |node: &str| exchange.reply.hops.iter().any(|hop| hop.node == node);
+    let passed = |node: &str| exchange.reply.hops.iter().any(|hop| *hop.node == *node);
     let nat = exchange.request.hops.iter().find(|hop| hop.action == Action::Dnat && !passed(&hop.node))?;
     let node = names.short(&nat.node);
     Some(format!(

@@ -9,7 +9,7 @@ fn visits(path: &Path) -> Vec<Visit<'_>> {
         .hops
         .iter()
         .filter(|hop| hop.interface.is_some() && hop.detail.text.as_deref() != Some(QUEUED))
-        .map(|hop| (hop.node.as_str(), hop.pod.as_deref(), hop.interface.as_deref()))
+        .map(|hop| (&*hop.node, hop.pod.as_deref(), hop.interface.as_deref()))
         .collect();
     visits.dedup();
     visits
@@ -58,7 +58,7 @@ pub(super) fn one_line(path: &Path) -> String {
                 words.push(format!("+{}", micros(to.saturating_sub(from))));
             }
         }
-        words.push(at.interface.clone().unwrap_or_default());
+        words.push(at.interface.as_deref().unwrap_or_default().to_owned());
         for hop in visit {
             match hop.action {
                 Action::Snat | Action::Dnat | Action::Unsnat | Action::Undnat => {

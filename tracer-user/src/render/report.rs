@@ -179,7 +179,7 @@ pub(super) fn site(key: &Key, names: &Names) -> String {
 fn interfaces(key: &Key) -> String {
     let (from, to) = (&key.from.interface, &key.to.interface);
     if key.kind == Kind::Queue || key.kind == Kind::Answer && from == to {
-        return from.clone();
+        return from.to_string();
     }
     format!("{from} -> {to}")
 }

@@ -53,9 +53,9 @@ impl Walk {
     fn with(&mut self, action: Action, interface: &str, at_us: u64, detail: Detail) -> &mut Walk {
         let configured = action == Routed;
         self.hops.push(Hop {
-            node: self.node.to_owned(),
-            pod: self.pod.map(str::to_owned),
-            interface: Some(interface.to_owned()),
+            node: self.node.into(),
+            pod: self.pod.map(Into::into),
+            interface: Some(interface.into()),
             ifindex: Some(if interface == "ens5" { 2 } else { 22 }),
             action,
             src: self.src,

@@ -165,9 +165,9 @@ fn way(trace: &Trace, names: &Names, groups: &[Group<'_>]) -> String {
 /// `SNAT`, `SNAT twice (ip-172-20-50-50, ip-172-20-62-7)`, `SNAT on ip-172-20-62-7` (which is not the source's node), `SNAT
 /// between pods`.
 fn snat(trace: &Trace, names: &Names, exchange: &Exchange) -> String {
-    let home = exchange.request.hops.first().map(|hop| hop.node.as_str());
+    let home = exchange.request.hops.first().map(|hop| &*hop.node);
     let rewritten = exchange.request.hops.iter().filter(|hop| hop.action == Action::Snat);
-    let nodes: Vec<&str> = rewritten.map(|hop| hop.node.as_str()).collect();
+    let nodes: Vec<&str> = rewritten.map(|hop| &*hop.node).collect();
     let short = nodes.iter().map(|node| names.short(node)).collect::<Vec<_>>().join(", ");
     let often = match nodes.as_slice() {
         [only] if Some(*only) == home => "SNAT".to_owned(),

@@ -163,7 +163,7 @@ fn a_reply_by_another_way_is_shown_whole() {
     trace.exchanges.truncate(1);
     for hop in &mut trace.exchanges[0].reply.hops {
         if hop.interface.as_deref() == Some("ens5") {
-            hop.interface = Some("ens6".to_owned());
+            hop.interface = Some("ens6".into());
         }
     }
     let text = screen(&trace);
@@ -184,8 +184,8 @@ fn nodes_whose_first_labels_collide_keep_their_full_names() {
     trace.nodes[1].name = "ip-172-20-58-60.other".to_owned();
     for exchange in &mut trace.exchanges {
         for hop in exchange.request.hops.iter_mut().chain(&mut exchange.reply.hops) {
-            if hop.node == samples::NODE1 {
-                hop.node = "ip-172-20-58-60.other".to_owned();
+            if *hop.node == *samples::NODE1 {
+                hop.node = "ip-172-20-58-60.other".into();
             }
         }
     }
@@ -215,7 +215,7 @@ fn dropped_by_netfilter_between_two_interfaces() {
         let mut routed = dropped.clone();
         let route = Some("100.115.37.90 dev cali98fd8882b62 scope link".to_owned());
         (routed.action, routed.basis) = (Action::Routed, Basis::Configured);
-        (routed.interface, routed.detail) = (Some("cali98fd8882b62".to_owned()), Detail { route, ..Detail::default() });
+        (routed.interface, routed.detail) = (Some("cali98fd8882b62".into()), Detail { route, ..Detail::default() });
         hops.insert(hops.len() - 1, routed);
     }
     assert_snapshot!(screen(&trace));
@@ -251,7 +251,7 @@ fn a_tunnel_has_its_own_row() {
     for exchange in &mut trace.exchanges {
         let hops = &mut exchange.request.hops;
         let at = hops.iter().position(|hop| hop.action == Action::Routed).expect("a route");
-        hops[at].interface = Some("tunl0".to_owned());
+        hops[at].interface = Some("tunl0".into());
         hops[at].detail.route = Some("100.115.37.64/26 via 172.20.50.50 dev tunl0 proto bird onlink".to_owned());
         let mut wrapped = hops[at].clone();
         wrapped.action = Action::Encapsulated;
@@ -305,13 +305,13 @@ fn encrypted_and_in_segments() {
     hops[0].detail.segments = sizes(Segmentation::Super, 5792, 5792);
     let out = hops.iter().position(|hop| hop.action == Action::Transmitted).expect("a transmission");
     let mut wire = hops[out].clone();
-    (hops[out].action, hops[out].interface) = (Action::Encapsulated, Some("wireguard.cali".to_owned()));
+    (hops[out].action, hops[out].interface) = (Action::Encapsulated, Some("wireguard.cali".into()));
     hops[out].detail.text = Some("encrypted by wireguard.cali; what leaves the node cannot be recognised".to_owned());
     (wire.interface, wire.ifindex, wire.at_ns, wire.basis) = (None, None, None, Basis::Inferred);
     wire.detail = Detail { text: Some("encrypted, to ip-172-20-50-50: not observed".to_owned()), ..Detail::default() };
     hops.insert(out + 1, wire);
     let back = &mut hops[out + 2];
-    (back.action, back.interface) = (Action::Decapsulated, Some("wireguard.cali".to_owned()));
+    (back.action, back.interface) = (Action::Decapsulated, Some("wireguard.cali".into()));
     back.detail.text = Some("decrypted".to_owned());
     back.detail.segments = sizes(Segmentation::Segmented, 5792, 1448);
     assert_snapshot!(screen(&trace));

@@ -1,5 +1,7 @@
 //! A report for programs: `podpath.report/v1`.
 
+use std::sync::Arc;
+
 use hdrhistogram::serialization::{Serializer as _, V2DeflateSerializer};
 use serde::Serialize;
 
@@ -74,9 +76,9 @@ struct FailureJson<'r> {
     count: u64,
     outcome: Outcome,
     failed_direction: Option<Direction>,
-    node: &'r Option<String>,
-    pod: &'r Option<String>,
-    interface: &'r Option<String>,
+    node: &'r Option<Arc<str>>,
+    pod: &'r Option<Arc<str>>,
+    interface: &'r Option<Arc<str>>,
     why: &'r str,
 }
 

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
     net::IpAddr,
+    sync::Arc,
 };
 
 use hdrhistogram::Histogram;
@@ -43,13 +44,13 @@ pub struct Times {
     pub total_ns: u128,
     /// The largest bound of the error of one of them, ns.
     pub error_ns: u64,
-    /// The same distribution, for each part of the recording.
+    /// The same distribution, for each part of the recording up to the last that has something.
     pub parts: Vec<Histogram<u64>>,
 }
 
 impl Default for Times {
     fn default() -> Self {
-        Self { histogram: histogram(), total_ns: 0, error_ns: 0, parts: vec![histogram(); PARTS] }
+        Self { histogram: histogram(), total_ns: 0, error_ns: 0, parts: Vec::new() }
     }
 }
 
@@ -63,9 +64,12 @@ impl Times {
         self.histogram += ns;
         self.total_ns += u128::from(ns);
         self.error_ns = self.error_ns.max(error_ns);
-        if let Some(part) = self.parts.get_mut(part) {
-            *part += ns;
-        }
+        self.have(part + 1);
+        self.parts[part] += ns;
+    }
+
+    fn have(&mut self, parts: usize) {
+        self.parts.resize_with(parts.max(self.parts.len()), histogram);
     }
 
     /// How many.
@@ -83,6 +87,7 @@ impl Times {
         self.histogram += &other.histogram;
         self.total_ns += other.total_ns;
         self.error_ns = self.error_ns.max(other.error_ns);
+        self.have(other.parts.len());
         for (part, other) in self.parts.iter_mut().zip(&other.parts) {
             *part += other;
         }
@@ -97,11 +102,11 @@ pub struct Failure {
     /// Which way failed.
     pub direction: Option<Direction>,
     /// Name of the node where.
-    pub node: Option<String>,
+    pub node: Option<Arc<str>>,
     /// The pod there.
-    pub pod: Option<String>,
+    pub pod: Option<Arc<str>>,
     /// The interface.
-    pub interface: Option<String>,
+    pub interface: Option<Arc<str>>,
     /// Why.
     pub why: String,
 }
@@ -110,7 +115,7 @@ pub struct Failure {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Rewrite {
     /// Name of the node.
-    pub node: String,
+    pub node: Arc<str>,
     /// `SNAT` and so on.
     pub action: Action,
     /// The address before,

@@ -1,5 +1,7 @@
 //! An exchange's round trip, cut where a hook saw the packet.
 
+use std::sync::Arc;
+
 use serde::Serialize;
 
 use crate::path::model::{Action, Direction, Exchange, Hop};
@@ -8,11 +10,11 @@ use crate::path::model::{Action, Direction, Exchange, Hop};
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub struct Place {
     /// Name of the node.
-    pub node: String,
+    pub node: Arc<str>,
     /// `namespace/pod`; None: the node's own namespace.
-    pub pod: Option<String>,
+    pub pod: Option<Arc<str>>,
     /// Interface.
-    pub interface: String,
+    pub interface: Arc<str>,
 }
 
 /// What takes the time between two places.

@@ -125,7 +125,7 @@ fn what_is_too_different_to_be_told_apart_is_counted() {
         // Each by another way.
         let mut exchange = exchange.clone();
         let hops = exchange.request.hops.iter_mut().chain(&mut exchange.reply.hops);
-        hops.for_each(|hop| hop.interface = Some(format!("eth{number}")));
+        hops.for_each(|hop| hop.interface = Some(format!("eth{number}").into()));
         report.add(&exchange, 0);
     }
     assert_eq!((report.exchanges(), report.ways.len()), (count as u64, MOST_DIFFERENT));

@@ -88,7 +88,7 @@ fn what_a_node_sends_is_seen_translated_before_any_device() {
 fn evaluated(records: Vec<Record>, netns: u32) -> Option<Netfilter> {
     let seen = sightings(records);
     let freed = at(&seen, Hook::Drop, netns, 8);
-    freed.free.as_ref().expect("a free").netfilter.clone()
+    freed.free.as_ref().expect("a free").netfilter.as_deref().cloned()
 }
 
 #[test]

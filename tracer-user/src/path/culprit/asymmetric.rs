@@ -5,7 +5,7 @@ use crate::path::model::{Action, Exchange, Hop, REDIRECTED};
 /// What the two ways say about a reply that `node` dropped as invalid: one sentence.
 pub(super) fn note(exchange: &Exchange, node: &str, reply: &Hop) -> String {
     let [there, back] = [&exchange.request.hops, &exchange.reply.hops].map(|hops| nodes(hops));
-    let passed = |hop: &&Hop| hop.node == node && hop.pod.is_none();
+    let passed = |hop: &&Hop| *hop.node == *node && hop.pod.is_none();
     let Some(left) = exchange.request.hops.iter().rev().find(passed) else {
         return format!(
             "the request never passed {node}, so conntrack there knows no connection for the reply (asymmetric path): there {}, \
@@ -16,7 +16,7 @@ pub(super) fn note(exchange: &Exchange, node: &str, reply: &Hop) -> String {
     };
     let elsewhere = exchange.request.hops.iter().find(|hop| hop.action == Action::Dnat && !back.contains(&&*hop.node));
     let redirected =
-        |hop: &Hop| hop.node == node && hop.detail.text.as_ref().is_some_and(|text| text.contains(REDIRECTED));
+        |hop: &Hop| *hop.node == *node && hop.detail.text.as_ref().is_some_and(|text| text.contains(REDIRECTED));
     match elsewhere {
         Some(dnat) if left.dst != reply.src => format!(
             "the request left {node} for {}, and the reply comes from {}: the DNAT on {} is undone only there, and the reply did \
@@ -34,7 +34,7 @@ pub(super) fn note(exchange: &Exchange, node: &str, reply: &Hop) -> String {
 
 /// The nodes that a packet passed, in order.
 fn nodes(hops: &[Hop]) -> Vec<&str> {
-    let mut nodes: Vec<&str> = hops.iter().map(|hop| hop.node.as_str()).collect();
+    let mut nodes: Vec<&str> = hops.iter().map(|hop| &*hop.node).collect();
     nodes.dedup();
     nodes
 }
@@ -46,9 +46,9 @@ mod tests {
 
     fn hop(node: &str, action: Action, src: &str, dst: &str) -> Hop {
         Hop {
-            node: node.to_owned(),
+            node: node.into(),
             pod: None,
-            interface: Some("ens5".to_owned()),
+            interface: Some("ens5".into()),
             ifindex: None,
             action,
             src: src.parse().expect("an address"),

@@ -174,8 +174,8 @@ pub(super) fn cause<'a>(scene: &Scene<'_, 'a>) -> Cause<'a> {
     let by_reason = specified.and_then(sign::of_reason);
     let by_function = function.as_deref().and_then(sign::of_function);
     let mut cause = Cause::of(DropDetail {
-        reason: reason_name.clone().or(reason.map(|number| number.to_string())),
-        function: function.clone(),
+        reason: reason_name.as_deref().map(str::to_owned).or(reason.map(|number| number.to_string())),
+        function: function.as_deref().map(str::to_owned),
         basis: if by_reason.is_some() { Basis::Observed } else { Basis::Inferred },
         out_interface: scene.forwarded().then(|| scene.out()).flatten().map(|link| link.name.clone()),
         ..DropDetail::default()
@@ -204,10 +204,10 @@ pub(super) fn cause<'a>(scene: &Scene<'_, 'a>) -> Cause<'a> {
         },
     }
     if cause.detail.cause == DropCause::Netfilter {
-        cause.detail.hook = rules::only_hook(scene, netfilter.as_ref());
-        cause.suspects = Some(rules::suspects(scene, netfilter.as_ref()));
-        cause.unread = rules::may_be_of_ebtables(scene, netfilter.as_ref());
-        cause.doubt = Some(conntrack::doubt(scene, netfilter.as_ref()));
+        cause.detail.hook = rules::only_hook(scene, netfilter.as_deref());
+        cause.suspects = Some(rules::suspects(scene, netfilter.as_deref()));
+        cause.unread = rules::may_be_of_ebtables(scene, netfilter.as_deref());
+        cause.doubt = Some(conntrack::doubt(scene, netfilter.as_deref()));
     }
     let freed = freed(scene.free, &cause.detail);
     cause.detail.proof.push(freed);

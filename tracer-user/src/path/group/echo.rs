@@ -1,9 +1,8 @@
 //! Echoes of ICMP and ICMPv6: by nonce, sequence number and identifier.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    net::IpAddr,
-};
+use std::{collections::BTreeMap, net::IpAddr};
+
+use foldhash::{HashMap, HashMapExt};
 
 use super::{super::touch, Group, Role, Sorted, transmissions};
 use crate::event::{L4, Sighting};
@@ -44,11 +43,8 @@ fn identifiers(sorted: &[Sorted<'_>]) -> HashMap<(IpAddr, u16), u16> {
             }
         }
         // The translation's own record may be lost: the same buffer with the same content tells as much.
-        let mut before: HashMap<u64, &Sighting> = HashMap::new();
-        for &s in &records.sightings {
-            let Some(now) = echo(s) else { continue };
-            let Some(earlier) = before.insert(s.skb, s) else { continue };
-            let Some(then) = echo(earlier) else { continue };
+        for (earlier, s) in records.successive() {
+            let (Some(then), Some(now)) = (echo(earlier), echo(s)) else { continue };
             let same = (now.role, now.seq, now.nonce) == (then.role, then.seq, then.nonce)
                 && (s.packet.ip_id, s.packet.ip_len) == (earlier.packet.ip_id, earlier.packet.ip_len);
             if same && now.id != then.id {

@@ -1,6 +1,8 @@
 //! Flows of TCP and UDP under all the addresses and ports that NAT gives them.
 
-use std::{collections::HashMap, net::IpAddr};
+use std::net::IpAddr;
+
+use foldhash::HashMap;
 
 use super::Sorted;
 use crate::event::{CtDirection, L4, Packet, Sighting, Translation};
@@ -48,12 +50,7 @@ impl Aliases {
                 aliases.translated(t);
             }
             // A translation's own record may be lost: the same buffer with the same content tells as much.
-            let mut before: HashMap<u64, &Sighting> = HashMap::new();
-            for &s in &records.sightings {
-                if let Some(earlier) = before.insert(s.skb, s) {
-                    aliases.rewritten(&earlier.packet, s);
-                }
-            }
+            records.successive().for_each(|(earlier, now)| aliases.rewritten(&earlier.packet, now));
         }
         aliases
     }

@@ -1,6 +1,6 @@
 //! Which records belong to which exchange: by content, never by pointer or clock alone.
 
-use std::collections::HashMap;
+use foldhash::HashMap;
 
 use super::{Probe, model::What, touch, world::World};
 use crate::event::{Record, Rewrite, Sighting, Translation};
@@ -23,6 +23,8 @@ pub(super) struct Sorted<'a> {
     rewrites: HashMap<u64, Vec<&'a Rewrite>>,
     /// By address of the sighting that follows it: the translation.
     of: HashMap<*const Sighting, &'a Translation>,
+    /// By buffer, those of each in order.
+    by_buffer: Vec<(u64, &'a Sighting)>,
 }
 
 impl<'a> Sorted<'a> {
@@ -43,6 +45,8 @@ impl<'a> Sorted<'a> {
             rewrites.sort_by_key(|r| r.time_ns);
             rewrites.dedup();
         }
+        sorted.by_buffer.extend(sorted.sightings.iter().map(|s| (s.skb, *s)));
+        sorted.by_buffer.sort_by_key(|(skb, _)| *skb);
         sorted.attach();
         sorted
     }
@@ -50,17 +54,19 @@ impl<'a> Sorted<'a> {
     /// A translation is about the next sighting of its buffer. If that one is lost, the next may be another packet's in
     /// reused memory; then addresses or direction disagree.
     fn attach(&mut self) {
-        let mut by_skb: HashMap<u64, Vec<&'a Sighting>> = HashMap::new();
-        for &s in &self.sightings {
-            by_skb.entry(s.skb).or_default().push(s);
-        }
         for &t in &self.translations {
-            let Some(same) = by_skb.get(&t.skb) else { continue };
-            let Some(&next) = same.get(same.partition_point(|s| s.time_ns < t.time_ns)) else { continue };
+            let next = self.by_buffer.partition_point(|(skb, s)| (*skb, s.time_ns) < (t.skb, t.time_ns));
+            let Some(&(_, next)) = self.by_buffer.get(next).filter(|(skb, _)| *skb == t.skb) else { continue };
             if next.conntrack.is_none_or(|d| d == t.direction) && consistent(t, next) {
                 self.of.insert(std::ptr::from_ref(next), t);
             }
         }
+    }
+
+    /// Sightings that follow each other in a buffer: of one packet, or of two, where the buffer was used again.
+    fn successive(&self) -> impl Iterator<Item = (&'a Sighting, &'a Sighting)> + '_ {
+        let pairs = self.by_buffer.windows(2).filter(|pair| pair[0].0 == pair[1].0);
+        pairs.map(|pair| (pair[0].1, pair[1].1))
     }
 
     /// The rewrites in the buffers of these sightings.

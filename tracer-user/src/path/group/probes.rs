@@ -1,6 +1,6 @@
 //! The sightings of what the injector sent: one group per probe.
 
-use std::collections::HashMap;
+use foldhash::{HashMap, HashMapExt};
 
 use super::{
     super::{Probe, world::World},

@@ -6,15 +6,36 @@ use crate::event::{Hook, Sighting};
 /// The sightings of one node, split where one place is passed again: a packet passes a hook of a device once with one
 /// TTL, so what passes it again was sent again.
 pub(super) fn split<'a>(sightings: &[&'a Sighting]) -> Vec<Vec<&'a Sighting>> {
-    let mut bursts: Vec<Vec<&'a Sighting>> = Vec::new();
-    for &s in sightings {
-        let again = |burst: &Vec<&Sighting>| burst.iter().any(|b| same_step(b, s));
-        match bursts.last_mut() {
-            Some(burst) if touch::is_free(s) || !again(burst) => burst.push(s),
-            _ => bursts.push(vec![s]),
+    if sightings.is_empty() {
+        return Vec::new();
+    }
+    let mut begins = vec![0];
+    begins.extend(again(sightings, |s| s));
+    let ends = begins[1..].iter().copied().chain([sightings.len()]);
+    begins.iter().zip(ends).map(|(begin, end)| sightings[*begin..end].to_vec()).collect()
+}
+
+/// Of each transmission the first sighting is kept. `items` have one each.
+pub(super) fn keep_firsts<T>(items: &mut Vec<T>, sighting: impl Fn(&T) -> &Sighting) {
+    let again = again(items, sighting);
+    let mut place = 0;
+    items.retain(|_| {
+        place += 1;
+        place == 1 || again.binary_search(&(place - 1)).is_ok()
+    });
+}
+
+/// Where transmissions after the first begin.
+fn again<T>(items: &[T], sighting: impl Fn(&T) -> &Sighting) -> Vec<usize> {
+    let (mut begin, mut found) = (0, Vec::new());
+    for (i, item) in items.iter().enumerate() {
+        let s = sighting(item);
+        if !touch::is_free(s) && items[begin..i].iter().any(|before| same_step(sighting(before), s)) {
+            begin = i;
+            found.push(i);
         }
     }
-    bursts
+    found
 }
 
 fn same_step(a: &Sighting, b: &Sighting) -> bool {

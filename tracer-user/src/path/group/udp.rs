@@ -1,6 +1,8 @@
 //! UDP that others send: a datagram of the source, and the next one back on the same ports.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::BTreeMap;
+
+use foldhash::{HashMap, HashMapExt, HashSet, HashSetExt};
 
 use super::{
     super::{model::What, touch, world::World},

@@ -10,7 +10,7 @@ fn sent_on(text: Option<&str>) -> Exchange {
         |dst: &str| NatSide { src: address("10.0.0.1"), dst: address(dst), src_port: Some(40053), dst_port: Some(53) };
     let nat = Nat { moment: Basis::Inferred, before: side("10.96.0.7"), after: side("10.0.0.9") };
     let hop = Hop {
-        node: "node-1".to_owned(),
+        node: "node-1".into(),
         pod: None,
         interface: None,
         ifindex: None,

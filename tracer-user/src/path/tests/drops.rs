@@ -273,7 +273,7 @@ fn where_the_kernel_was_seen_evaluating_excludes_the_rest() {
                 if let Record::Sighting(s) = record
                     && let Some(free) = &mut s.free
                 {
-                    free.netfilter = Some(seen.clone());
+                    free.netfilter = Some(Box::new(seen.clone()));
                 }
             }
             w.evidence.nodes[1].facts.rules = vec![policy(w)];

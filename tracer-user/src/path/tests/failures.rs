@@ -36,7 +36,7 @@ fn blackhole() {
     assert_eq!((e.outcome, e.failed_direction), (Outcome::Dropped, Some(Direction::Request)));
     let hop = last(&e.request.hops);
     let drop = hop.detail.drop.clone().expect("a drop");
-    assert_eq!((hop.node.as_str(), drop.why.as_str(), hop.basis), ("node1", "blackhole route", Basis::Observed));
+    assert_eq!((&*hop.node, drop.why.as_str(), hop.basis), ("node1", "blackhole route", Basis::Observed));
     assert_eq!(hop.detail.route.as_deref(), Some("route to 100.64.1.99"));
     assert_eq!(joined.routers, [host(0)]);
 }
@@ -227,7 +227,7 @@ fn a_missing_receive_is_noted_and_not_guessed() {
     let e = &w.join().exchanges[0];
     assert_eq!(e.outcome, Outcome::Delivered, "the injector says so");
     assert!(e.notes.iter().any(|n| n.contains("node0 ens5 and node1 cali1 were not seen")), "{:?}", e.notes);
-    assert!(!e.request.hops.iter().any(|h| h.node == "node1" && h.action == Action::Routed));
+    assert!(!e.request.hops.iter().any(|h| *h.node == *"node1" && h.action == Action::Routed));
     assert_eq!(Some(e.shares.iter().map(|s| s.ns).sum()), e.rtt_ns);
 }
 

@@ -359,10 +359,10 @@ fn free(bytes: &[u8]) -> Result<Free, Malformed> {
     while let Some((tag, value)) = reader.field()? {
         match tag {
             1 => free.location = value.fixed64()?,
-            2 => free.function = Some(value.text()?),
+            2 => free.function = Some(value.text()?.into()),
             3 => free.reason = Some(value.word()?),
-            4 => free.reason_name = Some(value.text()?),
-            5 => free.netfilter = Some(netfilter(value.bytes()?)?),
+            4 => free.reason_name = Some(value.text()?.into()),
+            5 => free.netfilter = Some(Box::new(netfilter(value.bytes()?)?)),
             _ => {}
         }
     }

@@ -344,7 +344,9 @@ impl From<&event::Outer> for Outer {
 impl From<&event::Free> for Free {
     fn from(free: &event::Free) -> Self {
         let event::Free { location, function, reason, reason_name, netfilter } = free.clone();
-        Self { location, function, reason, reason_name, netfilter: netfilter.map(Into::into) }
+        let text = |text: Option<std::sync::Arc<str>>| text.map(|text| text.to_string());
+        let netfilter = netfilter.map(|netfilter| (*netfilter).into());
+        Self { location, function: text(function), reason, reason_name: text(reason_name), netfilter }
     }
 }
 

@@ -94,10 +94,10 @@ fn free() -> impl Strategy<Value = Free> {
     (any::<u64>(), option::of(text()), any::<Option<u32>>(), option::of(text()), option::of(netfilter())).prop_map(
         |(location, function, reason, reason_name, netfilter)| Free {
             location,
-            function,
+            function: function.map(Into::into),
             reason,
-            reason_name,
-            netfilter,
+            reason_name: reason_name.map(Into::into),
+            netfilter: netfilter.map(Box::new),
         },
     )
 }

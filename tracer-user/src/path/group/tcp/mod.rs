@@ -3,7 +3,7 @@
 //! An exchange is what the source sends: a SYN with its SYN+ACK or RST, or a segment with data with the first segment back
 //! that acknowledges all of it.
 
-use std::collections::HashMap;
+use foldhash::{HashMap, HashMapExt};
 
 use super::{
     super::{model::What, world::World},

@@ -4,16 +4,15 @@
 //! first byte of what its sender made: at every place the packet that carries this byte. That cannot join the wrong
 //! packets, as no other byte of the stream has its sequence number.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::BTreeMap;
+
+use foldhash::{HashMap, HashMapExt, HashSet, HashSetExt};
 
 use super::super::transmissions;
 use crate::{
     event::{Hook, L4, Sighting},
     path::{group::probes::SYN, touch},
 };
-
-/// A packet holds less than 64 KiB.
-const LONGEST: i64 = 1 << 16;
 
 /// What a transmission is known by.
 type Key = (i64, u16, Option<(u32, u8)>);
@@ -72,13 +71,15 @@ impl Unit<'_> {
 /// One direction of a connection.
 pub(super) struct Stream<'a> {
     base: Option<u32>,
+    /// The longest of its segments, bytes.
+    longest: i64,
     /// By node, by first byte; in order of time.
     nodes: Vec<BTreeMap<i64, Vec<Segment<'a>>>>,
 }
 
 impl<'a> Stream<'a> {
     pub(super) fn new(nodes: usize) -> Self {
-        Self { base: None, nodes: (0..nodes).map(|_| BTreeMap::new()).collect() }
+        Self { base: None, longest: 0, nodes: (0..nodes).map(|_| BTreeMap::new()).collect() }
     }
 
     /// In order of time on each node.
@@ -86,6 +87,7 @@ impl<'a> Stream<'a> {
         let L4::Tcp { seq, ack, flags, payload, .. } = sighting.packet.l4 else { return };
         let start = offset(*self.base.get_or_insert(seq), seq);
         let segment = Segment { sighting, start, len: i64::from(payload), ack, flags };
+        self.longest = self.longest.max(segment.end() - start);
         self.nodes[node].entry(start).or_default().push(segment);
     }
 
@@ -130,10 +132,7 @@ impl<'a> Stream<'a> {
             }
         }
         for segments in found.values_mut() {
-            let sightings: Vec<_> = segments.iter().map(|s| s.sighting).collect();
-            let firsts: HashSet<_> =
-                transmissions::split(&sightings).iter().map(|b| std::ptr::from_ref(b[0])).collect();
-            segments.retain(|s| firsts.contains(&std::ptr::from_ref(s.sighting)));
+            transmissions::keep_firsts(segments, |s| s.sighting);
         }
         found
     }
@@ -151,7 +150,7 @@ impl<'a> Stream<'a> {
 
     /// Segments that may carry this byte.
     fn around(&self, node: usize, byte: i64) -> impl Iterator<Item = &Segment<'a>> {
-        self.nodes[node].range(byte - LONGEST..=byte).flat_map(|(_, segments)| segments)
+        self.nodes[node].range(byte - self.longest..=byte).flat_map(|(_, segments)| segments)
     }
 
     /// The sightings of the `i`-th unit.
@@ -207,6 +206,8 @@ pub(super) struct Units<'a> {
     pub(super) list: Vec<Unit<'a>>,
     by_key: HashMap<Key, Vec<usize>>,
     by_first: BTreeMap<i64, Vec<usize>>,
+    /// The longest of them, bytes.
+    longest: i64,
 }
 
 impl<'a> Units<'a> {
@@ -216,12 +217,13 @@ impl<'a> Units<'a> {
             by_key.entry(unit.segment.key()).or_default().push(i);
             by_first.entry(unit.segment.start).or_default().push(i);
         }
-        Self { list, by_key, by_first }
+        let longest = list.iter().map(|unit| unit.segment.end() - unit.segment.start).max().unwrap_or(0);
+        Self { list, by_key, by_first, longest }
     }
 
     /// Those that carry this byte.
     fn covering(&self, byte: i64) -> impl Iterator<Item = usize> + '_ {
-        let near = self.by_first.range(byte - LONGEST..=byte).flat_map(|(_, list)| list.iter().copied());
+        let near = self.by_first.range(byte - self.longest..=byte).flat_map(|(_, list)| list.iter().copied());
         near.filter(move |i| self.list[*i].covers(byte))
     }
 
@@ -263,15 +265,18 @@ struct Covered {
     keys: HashSet<Key>,
     /// First byte -> one past the last.
     ranges: BTreeMap<i64, i64>,
+    /// The longest of the ranges.
+    longest: i64,
 }
 
 impl<'u, 'a: 'u> FromIterator<&'u Unit<'a>> for Covered {
     fn from_iter<T: IntoIterator<Item = &'u Unit<'a>>>(units: T) -> Self {
-        let mut covered = Self { keys: HashSet::new(), ranges: BTreeMap::new() };
+        let mut covered = Self { keys: HashSet::new(), ranges: BTreeMap::new(), longest: 0 };
         for unit in units {
             covered.keys.insert(unit.segment.key());
             let end = covered.ranges.entry(unit.segment.start).or_default();
             *end = (*end).max(unit.segment.end());
+            covered.longest = covered.longest.max(*end - unit.segment.start);
         }
         covered
     }
@@ -280,7 +285,7 @@ impl<'u, 'a: 'u> FromIterator<&'u Unit<'a>> for Covered {
 impl Covered {
     fn has(&self, segment: &Segment<'_>) -> bool {
         let data = segment.len > 0;
-        let mut before = self.ranges.range(segment.start - LONGEST..=segment.start);
+        let mut before = self.ranges.range(segment.start - self.longest..=segment.start);
         self.keys.contains(&segment.key()) || (data && before.any(|(_, end)| *end > segment.start))
     }
 }
