@@ -31,6 +31,9 @@ impl<'a> Walk<'_, 'a> {
                     self.translated_before(spot, free, last, Side::Destination);
                     self.translated_before(spot, free, last, Side::Source);
                 }
+                // After what INPUT rewrote, whose moment a hook may have seen.
+                let before = self.hops.last().filter(|hop| hop.node == node).and_then(|hop| hop.time_ns);
+                let spot = Spot { time_ns: spot.time_ns.max(before.unwrap_or(0)), ..spot };
                 self.push(spot, Action::Delivered, free.map_or(last.header(), Header::of), basis, detail);
                 self.undated(last);
             }

@@ -2,7 +2,7 @@
 
 use super::cases::{out_and_back, two_nodes};
 use crate::{
-    event::{Record, Rewrite, Side, Sighting},
+    event::{Hook, Record, Rewrite, Side, Sighting},
     node::facts::{Condition, ConditionField, Rule, RuleEngine, RuleHit, RuleVerdict},
     path::{
         model::{Action, Basis, Hop, OLD_ENTRY, Outcome},
@@ -54,6 +54,25 @@ fn a_rewrite_is_dated_by_its_own_moment() {
     assert!(hops.iter().map(|h| h.at_ns).is_sorted(), "{hops:#?}");
     let unsnat = hop(&joined.exchanges[0].reply.hops, Action::Unsnat);
     assert_eq!(unsnat.detail.nat.as_ref().expect("both sides").moment, Basis::Inferred);
+}
+
+#[test]
+fn what_is_rewritten_behind_the_last_device_is_delivered_after_that() {
+    let mut w = Walk::new(1, pod(0, 1), host(0));
+    let port = (0, 0, veth(1));
+    w.request(1).sent((0, 1, ETH0)).received(port);
+    let received = sightings(&w).pop().expect("the last");
+    let (time_ns, side, packet) = (received.time_ns + 400, Side::Destination, received.packet);
+    let (skb, netns, ifindex) = (received.skb, received.netns, received.ifindex);
+    w.evidence.nodes[0].records.push(Record::Rewrite(Rewrite { time_ns, skb, netns, ifindex, side, packet }));
+    // The node's, too.
+    w.packet.dst = ip("10.244.0.1");
+    w.evidence.nodes[0].facts.namespaces[0].links[0].addresses.push(w.packet.dst.into());
+    w.wait(1_000).freed(Hook::Consume, port, "icmp_rcv", None).ended(port, "dnat").ended(port, "delivered");
+    let joined = w.check();
+    let hops = &joined.exchanges[0].request.hops;
+    assert_eq!(hop(hops, Action::Dnat).detail.nat.as_ref().map(|nat| nat.moment), Some(Basis::Observed));
+    assert!(hops.iter().map(|hop| hop.at_ns).is_sorted(), "{hops:#?}");
 }
 
 fn rule(w: &Walk, chain: &str, out: &str, packets: u64) -> RuleHit {
