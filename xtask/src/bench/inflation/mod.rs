@@ -185,6 +185,8 @@ struct Sample {
     case: &'static str,
     round: u32,
     pings: Vec<Burst>,
+    /// Of podpath and its flow: more pings, while its kernel programs ran alone.
+    alone: Vec<Burst>,
     tcp: Throughput,
     /// What was written of the pings.
     events: Option<u64>,
@@ -314,7 +316,7 @@ impl<'a> Rounds<'a> {
         let start = |tool, traced| Session::start(tool, traced, place);
         let mut accounts = Vec::new();
         let mut armed = Vec::new();
-        let mut events = None;
+        let (mut events, mut alone) = (None, Vec::new());
         let mut end = |session: Session<'_>| -> Result<()> {
             armed.push(session.armed.as_secs_f64() * 1000.0);
             accounts.push(session.end()?);
@@ -332,6 +334,10 @@ impl<'a> Rounds<'a> {
                 let session = start(Tool::Podpath, Traced::Pings(&self.pair))?;
                 let pings = self.bursts()?;
                 session.settle()?;
+                for _ in 0..BURSTS {
+                    alone.push(session.standing_still(|| ping(&self.pair, PINGS, true))?);
+                    session.settle()?;
+                }
                 end(session)?;
                 let session = start(Tool::Podpath, Traced::Tcp(&self.pair))?;
                 let tcp = tcp(&self.pair, SECONDS)?;
@@ -352,7 +358,7 @@ impl<'a> Rounds<'a> {
         if case == Case::This {
             events = accounts.first().map(|account| account.events);
         }
-        Ok(Sample { case: name, round, pings, tcp, events, accounts, armed_ms: armed, load })
+        Ok(Sample { case: name, round, pings, alone, tcp, events, accounts, armed_ms: armed, load })
     }
 }
 

@@ -254,6 +254,21 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
+    /// Does something while podpath's processes stand still, here and on its nodes: what its kernel programs record waits in the ring
+    /// buffers.
+    ///
+    /// # Errors
+    /// They cannot be found or stopped, or what is done fails.
+    pub(super) fn standing_still<T>(&self, act: impl FnOnce() -> Result<T>) -> Result<T> {
+        let own = self.child.0.id().cast_signed();
+        let all: Vec<i32> = children(own)?.into_iter().chain([own]).collect();
+        let signal_all = |signal| all.iter().try_for_each(|pid| kill(Pid::from_raw(*pid), signal));
+        signal_all(Signal::SIGSTOP).context("stop podpath")?;
+        let done = act();
+        signal_all(Signal::SIGCONT).context("let podpath go on")?;
+        done
+    }
+
     /// How many events it has written so far. Of podpath's that is known only at its end.
     ///
     /// # Errors
@@ -309,6 +324,22 @@ impl<'a> Session<'a> {
         let output = proc::collected(&mut command, PATIENCE)?;
         serde_json::from_str(&output.stdout).with_context(|| format!("podpath report said: {}", output.stderr))
     }
+}
+
+/// The processes that a process has started: each node's agent has a group of its own.
+fn children(of: i32) -> Result<Vec<i32>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").context("list processes")?.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        // It may have ended meanwhile.
+        let status = fs::read_to_string(entry.path().join("status")).unwrap_or_default();
+        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"));
+        if parent.and_then(|parent| parent.trim().parse().ok()) == Some(of) {
+            found.push(pid);
+        }
+    }
+    ensure!(!found.is_empty(), "podpath record runs without agents");
+    Ok(found)
 }
 
 fn read(path: &Path) -> Result<String> {

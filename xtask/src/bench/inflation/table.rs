@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{CASES, Measured, Sample};
+use super::{CASES, Measured, Sample, flow::Burst};
 
 /// At most this much longer takes a ping with IPIP in a VM, us: a traced one, and one beside it.
 const IN_A_VM: [f64; 2] = [50.0, 15.0];
@@ -100,7 +100,7 @@ fn said_lost(measured: &Measured, case: &str) -> Option<u64> {
 }
 
 fn sent(sample: &Sample) -> u64 {
-    sample.pings.iter().map(|burst| burst.sent).sum()
+    sample.pings.iter().chain(&sample.alone).map(|burst| burst.sent).sum()
 }
 
 fn aims(text: &mut String, measured: &Measured) {
@@ -117,6 +117,13 @@ fn aims(text: &mut String, measured: &Measured) {
         }
     });
     let _ = writeln!(text, "\n{}\n{}", lines[0], lines[1]);
+    if let Some(alone) = median(&compared(measured, CASES[2].1, alone, |own, base| own - base)) {
+        let _ = writeln!(
+            text,
+            "of that its kernel programs alone, while podpath's processes stood still: {alone:+.1} us; the rest is reading, on the \
+             processors that the pings need too"
+        );
+    }
     let _ = writeln!(
         text,
         "(both nodes are this one kernel, which runs both sessions' programs for each packet; a node of its own runs one's)"
@@ -131,7 +138,16 @@ fn aims(text: &mut String, measured: &Measured) {
 
 /// A round's us per ping: the median of its bursts' middle halves.
 fn us(sample: &Sample) -> f64 {
-    median(&sample.pings.iter().map(|burst| burst.mid_ms * 1000.0).collect::<Vec<_>>()).unwrap_or(f64::NAN)
+    of_bursts(&sample.pings)
+}
+
+/// With podpath's kernel programs alone; of nothing attached the same.
+fn alone(sample: &Sample) -> f64 {
+    of_bursts(if sample.alone.is_empty() { &sample.pings } else { &sample.alone })
+}
+
+fn of_bursts(bursts: &[Burst]) -> f64 {
+    median(&bursts.iter().map(|burst| burst.mid_ms * 1000.0).collect::<Vec<_>>()).unwrap_or(f64::NAN)
 }
 
 fn over(measured: &Measured, case: &str, of: impl Fn(&Sample) -> f64) -> Vec<f64> {
@@ -169,7 +185,7 @@ mod tests {
     use super::{
         super::{
             LeftOut, PerPing,
-            flow::{Burst, Throughput},
+            flow::Throughput,
             session::{Account, Exchanges},
         },
         *,
@@ -181,7 +197,7 @@ mod tests {
         let account = Account {
             events: 0,
             said_lost: (case != 3).then_some(7),
-            exchanges: (case == 2).then_some(Exchanges { total: 300, delivered: 299 }),
+            exchanges: (case == 2).then_some(Exchanges { total: 600, delivered: 599 }),
             end_ms: 1.0,
             ended_by_itself: (case == 3 && round == 2).then(|| "out of memory".to_owned()),
         };
@@ -189,6 +205,7 @@ mod tests {
             case: CASES[case].1,
             round,
             pings: times.map(burst).to_vec(),
+            alone: if case == 2 { times.map(|ms| burst(ms - 0.01)).to_vec() } else { Vec::new() },
             tcp: Throughput { gbit, retransmits: 0 },
             events,
             accounts: if case == 0 { Vec::new() } else { vec![account] },
@@ -204,7 +221,7 @@ mod tests {
             [
                 sample(0, round, at(0.0), 2.0, None),
                 sample(1, round, at(0.01), 2.0, None),
-                sample(2, round, at(0.04), 1.0, Some(2998)),
+                sample(2, round, at(0.04), 1.0, Some(5998)),
                 sample(3, round, at(1.0), 0.5, Some(300)),
             ]
         });
