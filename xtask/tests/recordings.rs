@@ -347,7 +347,7 @@ fn a_planted_cause_is_the_first_finding_and_nothing_is_found_without_one() {
     drop(others);
     at(&node2.namespace, "tc qdisc del dev ens5 root", "");
     let Finding::Time { key, .. } = &queue[0] else { panic!("{queue:#?}") };
-    assert_eq!((key.kind, &key.from.node, &*key.from.interface), (Kind::Queue, &node2.name, "ens5"), "{queue:#?}");
+    assert_eq!((key.kind, &*key.from.node, &*key.from.interface), (Kind::Queue, &*node2.name, "ens5"), "{queue:#?}");
 
     let rules = "ip saddr 203.0.113.77 drop\n".repeat(20_000);
     let table = format!("table ip slow {{\nchain forward {{\ntype filter hook forward priority -10;\n{rules}}}\n}}\n");
@@ -355,7 +355,7 @@ fn a_planted_cause_is_the_first_finding_and_nothing_is_found_without_one() {
     let inside_node = found("inside a node");
     at(&node1.namespace, "nft delete table ip slow", "");
     let Finding::Time { key, .. } = &inside_node[0] else { panic!("{inside_node:#?}") };
-    assert_eq!((key.kind, &key.from.node, &key.from.pod), (Kind::Forwarding, &node1.name, &None), "{inside_node:#?}");
+    assert_eq!((key.kind, &*key.from.node, &key.from.pod), (Kind::Forwarding, &*node1.name, &None), "{inside_node:#?}");
 
     // Others send more than it can, and of two packets in it there is room for no third.
     at(&node2.namespace, "tc qdisc add dev ens5 root handle 1: tbf rate 1mbit burst 10000 limit 30000", "");
@@ -385,7 +385,7 @@ fn a_planted_cause_is_the_first_finding_and_nothing_is_found_without_one() {
     let detour = found("a detour");
     at(&node2.namespace, &route("172.20.50.50"), "");
     let Finding::Way { now: Some(step), .. } = &detour[0] else { panic!("{detour:#?}") };
-    assert_eq!((&step.place.node, &*step.place.interface), (&node2.name, "ens5"), "{detour:#?}");
+    assert_eq!((&*step.place.node, &*step.place.interface), (&*node2.name, "ens5"), "{detour:#?}");
     assert!(step.route.as_deref().is_some_and(|route| route.contains("via 172.20.32.1")), "{detour:#?}");
 
     let mut before = good;

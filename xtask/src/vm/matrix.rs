@@ -1,6 +1,7 @@
 //! `docs/KERNELS.md`: what works on which kernel, as runs of everything on all of them showed it.
 //!
-//! What came of a run is kept per kernel in `target/matrix`, and the page is written from what is there of this commit.
+//! What came of a run is kept per kernel in `target/matrix`, and the page is written from what is there: of this commit, and where only some
+//! scenarios were asked for, the others' of the commit that they were run at.
 
 use std::{
     fs,
@@ -43,6 +44,7 @@ pub(super) struct Plan {
 /// What came of it on a kernel, or on a pair of them.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Column {
+    /// Of the last run that was not of some scenarios only.
     commit: String,
     /// What was asked for: `5.10`; of a pair `6.1+6.12`.
     wanted: String,
@@ -93,12 +95,11 @@ pub(super) fn run(plan: &Plan, scenarios: &[(String, Scenario)], add: &[PathBuf]
     if let Some([first, second]) = plan.pair.as_deref() {
         well &= two(plan, &bench, [kernel(first)?, kernel(second)?], &commit)?;
     }
-    let columns = Column::all(&commit)?;
+    let columns = Column::all()?;
     let all = ALL_KERNELS.iter().map(|kernel| (*kernel).to_owned()).chain([TEST_KERNELS.join("+")]);
     let missing: Vec<String> = all.filter(|all| columns.iter().all(|column| column.wanted != *all)).collect();
     let path = workspace_root().join(FILE);
-    fs::write(&path, page::page(&commit, scenarios, &columns, &missing))
-        .with_context(|| format!("write {}", path.display()))?;
+    fs::write(&path, page::page(scenarios, &columns, &missing)).with_context(|| format!("write {}", path.display()))?;
     proc::say(&format!("vm: wrote {}", path.display()));
     Ok(well)
 }
@@ -116,7 +117,7 @@ fn commit() -> Result<String> {
 
 /// On one kernel.
 fn single(plan: &Plan, scenarios: &[(String, Scenario)], bench: &Bench, kernel: &Kernel, commit: &str) -> Result<bool> {
-    let mut column = Column::load(commit, kernel.wanted.to_string(), vec![kernel.release.clone()])?;
+    let mut column = Column::load(plan, commit, kernel.wanted.to_string(), vec![kernel.release.clone()])?;
     let all = || scenarios.iter().map(|(name, _)| name.clone()).collect();
     let (programs, names) = if plan.only.is_empty() { (whole(), all()) } else { (Vec::new(), plan.only.clone()) };
     let suite = Suite {
@@ -136,12 +137,12 @@ fn single(plan: &Plan, scenarios: &[(String, Scenario)], bench: &Bench, kernel: 
     let well = match ran {
         Ok(report) => {
             let well = report.ended_well();
-            column.take(report.results, report.broken);
+            column.take(report.results, report.broken, commit);
             well
         }
         Err(error) => {
             proc::say(&format!("vm {name}: {error:#}"));
-            column.take(Vec::new(), Some(format!("{error:#}")));
+            column.take(Vec::new(), Some(format!("{error:#}")), commit);
             false
         }
     };
@@ -152,7 +153,7 @@ fn single(plan: &Plan, scenarios: &[(String, Scenario)], bench: &Bench, kernel: 
 /// On two.
 fn two(plan: &Plan, bench: &Bench, kernels: [&Kernel; 2], commit: &str) -> Result<bool> {
     let name = kernels.map(|kernel| kernel.wanted.to_string()).join("+");
-    let mut column = Column::load(commit, name, kernels.map(|kernel| kernel.release.clone()).to_vec())?;
+    let mut column = Column::load(plan, commit, name, kernels.map(|kernel| kernel.release.clone()).to_vec())?;
     let mut names = if plan.only.is_empty() { pair_scenarios() } else { plan.only.clone() };
     names.retain(|name| !column.has(PAIR, Some(name)));
     if names.is_empty() {
@@ -160,7 +161,7 @@ fn two(plan: &Plan, bench: &Bench, kernels: [&Kernel; 2], commit: &str) -> Resul
     }
     let report = pair::run(bench, kernels, &names, plan.limit, &format!("{}/", column.wanted));
     let well = report.ended_well();
-    column.take(report.results, report.broken);
+    column.take(report.results, report.broken, commit);
     column.save()?;
     Ok(well)
 }
@@ -190,12 +191,17 @@ impl Column {
         workspace_root().join(FOLDER).join(format!("{wanted}.json"))
     }
 
-    /// What is known of these kernels by this commit.
-    fn load(commit: &str, wanted: String, releases: Vec<String>) -> Result<Column> {
+    /// What is known of these kernels and is not to be run: all by this commit; where only some scenarios are asked for all but these.
+    fn load(plan: &Plan, commit: &str, wanted: String, releases: Vec<String>) -> Result<Column> {
         let path = Column::path(&wanted);
         let known = if path.exists() { Some(Column::read(&path)?) } else { None };
-        let known = known.filter(|column| column.commit == commit && column.releases == releases);
-        Ok(known.unwrap_or(Column { commit: commit.to_owned(), wanted, releases, ..Column::default() }))
+        let some = !plan.only.is_empty();
+        let known = known.filter(|column| column.releases == releases && (some || column.commit == commit));
+        let mut column = known.unwrap_or(Column { commit: commit.to_owned(), wanted, releases, ..Column::default() });
+        if some && column.commit != commit {
+            column.results.retain(|tested| tested.commit == commit || !plan.only.contains(&tested.name));
+        }
+        Ok(column)
     }
 
     fn read(path: &Path) -> Result<Column> {
@@ -203,14 +209,13 @@ impl Column {
         serde_json::from_str(&text).with_context(|| format!("read {}\nway out: remove it", path.display()))
     }
 
-    /// All of that commit, oldest kernels first.
-    fn all(commit: &str) -> Result<Vec<Column>> {
+    /// All, oldest kernels first.
+    fn all() -> Result<Vec<Column>> {
         let folder = workspace_root().join(FOLDER);
         let entries = fs::read_dir(&folder).with_context(|| format!("list {}", folder.display()))?;
         let paths = entries.flatten().map(|entry| entry.path());
         let files = paths.filter(|path| path.extension().is_some_and(|extension| extension == "json"));
         let mut columns = files.map(|path| Column::read(&path)).collect::<Result<Vec<Column>>>()?;
-        columns.retain(|column| column.commit == commit);
         let numbers = |column: &Column| -> Vec<u64> {
             column.wanted.split(['.', '+']).map(|part| part.parse().unwrap_or(u64::MAX)).collect()
         };
@@ -238,8 +243,8 @@ impl Column {
         self.results.iter().any(|tested| tested.program == program && name.is_none_or(|name| tested.name == name))
     }
 
-    fn take(&mut self, results: Vec<Tested>, broken: Option<String>) {
-        self.results.extend(results);
+    fn take(&mut self, results: Vec<Tested>, broken: Option<String>, commit: &str) {
+        self.results.extend(results.into_iter().map(|tested| Tested { commit: commit.to_owned(), ..tested }));
         self.broken.extend(broken);
     }
 

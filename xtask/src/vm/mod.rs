@@ -71,7 +71,7 @@ pub struct Options {
     pub scenario: Vec<String>,
     /// Write docs/KERNELS.md from what came of running everything on all kernels, and on two of them together
     ///
-    /// Runs what has no result of this commit yet in target/matrix, of the kernels and scenarios named, then writes the page
+    /// Runs what has no result of this commit yet in target/matrix, or only the scenarios named, then writes the page
     /// from all results there; so it can be done in parts, also side by side. With --nodes 2 only the pair.
     #[arg(long, conflicts_with = "run")]
     pub matrix: bool,

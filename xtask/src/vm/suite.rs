@@ -59,6 +59,15 @@ pub(super) struct Tested {
     /// The test.
     pub(super) name: String,
     pub(super) outcome: Outcome,
+    /// By the matrix: of which commit.
+    #[serde(default)]
+    pub(super) commit: String,
+}
+
+impl Tested {
+    pub(super) fn new(program: &str, name: &str, outcome: Outcome) -> Tested {
+        Tested { program: program.to_owned(), name: name.to_owned(), outcome, commit: String::new() }
+    }
 }
 
 /// What came of it in one VM.
@@ -88,7 +97,7 @@ impl Report {
         if !more.is_empty() {
             println!("{more}");
         }
-        self.results.push(Tested { program: PAIR.to_owned(), name: name.to_owned(), outcome });
+        self.results.push(Tested::new(PAIR, name, outcome));
     }
 
     /// Takes and prints how it all ended.
@@ -213,7 +222,7 @@ fn run_program(
             }
             progress.all = progress.all.or_else(|| line.strip_prefix("running ")?.split(' ').next()?.parse().ok());
             let Some((test, outcome)) = result(line) else { return say(line) };
-            report.results.push(Tested { program: name.to_owned(), name: test.to_owned(), outcome });
+            report.results.push(Tested::new(name, test, outcome));
             say(&format!("{}{}", line.replacen("test ", &format!("test {prefix}"), 1), progress.step()))
         }),
     })?;
@@ -315,8 +324,7 @@ mod tests {
     }
 
     fn report(results: &[Outcome], said: &str) -> Report {
-        let tested =
-            |outcome: &Outcome| Tested { program: "kernel".to_owned(), name: "x".to_owned(), outcome: outcome.clone() };
+        let tested = |outcome: &Outcome| Tested::new("kernel", "x", outcome.clone());
         let results = results.iter().map(tested).collect();
         let mut report = Report { results, ..Report::default() };
         report.said.add(said);

@@ -24,15 +24,15 @@ pub(super) const PARTS: &[(&str, &[&str])] = &[
 const DROP: &[&str] = &["dropped"];
 const NAT: &[&str] = &["snat", "dnat", "unsnat", "undnat"];
 
-pub(super) fn page(commit: &str, scenarios: &[(String, Scenario)], columns: &[Column], missing: &[String]) -> String {
+pub(super) fn page(scenarios: &[(String, Scenario)], columns: &[Column], missing: &[String]) -> String {
     let mut text = format!(
         "# Kernels\n\nWritten by `cargo xtask vm --matrix` from runs of every scenario and of the tests of kernel programs and labs \
-         on every kernel below, each in a virtual machine, at commit {commit}. Do not edit: run it again.\n\n\
+         on every kernel below, each in a virtual machine, at the commit above its column or in the cell. Do not edit: run it again.\n\n\
          *works*: the trace showed every hop, reason and number that the scenario's file demands. *works without*: it did, \
          but `podpath doctor` misses something on that kernel that has a part in this; what that costs is said below.\n\n"
     );
     if !missing.is_empty() {
-        line(&mut text, format_args!("**Not run** at this commit: {}.\n", missing.join(", ")));
+        line(&mut text, format_args!("**Not run**: {}.\n", missing.join(", ")));
     }
     let (pairs, singles): (Vec<&Column>, Vec<&Column>) = columns.iter().partition(|column| column.is_pair());
     table(&mut text, &singles, &rows(scenarios));
@@ -69,7 +69,8 @@ struct Row<'a> {
 }
 
 fn table(text: &mut String, columns: &[&Column], rows: &[Row<'_>]) {
-    let header: String = columns.iter().map(|column| format!(" {} |", column.releases.join(" + "))).collect();
+    let header: String =
+        columns.iter().map(|column| format!(" {} at {} |", column.releases.join(" + "), column.commit)).collect();
     line(text, format_args!("| | what it is about |{header}\n|---|---|{}", "---|".repeat(columns.len())));
     for Row { name, about, cell } in rows {
         let cells: String = columns.iter().map(|column| format!(" {} |", escaped(&cell(column)))).collect();
@@ -114,7 +115,7 @@ fn pair_rows<'a>(scenarios: &'a [(String, Scenario)], pairs: &[&'a Column]) -> V
         name,
         about: about(name),
         cell: Box::new(move |column| match result(column, PAIR, name) {
-            Some(tested) => word(&tested.outcome),
+            Some(tested) => word(&tested.outcome) + &at(tested, column),
             None => none(column),
         }),
     };
@@ -133,6 +134,12 @@ fn word(outcome: &Outcome) -> String {
     }
 }
 
+/// Where it was run at another commit than the rest.
+fn at(tested: &Tested, column: &Column) -> String {
+    let other = !tested.commit.is_empty() && tested.commit != column.commit;
+    if other { format!(" at {}", tested.commit) } else { String::new() }
+}
+
 /// Why there is no result.
 fn none(column: &Column) -> String {
     match column.broken.is_empty() {
@@ -142,17 +149,18 @@ fn none(column: &Column) -> String {
 }
 
 fn scenario_cell(name: &str, scenario: &Scenario, column: &Column) -> String {
-    let Some(Tested { outcome, .. }) = result(column, SCENARIOS, name) else { return none(column) };
+    let Some(tested) = result(column, SCENARIOS, name) else { return none(column) };
     let without: Vec<String> = column
         .checks
         .iter()
         .filter(|check| check.state != "ok" && matters(&check.name, scenario))
         .map(|check| format!("{}: {}", check.name, check.detail))
         .collect();
-    match (outcome, without.as_slice()) {
+    let word = match (&tested.outcome, without.as_slice()) {
         (Outcome::Passed, [_, ..]) => format!("works without {}", without.join("; ")),
-        _ => word(outcome),
-    }
+        (outcome, _) => word(outcome),
+    };
+    word + &at(tested, column)
 }
 
 fn matters(check: &str, scenario: &Scenario) -> bool {
@@ -208,7 +216,7 @@ mod tests {
     }
 
     fn tested(program: &str, name: &str, outcome: Outcome) -> Tested {
-        Tested { program: program.to_owned(), name: name.to_owned(), outcome }
+        Tested::new(program, name, outcome)
     }
 
     #[test]
@@ -222,7 +230,9 @@ mod tests {
             ("a-unheard".to_owned(), scenario("node1 ens5 received ttl 63")),
         ];
         let no_tunnel = Outcome::Ignored("this kernel cannot make tunl0".to_owned());
+        let commit = || "0123456789ab".to_owned();
         let old = Column {
+            commit: commit(),
             wanted: "5.10".to_owned(),
             releases: vec!["5.10.0".to_owned()],
             checks: vec![check("drop reasons", "missing"), check("NAT tuples", "ok")],
@@ -241,10 +251,15 @@ mod tests {
             wanted: "7.x".to_owned(),
             releases: vec!["7.3.1".to_owned()],
             checks: vec![check("drop reasons", "ok"), check("locked memory", "unknown")],
-            results: vec![tested(SCENARIOS, "a-dropped", Outcome::Passed)],
+            results: vec![Tested {
+                commit: "ba9876543210".to_owned(),
+                ..tested(SCENARIOS, "a-dropped", Outcome::Passed)
+            }],
+            commit: commit(),
             ..Column::default()
         };
         let pair = Column {
+            commit: commit(),
             wanted: "6.1+6.12".to_owned(),
             releases: vec!["6.1.0".to_owned(), "6.12.1".to_owned()],
             results: vec![
@@ -253,19 +268,19 @@ mod tests {
             ],
             ..Column::default()
         };
-        insta::assert_snapshot!(page("0123456789ab", &scenarios, &[old, new, pair], &["6.1".to_owned()]), @r#"
+        insta::assert_snapshot!(page(&scenarios, &[old, new, pair], &["6.1".to_owned()]), @r#"
         # Kernels
 
-        Written by `cargo xtask vm --matrix` from runs of every scenario and of the tests of kernel programs and labs on every kernel below, each in a virtual machine, at commit 0123456789ab. Do not edit: run it again.
+        Written by `cargo xtask vm --matrix` from runs of every scenario and of the tests of kernel programs and labs on every kernel below, each in a virtual machine, at the commit above its column or in the cell. Do not edit: run it again.
 
         *works*: the trace showed every hop, reason and number that the scenario's file demands. *works without*: it did, but `podpath doctor` misses something on that kernel that has a part in this; what that costs is said below.
 
-        **Not run** at this commit: 6.1.
+        **Not run**: 6.1.
 
-        | | what it is about | 5.10.0 | 7.3.1 |
+        | | what it is about | 5.10.0 at 0123456789ab | 7.3.1 at 0123456789ab |
         |---|---|---|---|
         | a-cross-node | A: x\|y | **not run**: the VM ended before, see below | **not run**: not asked for yet |
-        | a-dropped | A: x\|y | works without drop reasons: not named by this kernel | works |
+        | a-dropped | A: x\|y | works without drop reasons: not named by this kernel | works at ba9876543210 |
         | a-fails | A: x\|y | **fails** | **not run**: not asked for yet |
         | a-nat | A: x\|y | works | **not run**: not asked for yet |
         | a-tunnel | A: x\|y | not run: this kernel cannot make tunl0 | **not run**: not asked for yet |
@@ -277,7 +292,7 @@ mod tests {
 
         Each node of the lab in a VM of its own: two kernels with two clocks, joined by a wire. `/one-way-bounds`: what the trace says of the clocks holds against the host's.
 
-        | | what it is about | 6.1.0 + 6.12.1 |
+        | | what it is about | 6.1.0 + 6.12.1 at 0123456789ab |
         |---|---|---|
         | a-cross-node | A: x\|y | works |
         | a-cross-node/one-way-bounds | what its trace says of the two clocks | **fails** |
