@@ -25,11 +25,11 @@ const DROP: &[&str] = &["dropped"];
 const NAT: &[&str] = &["snat", "dnat", "unsnat", "undnat"];
 
 pub(super) fn page(scenarios: &[(String, Scenario)], columns: &[Column], missing: &[String]) -> String {
-    let mut text = format!(
+    let mut text = String::from(
         "# Kernels\n\nWritten by `cargo xtask vm --matrix` from runs of every scenario and of the tests of kernel programs and labs \
          on every kernel below, each in a virtual machine, at the commit above its column or in the cell. Do not edit: run it again.\n\n\
          *works*: the trace showed every hop, reason and number that the scenario's file demands. *works without*: it did, \
-         but `podpath doctor` misses something on that kernel that has a part in this; what that costs is said below.\n\n"
+         but `podpath doctor` misses something on that kernel that has a part in this; what that costs is said below.\n\n",
     );
     if !missing.is_empty() {
         line(&mut text, format_args!("**Not run**: {}.\n", missing.join(", ")));
@@ -245,7 +245,6 @@ mod tests {
                 tested(SCENARIOS, "a-tunnel", no_tunnel),
             ],
             broken: vec!["vm 5.10: its kernel broke\n    BUG".to_owned()],
-            ..Column::default()
         };
         let new = Column {
             wanted: "7.x".to_owned(),
