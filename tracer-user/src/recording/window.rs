@@ -6,8 +6,8 @@ use crate::{
     path::{Ends, Evidence, Joined, Names, NodeEvidence, join_within, model::Exchange},
 };
 
-/// A window has about so many records in its core: some 280 bytes each, and five times as much for what is made of
-/// them (measured: `cargo xtask bench scale`).
+/// A window has about so many records in its core: some 190 bytes each, and several times as much for what is made of them
+/// (`cargo xtask bench scale` measures it). Fewer would be joined once more in the margins of the next window.
 const RECORDS: usize = 400_000;
 
 /// What belongs to an exchange, an answer or another transmission, comes within this time, ns.
