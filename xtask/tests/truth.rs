@@ -13,7 +13,8 @@ use xtask::{interrupt, truth};
 const NETWORKS: u64 = 25;
 
 /// Others, in which podpath once said something else than the model: a node that was not asked for what NAT had made of a request,
-/// behind a gateway and in a loop; NAT to another port of the same bridge, also where a rule then drops it; a service without endpoints that a node asks itself.
+/// behind a gateway and in a loop; NAT to another port of the same bridge, also where a rule then drops it; a service without
+/// endpoints that a node asks itself.
 const FOUND: [u64; 5] = [3084, 3314, 3392, 5214, 6044];
 
 fn main() -> ExitCode {

@@ -244,7 +244,9 @@ impl<'a> Story<'a> {
         if let Some(refused) = self.probe.filter(|_| unseen).and_then(|p| culprit::refused::at_source(world, p)) {
             return refused;
         }
-        if let Some(closed) = drops::port_closed(world, &self.request).filter(|_| self.port_unreachable()) {
+        if self.port_unreachable()
+            && let Some(closed) = drops::port_closed(world, &self.request)
+        {
             return closed;
         }
         if self.refused() {

@@ -9,6 +9,7 @@ use crate::{
 /// A window has about so many records in its core: some 190 bytes each, and several times as much for what is made of them
 /// (`cargo xtask bench scale` measures it). Fewer would be joined once more in the margins of the next window.
 const RECORDS: usize = 400_000;
+const _: () = assert!(size_of::<Record>() <= 192, "what a window takes hangs on it");
 
 /// What belongs to an exchange, an answer or another transmission, comes within this time, ns.
 pub(super) const MARGIN_NS: u64 = 2_000_000_000;

@@ -68,6 +68,7 @@ impl Times {
         self.parts[part] += ns;
     }
 
+    /// Makes so many parts, where there are fewer.
     fn have(&mut self, parts: usize) {
         self.parts.resize_with(parts.max(self.parts.len()), histogram);
     }
