@@ -59,7 +59,7 @@ pub mod encapsulation {
     pub const GENEVE: u8 = 4;
 }
 
-/// Size of every record in the ring buffer, bytes.
+/// Size of every record in the ring buffer but [`WrappedFree`], bytes.
 pub const RECORD_SIZE: usize = 128;
 
 /// The bytes of an address as two words of the machine: compared and copied without loops.
@@ -115,8 +115,18 @@ pub struct Sighting {
     pub ip_id: u16,
     /// IPv4 total length, or IPv6 payload length + 40; bytes.
     pub ip_len: u16,
-    /// [`Outer`] or [`Free`], by the flags; [`Rewrite`] at [`hook::REWRITE`]; zeros if none.
+    /// [`Free`] or [`Outer`], by the flags, with both [`Free`]; [`Rewrite`] at [`hook::REWRITE`]; zeros if none.
     pub data: [u8; 40],
+}
+
+/// The free of a packet that was still encapsulated: a longer record, because `data` says why it was freed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct WrappedFree {
+    /// Of it the flags [`flag::FREED`] and [`flag::ENCAPSULATED`] are set.
+    pub sighting: Sighting,
+    /// What wraps it.
+    pub outer: Outer,
 }
 
 /// The outermost IP header of an encapsulated packet.
@@ -460,6 +470,7 @@ pub const fn flow_mask(protocol: u8) -> u64 {
 
 const _: () = assert!(size_of::<Sighting>() == RECORD_SIZE);
 const _: () = assert!(size_of::<Translation>() == RECORD_SIZE);
+const _: () = assert!(size_of::<WrappedFree>() == RECORD_SIZE + 40);
 // One cache line.
 const _: () = assert!(size_of::<Track>() == 64);
 const _: () = assert!(

@@ -7,7 +7,7 @@ use crate::{
     fragments::complete,
     kernel::{Device, Skb},
     maps::{LOST, count, slot},
-    packet::{Data, Work, begin, examine, found, head, submit, work},
+    packet::{Data, Work, begin, examine, found, head, submit, submit_wrapped, work},
 };
 
 /// What tunnels put before a packet, bytes at the most.
@@ -62,14 +62,15 @@ fn known(skb: Skb, identity: u64, hook: u8, track: &Track, location: u64, reason
     if found & (found::CUT | found::PACKET) != found::PACKET {
         return;
     }
-    let Some(Work { headers, .. }) = work(hook.into()) else { return };
+    let Some(Work { headers, data: outer, .. }) = work(hook.into()) else { return };
     if !flow::is_tracked(track, headers) {
         return;
     }
     let reason_flag = if reason.is_some() { flag::REASON } else { 0 };
     let fragment = if headers.fragment { flag::FRAGMENT } else { 0 };
     let device = Device { netns: track.netns, ifindex: track.ifindex };
-    let head = head(identity, hook, flag::TRACKED | flag::FREED | reason_flag | fragment, device, headers);
+    let wrapped = found as u8 & flag::ENCAPSULATED;
+    let head = head(identity, hook, flag::TRACKED | flag::FREED | reason_flag | fragment | wrapped, device, headers);
     let free = Free {
         location,
         reason: reason.unwrap_or(0),
@@ -82,5 +83,9 @@ fn known(skb: Skb, identity: u64, hook: u8, track: &Track, location: u64, reason
     let mut data = unsafe { core::mem::transmute::<Free, Data>(free) };
     let [.., a, b, c] = &mut data;
     [*a, *b, *c] = track.table;
-    submit(&head, headers, skb.mark(), &data);
+    if wrapped != 0 {
+        submit_wrapped(&head, headers, skb.mark(), &data, outer);
+    } else {
+        submit(&head, headers, skb.mark(), &data);
+    }
 }

@@ -6,7 +6,7 @@ use aya_ebpf::{
     macros::map,
     maps::PerCpuArray,
 };
-use tracer_common::{Head, Outer, Sighting, flag, hook, last_word};
+use tracer_common::{Head, Outer, Sighting, WrappedFree, flag, hook, last_word};
 use tracer_ebpf::{
     flow,
     parse::{self, Bytes, Headers, Start},
@@ -89,7 +89,7 @@ pub struct Work {
     /// Headers of the innermost packet.
     pub headers: Headers,
     /// What wraps it.
-    data: Data,
+    pub data: Data,
 }
 
 /// One per hook, because the programs of two hooks may interrupt each other: a packet is freed in a process, another comes in.
@@ -282,9 +282,31 @@ pub fn submit(head: &Head, headers: &Headers, mark: u32, data: &Data) {
         count(&LOST, head.hook);
         return;
     };
+    fill(entry.as_mut_ptr(), head, headers, mark, data);
+    entry.submit(u64::from(BPF_RB_NO_WAKEUP));
+}
+
+/// As [`submit`], of the free of a packet that is still encapsulated.
+#[inline(always)]
+pub fn submit_wrapped(head: &Head, headers: &Headers, mark: u32, data: &Data, outer: &Data) {
+    let Some(mut entry) = EVENTS.reserve::<WrappedFree>(0) else {
+        count(&LOST, head.hook);
+        return;
+    };
     let at = entry.as_mut_ptr();
+    // SAFETY: the entry is a WrappedFree's memory, 8-byte aligned, and both its fields are written here.
+    unsafe {
+        fill(&raw mut (*at).sighting, head, headers, mark, data);
+        (&raw mut (*at).outer).cast::<Data>().write(*outer);
+    }
+    entry.submit(u64::from(BPF_RB_NO_WAKEUP));
+}
+
+/// Writes every field of the sighting at `at`.
+#[inline(always)]
+fn fill(at: *mut Sighting, head: &Head, headers: &Headers, mark: u32, data: &Data) {
     let Headers { src, dst, l4, ip_id, ip_len, ttl: _, protocol: _, header_len: _, fragment: _, offset: _ } = headers;
-    // SAFETY: the entry is a Sighting's memory, 8-byte aligned, and every field of it is written here.
+    // SAFETY: the callers' is a Sighting's memory, 8-byte aligned, and every field of it is written here.
     unsafe {
         (&raw mut (*at).head).write(*head);
         (&raw mut (*at).src).write(*src);
@@ -295,5 +317,4 @@ pub fn submit(head: &Head, headers: &Headers, mark: u32, data: &Data) {
         (&raw mut (*at).ip_len).write(*ip_len);
         (&raw mut (*at).data).cast::<Data>().write(*data);
     }
-    entry.submit(u64::from(BPF_RB_NO_WAKEUP));
 }

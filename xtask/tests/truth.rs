@@ -14,8 +14,10 @@ const NETWORKS: u64 = 25;
 
 /// Others, in which podpath once said something else than the model: a node that was not asked for what NAT had made of a request,
 /// behind a gateway and in a loop; NAT to another port of the same bridge, also where a rule then drops it; a service without
-/// endpoints that a node asks itself.
-const FOUND: [u64; 5] = [3084, 3314, 3392, 5214, 6044];
+/// endpoints that a node asks itself; one whose endpoint the node itself has no route to; a datagram that dies before its first
+/// device behind DNAT; an error that the rules of its receiver drop; a reply that mangle drops; a firewall that drops a tunnel's
+/// packets; routers that cannot answer; a pod that asks itself by another node's port; live traffic to two endpoints.
+const FOUND: [u64; 13] = [3084, 3314, 3392, 5214, 6044, 9018, 9137, 9176, 9188, 9203, 9220, 9260, 9264];
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     path::{
-        Joined, Names, join,
+        Joined, Names, join, join_first,
         model::{Action, Endpoint, Exchange, Hop, Outcome, Trace, TracedNode},
         pod_with,
     },
@@ -97,7 +97,9 @@ async fn rounds(args: &TraceArgs, cluster: &mut Cluster) -> Result<(Trace, bool)
             driven => driven?,
         };
         rounds += 1;
-        let mut joined = join(&driven.evidence, &resolved.ends, &cluster.directory);
+        // Of live traffic more may have begun while the last reply was waited for.
+        let first = usize::from(args.count);
+        let mut joined = join_first(first, &driven.evidence, &resolved.ends, &cluster.directory);
         let more = cluster.meet(&joined).await;
         let new = if joined.exchanges.iter().any(has_gaps) {
             requests::translated(&driven.evidence.nodes)
@@ -114,7 +116,7 @@ async fn rounds(args: &TraceArgs, cluster: &mut Cluster) -> Result<(Trace, bool)
             let Endpoint { name, address, .. } = &mut resolved.ends.destination;
             *name =
                 name.take().or_else(|| cluster.directory.pod(*address)).or_else(|| cluster.directory.node(*address));
-            joined = join(&driven.evidence, &resolved.ends, &cluster.directory);
+            joined = join_first(first, &driven.evidence, &resolved.ends, &cluster.directory);
         }
         let Endpoint { name, address, node } = &mut resolved.ends.destination;
         if name.is_none()
@@ -366,10 +368,6 @@ fn assemble(
     let Driven { evidence, nodes, warnings, interrupted } = driven;
     let early = early_end(args, evidence.probes.len(), interrupted);
     let Joined { mut exchanges, routers, warnings: doubts, smallest_mtu, smallest_mtu_at } = joined;
-    if args.passive {
-        // More may have begun while the last reply was waited for.
-        exchanges.truncate(args.count.into());
-    }
     if let Some(behind) = &resolved.service {
         for exchange in &mut exchanges {
             exchange.notes.extend(behind.asked.stranger_in_words(exchange));

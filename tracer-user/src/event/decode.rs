@@ -14,7 +14,7 @@ use super::{
 pub enum Error {
     /// Wrong size.
     #[error(
-        "a record of {0} bytes, expected {RECORD_SIZE}; kernel programs and agent do not belong together: rebuild both"
+        "a record of {0} bytes, expected {RECORD_SIZE} or 40 more; kernel programs and agent do not belong together: rebuild both"
     )]
     Size(usize),
     /// Unknown hook.
@@ -28,7 +28,7 @@ pub enum Error {
 }
 
 /// Reads integers of the machine's byte order out of a record of checked size.
-struct Fields<'a>(&'a [u8; RECORD_SIZE]);
+struct Fields<'a>(&'a [u8]);
 
 impl Fields<'_> {
     fn bytes<const N: usize>(&self, at: usize) -> [u8; N] {
@@ -56,7 +56,10 @@ impl Fields<'_> {
 
 /// Decodes one record.
 pub fn record(bytes: &[u8]) -> Result<Record, Error> {
-    let fields = Fields(bytes.try_into().map_err(|_| Error::Size(bytes.len()))?);
+    if ![RECORD_SIZE, size_of::<raw::WrappedFree>()].contains(&bytes.len()) {
+        return Err(Error::Size(bytes.len()));
+    }
+    let fields = Fields(bytes);
     let hook = match fields.u8(offset_of!(raw::Head, hook)) {
         hook::RECEIVE => Hook::Receive,
         hook::QUEUE => Hook::Queue,
@@ -84,7 +87,7 @@ fn sighting(fields: &Fields<'_>, hook: Hook) -> Result<Sighting, Error> {
         conntrack: direction(flags),
         vlan: (hook == Hook::Receive).then(|| vlan(fields)).flatten(),
         packet: packet(fields, flags),
-        outer: (flags & flag::ENCAPSULATED != 0).then(|| outer(fields)).transpose()?,
+        outer: outer_at(fields, flags).map(|at| outer(fields, at)).transpose()?,
         free: (flags & flag::FREED != 0).then(|| free(fields, flags)),
     })
 }
@@ -146,8 +149,18 @@ fn l4(fields: &Fields<'_>, flags: u8) -> L4 {
     }
 }
 
-fn outer(fields: &Fields<'_>) -> Result<Outer, Error> {
-    let at = offset_of!(raw::Sighting, data);
+/// Where the outer header lies, if there is one.
+fn outer_at(fields: &Fields<'_>, flags: u8) -> Option<usize> {
+    match (flags & flag::ENCAPSULATED != 0, flags & flag::FREED != 0) {
+        (false, _) => None,
+        (true, false) => Some(offset_of!(raw::Sighting, data)),
+        (true, true) => {
+            (fields.0.len() == size_of::<raw::WrappedFree>()).then_some(offset_of!(raw::WrappedFree, outer))
+        }
+    }
+}
+
+fn outer(fields: &Fields<'_>, at: usize) -> Result<Outer, Error> {
     Ok(Outer {
         src: from_bytes(fields.bytes(at + offset_of!(raw::Outer, src))),
         dst: from_bytes(fields.bytes(at + offset_of!(raw::Outer, dst))),
@@ -283,7 +296,11 @@ mod tests {
     }
 
     fn sighting_of(bytes: &Bytes) -> Sighting {
-        match record(&bytes.0) {
+        sighting_of_bytes(&bytes.0)
+    }
+
+    fn sighting_of_bytes(bytes: &[u8]) -> Sighting {
+        match record(bytes) {
             Ok(Record::Sighting(sighting)) => sighting,
             other => panic!("{other:?}"),
         }
@@ -364,6 +381,22 @@ mod tests {
     }
 
     #[test]
+    fn a_free_of_a_wrapped_packet_says_both() {
+        let mut bytes = echo(hook::DROP, flag::FREED | flag::ENCAPSULATED).0.to_vec();
+        assert_eq!(sighting_of_bytes(&bytes).outer, None, "there is no room for it");
+        bytes.extend([0; size_of::<raw::Outer>()]);
+        let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
+        put(offset_of!(raw::Sighting, data) + offset_of!(raw::Free, location), &77_u64.to_ne_bytes());
+        let at = offset_of!(raw::WrappedFree, outer);
+        put(at + offset_of!(raw::Outer, dst), &crate::event::to_bytes("172.20.50.50".parse().expect("an address")));
+        put(at + offset_of!(raw::Outer, encapsulation), &[encapsulation::VXLAN]);
+        let Sighting { outer, free, .. } = sighting_of_bytes(&bytes);
+        let outer = outer.expect("an outer header");
+        assert_eq!((outer.dst.to_string(), outer.encapsulation), ("172.20.50.50".to_owned(), Encapsulation::Vxlan));
+        assert_eq!(free.expect("a free").location, 77);
+    }
+
+    #[test]
     fn what_a_packet_is_too_short_for_is_not_read() {
         let mut bytes = echo(hook::QUEUE, 0);
         // ping -s 0: the nonce's bytes are not the packet's.
@@ -387,7 +420,7 @@ mod tests {
 
         #[test]
         fn every_record_of_the_right_size_and_a_known_hook_decodes(
-            mut bytes in proptest::collection::vec(any::<u8>(), RECORD_SIZE),
+            mut bytes in prop_oneof![Just(RECORD_SIZE), Just(RECORD_SIZE + 40)].prop_flat_map(|size| proptest::collection::vec(any::<u8>(), size)),
             known in prop_oneof![1_u8..=6, Just(hook::REWRITE)],
         ) {
             bytes[offset_of!(raw::Head, hook)] = known;

@@ -91,11 +91,6 @@ fn socket_way_out(operation: &str, cause: &Errno) -> &'static str {
 fn send_way_out(cause: &Errno) -> &'static str {
     match cause {
         Errno::EMSGSIZE => "; the probe is larger than the interface's MTU: choose a smaller size",
-        // fib_props in net/ipv4/fib_semantics.c, ip6_rt_type_to_error in net/ipv6/route.c
-        Errno::ENETUNREACH => "; the source's namespace has no route to it",
-        Errno::EINVAL => "; the source's namespace has a blackhole route for it, or it is no address to send to",
-        Errno::EHOSTUNREACH => "; the source's namespace has an unreachable route for it, or no neighbour answers",
-        Errno::EACCES => "; the source's namespace has a prohibit route for it, or it is a broadcast address",
         _ => "",
     }
 }

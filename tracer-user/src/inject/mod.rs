@@ -20,7 +20,7 @@ use nix::{
 };
 
 use crate::{
-    path::Probe,
+    path::{Probe, Unsent},
     session::{Ping, ProbeKind},
 };
 
@@ -194,22 +194,26 @@ impl<'p> Injector<'p> {
         let bytes = header.packet(&probe, *hops, ping.size);
         // Right before it is sent.
         let at = SendTime::now();
-        match socket.send(&bytes, header.dst()) {
+        // Refused on its way out, by a netfilter rule, the routes or a full queue, it is a probe that got no further. Its path is
+        // what the trace is for, and a rule that rejects answers.
+        let unsent = match socket.send(&bytes, header.dst()) {
             Ok(key) => {
                 pending.sent(probe, port, key, at);
-                Ok(Attempt::Sent)
+                return Ok(Attempt::Sent);
             }
-            // Built, and then refused on its way out, by a netfilter rule or a full queue: a probe that got no
-            // further. Its path is what the trace is for, and a rule that rejects answers.
-            Err(cause @ (Errno::EPERM | Errno::ENOBUFS)) => {
-                // A queue was full behind the hook that sees the packet.
-                pending.refused(Probe { unsent: cause == Errno::EPERM, ..probe }, port, at);
-                Ok(Attempt::Sent)
-            }
-            // Not even built: what was sent before fills the socket's send buffer, in a queue that is slow to empty.
-            Err(Errno::EAGAIN) => Ok(Attempt::NotNow),
-            Err(cause) => Err(Error::Send { seq, dst: header.dst(), cause }),
-        }
+            // What was sent before fills the socket's send buffer, in a queue that is slow to empty.
+            Err(Errno::EAGAIN) => return Ok(Attempt::NotNow),
+            // A queue was full behind the hook that sees the packet.
+            Err(Errno::ENOBUFS) => None,
+            Err(Errno::EPERM) => Some(Unsent::Filtered),
+            Err(Errno::ENETUNREACH) => Some(Unsent::NoRoute),
+            Err(Errno::EINVAL) => Some(Unsent::Blackhole),
+            Err(Errno::EHOSTUNREACH) => Some(Unsent::Unreachable),
+            Err(Errno::EACCES) => Some(Unsent::Prohibit),
+            Err(cause) => return Err(Error::Send { seq, dst: header.dst(), cause }),
+        };
+        pending.refused(Probe { unsent, ..probe }, port, at);
+        Ok(Attempt::Sent)
     }
 
     /// Waits until something can be received, at most for `pause`; returns the ports at which it can.

@@ -86,7 +86,7 @@ impl Header {
             Ends::V4(..) => ip_id(first_ip_id, seq),
             Ends::V6(..) => 0,
         };
-        Probe { seq, protocol: self.protocol(), id, dst_port, ip_id, nonce, rtt_ns: None, answer: None, unsent: false }
+        Probe { seq, protocol: self.protocol(), id, dst_port, ip_id, nonce, rtt_ns: None, answer: None, unsent: None }
     }
 
     /// The IP packet of a probe; `size` is the payload of an echo or datagram, at least 8 bytes. The kernel adds the IPv4

@@ -175,10 +175,11 @@ impl<'a> Chain<'a> {
         self.fragments.last().map(|f| (f.node, f.last()))
     }
 
-    /// The last conntrack entry read from this packet while it was in this buffer on this node: one that knows its addresses. In a
-    /// loop it comes by again, with others.
+    /// The last conntrack entry of this namespace read from this packet while it was in this buffer: one that knows its addresses. In
+    /// a loop it comes by again, with others.
     pub(super) fn translation(&self, node: usize, s: &Sighting) -> Option<&'a Translation> {
-        let mut read = self.translations.iter().rev().filter(|(n, t)| *n == node && t.skb == s.skb);
+        let here = |t: &Translation| (t.skb, t.netns) == (s.skb, s.netns);
+        let mut read = self.translations.iter().rev().filter(|(n, t)| *n == node && here(t));
         read.find(|(_, t)| group::consistent(t, s)).map(|(_, t)| *t)
     }
 }

@@ -7,7 +7,7 @@ use super::{
     chain::Chain,
     culprit::{self, Cause, Scene, refused_at_destination},
     group::Role,
-    model::{Basis, DropDetail},
+    model::{Basis, DropDetail, Nat, RuleRef},
     route,
     touch::{self, Header, Touch, Way},
     world::World,
@@ -30,10 +30,16 @@ pub(super) enum End<'a> {
     /// The kernel freed it.
     Dropped { node: usize, at: &'a Sighting, cause: Box<Cause<'a>> },
     /// It was handed to no device, at its source or further on, and what is there says why.
-    /// `ends`: its source and destination.
-    Unsent { node: usize, at: LinkRef, ends: (IpAddr, IpAddr), cause: Box<Cause<'a>> },
+    /// `ends`: its source and destination, the latter as a rule of DNAT had made it, if one had: `turned`.
+    Unsent { node: usize, at: LinkRef, ends: (IpAddr, IpAddr), turned: Option<Box<Turned>>, cause: Box<Cause<'a>> },
     /// Not known; one sentence.
     Unknown(String),
+}
+
+/// DNAT that no hook saw, and its rule.
+pub(super) struct Turned {
+    pub(super) nat: Nat,
+    pub(super) rule: Box<RuleRef>,
 }
 
 /// `answered`: by another's word the packet arrived.
@@ -105,7 +111,7 @@ pub(super) fn port_closed<'a>(world: &World<'a>, chain: &Chain<'a>) -> Option<En
 
 fn unsent<'a>(world: &World<'_>, node: usize, at: LinkRef, detail: DropDetail) -> End<'a> {
     let ends = (world.ends.source.address, world.ends.destination.address);
-    End::Unsent { node, at, ends, cause: Box::new(Cause::of(detail)) }
+    End::Unsent { node, at, ends, turned: None, cause: Box::new(Cause::of(detail)) }
 }
 
 /// It reached its namespace. A request that was then freed as a drop for a reason that says nothing may not have been taken.

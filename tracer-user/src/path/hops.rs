@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     event::{Encapsulation, Hook, L4, Packet, Rewrite, Side, Sighting},
-    node::facts::{LinkRef, RouteAnswer},
+    node::facts::{LinkRef, RouteAnswer, RouteQuestion},
 };
 
 mod end;
@@ -308,7 +308,7 @@ impl<'a> Walk<'_, 'a> {
             }
         }
         if let Some(next) = wrapped_next {
-            self.encapsulated(node, touch, next);
+            self.encapsulated(node, touch, next.first, &route::local(next, None));
         }
         if !touch.whole() && !is_last {
             let missing = if touch.queue_unseen() { "net_dev_queue" } else { "net_dev_start_xmit" };
@@ -408,7 +408,12 @@ impl<'a> Walk<'_, 'a> {
     fn router(&mut self, node: usize, answer: Option<&RouteAnswer>) {
         let dnat = self.hops.iter().find(|timed| timed.hop.action == Action::Dnat);
         let asked = dnat.and_then(|timed| Some(timed.hop.detail.nat.as_ref()?.before.dst));
-        self.routers.push((node, asked.or(answer.and_then(|answer| answer.icmp_source))));
+        let source = match answer {
+            // Without an address to send from, as where no route leads back, it says nothing, whatever it would be called.
+            Some(answer) => answer.icmp_source.map(|own| asked.unwrap_or(own)),
+            None => asked,
+        };
+        self.routers.push((node, source));
     }
 
     fn routed(&mut self, spot: Spot, header: Header, answer: Option<&RouteAnswer>) {
@@ -497,17 +502,18 @@ impl<'a> Walk<'_, 'a> {
         }
     }
 
-    fn encapsulated(&mut self, node: usize, touch: &Touch<'a>, next: &Touch<'a>) {
-        let answer = self.world.answer(node, &route::local(next, None));
+    /// A tunnel's device made `wrapped` of it, whose route was that.
+    fn encapsulated(&mut self, node: usize, touch: &Touch<'a>, wrapped: &Sighting, route: &RouteQuestion) {
+        let answer = self.world.answer(node, route);
         let detail = Detail {
-            tunnel: self.tunnel(node, touch.at(), next.first),
+            tunnel: self.tunnel(node, touch.at(), wrapped),
             route: answer.and_then(|a| Some(a.route.as_ref()?.text.clone())),
             queue_ns: touch.queue_ns(),
             mtu: self.mtu(node, touch.at()),
             ..Detail::default()
         };
         let spot = Spot { node, at: touch.at(), time_ns: touch.end() };
-        self.push(spot, Action::Encapsulated, Header::of(next.first), Basis::Observed, detail);
+        self.push(spot, Action::Encapsulated, Header::of(wrapped), Basis::Observed, detail);
     }
 }
 

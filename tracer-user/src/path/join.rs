@@ -32,22 +32,27 @@ const MOST_WATCHED: usize = 1_000;
 /// The order of the records does not matter, duplicates neither. Missing records lead to missing hops, with a note in
 /// the exchange; never to a hop that was not there.
 pub fn join(evidence: &Evidence, ends: &Ends, names: &dyn Names) -> Joined {
-    join_up_to(MOST_WATCHED, None, evidence, ends, names)
+    join_up_to((MOST_WATCHED, usize::MAX), None, evidence, ends, names)
+}
+
+/// [`join`], of which the first exchanges are told, so many, and what they passed.
+pub fn join_first(count: usize, evidence: &Evidence, ends: &Ends, names: &dyn Names) -> Joined {
+    join_up_to((MOST_WATCHED, count), None, evidence, ends, names)
 }
 
 /// [`join`], of however many exchanges.
 pub fn join_all(evidence: &Evidence, ends: &Ends, names: &dyn Names) -> Joined {
-    join_up_to(usize::MAX, None, evidence, ends, names)
+    join_up_to((usize::MAX, usize::MAX), None, evidence, ends, names)
 }
 
 /// [`join_all`], of the exchanges that were seen in a span of time on some node, and of those that these repeat. `spans`: by node, from
 /// and until before, ns of its clock. What else was seen is looked at, and not told.
 pub fn join_within(spans: &[(u64, u64)], evidence: &Evidence, ends: &Ends, names: &dyn Names) -> Joined {
-    join_up_to(usize::MAX, Some(spans), evidence, ends, names)
+    join_up_to((usize::MAX, usize::MAX), Some(spans), evidence, ends, names)
 }
 
 fn join_up_to(
-    most_watched: usize,
+    (most_watched, most_told): (usize, usize),
     spans: Option<&[(u64, u64)]>,
     evidence: &Evidence,
     ends: &Ends,
@@ -63,7 +68,7 @@ fn join_up_to(
     let mut groups = group::groups(&world, &sorted);
     let untold = if evidence.probes.is_empty() { groups.len().saturating_sub(most_watched) } else { 0 };
     groups.truncate(groups.len() - untold);
-    let mut errors = errors::assign(&groups, &errors);
+    let mut errors = errors::assign(&groups, &errors, ends.source.address);
     // Errors first: one about a request that is not told must not be taken for one about another.
     if let Some(spans) = spans {
         (groups, errors) = group::within(groups, errors, spans);
@@ -82,6 +87,7 @@ fn join_up_to(
 
     let cases = told.iter_mut().filter_map(|t| Some((&mut t.exchange, t.suspicion.as_ref()?))).collect();
     naming::name(&world, cases);
+    told.truncate(most_told);
 
     let mut warnings = warnings(&world);
     if told.iter().any(|told| told.exchange.outcome != Outcome::Delivered) {

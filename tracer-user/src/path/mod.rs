@@ -28,8 +28,8 @@ mod tests;
 mod touch;
 mod world;
 
-pub use join::{join, join_all, join_within, pod_with};
-pub use route::{links_met, route_questions};
+pub use join::{join, join_all, join_first, join_within, pod_with};
+pub use route::{links_met, route_questions, turned_questions};
 
 /// Everything that is known about one run, as the sessions delivered it.
 #[derive(Clone, Debug, Default)]
@@ -85,8 +85,37 @@ pub struct Probe {
     pub rtt_ns: Option<u64>,
     /// What came back.
     pub answer: Option<Answer>,
-    /// Its own kernel refused to let it out (EPERM, ENOBUFS): netfilter dropped it there, or a queue was full.
-    pub unsent: bool,
+    /// Its own kernel refused to let it out, before any device saw it.
+    pub unsent: Option<Unsent>,
+}
+
+/// Why a sender's own kernel does not let a packet out, as the error of its system call tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unsent {
+    /// EPERM: netfilter, conntrack, or a program of the sender's cgroup.
+    Filtered,
+    /// ENETUNREACH: no route. This and what follows may be of the route to whatever DNAT made of its destination
+    /// (`ip_route_me_harder` in `net/ipv4/netfilter.c`).
+    NoRoute,
+    /// EINVAL: a route of type blackhole (`fib_props` in `net/ipv4/fib_semantics.c`), or it is no address to send to.
+    Blackhole,
+    /// EHOSTUNREACH: a route of type unreachable.
+    Unreachable,
+    /// EACCES: a route of type prohibit, or an address for broadcasts.
+    Prohibit,
+}
+
+impl Unsent {
+    /// The error's name.
+    pub fn errno(self) -> &'static str {
+        match self {
+            Self::Filtered => "EPERM",
+            Self::NoRoute => "ENETUNREACH",
+            Self::Blackhole => "EINVAL",
+            Self::Unreachable => "EHOSTUNREACH",
+            Self::Prohibit => "EACCES",
+        }
+    }
 }
 
 /// What came back to a probe.

@@ -160,7 +160,7 @@ fn is_of(packet: &Packet, t: &Translation) -> bool {
     })
 }
 
-fn shown(hit: &RuleHit, basis: Basis) -> RuleRef {
+pub(super) fn shown(hit: &RuleHit, basis: Basis) -> RuleRef {
     let engine = match hit.engine {
         RuleEngine::Iptables => "iptables",
         RuleEngine::IptablesNft => "iptables-nft",
@@ -260,12 +260,22 @@ impl Scene<'_, '_> {
 
 /// `target` is what a rule translates to, as [`RuleVerdict`] has it; what is not understood of it excludes nothing.
 fn may_be_target(target: &str, address: IpAddr, port: Option<u16>) -> bool {
-    let (addresses, ports) = match target.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+    let (addresses, ports) = addresses_and_ports(target);
+    in_range(addresses, address) && ports.zip(port).is_none_or(|(ports, port)| in_range(ports, port))
+}
+
+/// The one address that a rule translates to, and the port, if it names one.
+pub(super) fn target(target: &str) -> Option<(IpAddr, Option<u16>)> {
+    let (addresses, ports) = addresses_and_ports(target);
+    Some((addresses.parse().ok()?, ports.and_then(|ports| ports.parse().ok())))
+}
+
+fn addresses_and_ports(target: &str) -> (&str, Option<&str>) {
+    match target.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         Some((addresses, rest)) => (addresses, rest.strip_prefix(':')),
         None if target.matches(':').count() > 1 => (target, None),
         None => target.split_once(':').map_or((target, None), |(addresses, ports)| (addresses, Some(ports))),
-    };
-    in_range(addresses, address) && ports.zip(port).is_none_or(|(ports, port)| in_range(ports, port))
+    }
 }
 
 fn in_range<T: FromStr + PartialOrd>(range: &str, value: T) -> bool {

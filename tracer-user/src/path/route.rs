@@ -6,15 +6,44 @@ use std::{
 };
 
 use super::{
+    culprit::OUTPUT,
     group::{self, Role, Sorted},
-    nat,
+    nat, nat_rule,
     touch::{self, Header, Touch, Way},
     world::Namespaces,
 };
 use crate::{
     event::{CtDirection, Free, Hook, L4, Record, Sighting, Translation},
-    node::facts::{self, RouteQuestion},
+    node::facts::{self, RouteQuestion, RuleHit, RuleVerdict},
 };
+
+/// The look-up of what is sent from an address of the namespace, with no mark.
+pub(super) fn sent(netns: u32, src: IpAddr, dst: IpAddr) -> RouteQuestion {
+    RouteQuestion { netns, src, dst, in_ifindex: None, mark: 0 }
+}
+
+/// Look-ups of what was sent as asked, after each rule of DNAT in its namespace's OUTPUT that something met: if one refuses, the packet
+/// went no further, and no record tells of it. No more than [`MOST_TURNED`], those whose counters prove something first.
+pub fn turned_questions(sent: &RouteQuestion, rules: &[RuleHit]) -> Vec<RouteQuestion> {
+    let mut met: Vec<&RuleHit> = rules.iter().filter(|hit| hit.netns == sent.netns).collect();
+    met.retain(|hit| hit.hook.is_none_or(|hook| hook == OUTPUT) && (hit.packets > 0 || hit.traced > 0 || !hit.counted));
+    met.sort_by_key(|hit| hit.packets == 0 && hit.traced == 0);
+    let targets = met.into_iter().filter_map(|hit| match &hit.verdict {
+        RuleVerdict::Dnat(to) => nat_rule::target(to),
+        _ => None,
+    });
+    let mut questions: Vec<RouteQuestion> = Vec::new();
+    for (dst, _) in targets.filter(|(dst, _)| dst.is_ipv4() == sent.dst.is_ipv4()) {
+        let question = RouteQuestion { dst, ..sent.clone() };
+        if questions.len() < MOST_TURNED && !questions.contains(&question) {
+            questions.push(question);
+        }
+    }
+    questions
+}
+
+/// A node's rules may lead to thousands of endpoints.
+const MOST_TURNED: usize = 32;
 
 /// The look-up between coming in by `p` and going out by `q`: after DNAT, before SNAT.
 pub(super) fn forwarding(p: &Touch<'_>, q: &Touch<'_>) -> RouteQuestion {

@@ -208,7 +208,7 @@ impl Walk {
             nonce,
             rtt_ns: None,
             answer: None,
-            unsent: false,
+            unsent: None,
         });
         self
     }

@@ -2,6 +2,7 @@
 
 use super::{
     hops::drop_reason,
+    hops::wrapping,
     line::{Page, Paint},
     names::Names,
     next,
@@ -96,6 +97,10 @@ pub(super) fn explain(page: &mut Page, trace: &Trace, names: &Names, exchange: &
     }
     if let Some(rejection) = &exchange.rejection {
         fact(page, "answer", &names.shorten(&answer(names, rejection, exchange)));
+    } else if let Some(tunnel) =
+        exchange.ended_at().filter(|hop| is_usually_answered(hop)).and_then(|h| h.detail.tunnel.as_ref())
+    {
+        fact(page, "answer", &format!("if any, to the other end of the tunnel, {}, not to who sent this", tunnel.src));
     } else if let Some(hop) = exchange.ended_at().filter(|hop| is_usually_answered(hop)) {
         let limit = limit_of_errors(hop);
         fact(page, "answer", &format!("none was seen; the kernel limits the rate of ICMP errors ({limit})"));
@@ -166,6 +171,13 @@ fn facts(page: &mut Page, hop: &Hop) {
         fact(page, "route", &format!("{route}   (configured: read from the routes at the time)"));
     }
     let Some(drop) = &hop.detail.drop else { return };
+    if let Some(tunnel) = &hop.detail.tunnel {
+        fact(
+            page,
+            "packet",
+            &format!("the tunnel's own, {}; rules and policies for pods do not see what it carries", wrapping(tunnel)),
+        );
+    }
     for (index, rule) in drop.rules.iter().enumerate() {
         let head = match (drop.rules.len(), index) {
             (1, _) if drop.rule_known => "rule",

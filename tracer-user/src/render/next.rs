@@ -163,7 +163,10 @@ fn dropped(trace: &Trace, names: &Names, exchange: &Exchange, site: &Site<'_>, d
         }
         DropCause::Netfilter => {
             let mut commands = rule_commands(site, drop);
-            commands.extend(policy_commands(drop).unwrap_or_else(|| vec!["kubectl get networkpolicy -A".to_owned()]));
+            let any = || {
+                if hop.detail.tunnel.is_some() { Vec::new() } else { vec!["kubectl get networkpolicy -A".to_owned()] }
+            };
+            commands.extend(policy_commands(drop).unwrap_or_else(any));
             commands
         }
         DropCause::ConntrackFull => vec![

@@ -320,8 +320,13 @@ impl Backend for LiveNode {
         let namespaces: Vec<u32> =
             met.iter().map(|(netns, _)| *netns).chain(sent).collect::<BTreeSet<_>>().into_iter().collect();
         let rules = node.rules_met(&self.rules, traces, &namespaces);
+        let turned = self.sent.as_ref().map(|sent| node.answer(&path::turned_questions(sent, &rules.hits)));
         let no_settings = node.read_settings(&mut facts.namespaces, &met);
         self.notes.of_node(&no_settings);
+        match turned.transpose() {
+            Ok(answers) => facts.routes.extend(answers.into_iter().flatten()),
+            Err(error) => self.notes.of_node(&[error]),
+        }
         (facts.rules, facts.rules_complete) = (rules.hits, rules.complete);
         facts.conntrack_drops = rules.conntrack;
         self.notes.of_node(&unread);

@@ -46,7 +46,7 @@ pub use self::{
 };
 
 /// The protocol this program speaks; `docs/PROTOCOL.md` says when which number grows.
-pub const PROTOCOL: Version = Version { major: 1, minor: 4 };
+pub const PROTOCOL: Version = Version { major: 1, minor: 5 };
 
 /// A protocol version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -26,6 +26,7 @@ mod sign;
 pub(super) mod unsent;
 pub(super) mod xdp;
 
+pub(super) use rules::OUTPUT;
 use sign::Sign;
 
 /// Kinds of devices that take packets over from the device below them.

@@ -1,20 +1,21 @@
-//! What its own kernel refused to send: netfilter, before any device saw it. Of a probe the sender was told (EPERM), and perhaps
-//! answered; of a reply nobody is told. Which rule it was, counters tell.
+//! What its own kernel refused to send, before any device saw it: by netfilter, or for want of a route. Of a probe the sender was
+//! told by an error, and perhaps answered; of a reply nobody is told. Which rule it was, counters tell.
 
 use std::net::IpAddr;
 
 use super::{
-    Cause, conntrack,
+    Cause, conntrack, refuses,
     rules::{self, Fit},
 };
 use crate::{
     event::L4,
-    node::facts::{Condition, ConditionField, Link, LinkRef, RouteQuestion, RuleHit, RuleVerdict},
+    node::facts::{Condition, ConditionField, Link, LinkRef, RouteKind, RuleEngine, RuleHit, RuleVerdict},
     path::{
-        Probe,
+        self, Probe,
         chain::Chain,
-        drops::End,
-        model::{Basis, DropCause, DropDetail},
+        drops::{End, Turned},
+        model::{Basis, DropCause, DropDetail, Nat, NatSide},
+        nat_rule, route,
         world::World,
     },
 };
@@ -35,11 +36,15 @@ struct Unsent<'a> {
 /// The probe's end, if it was refused.
 pub(in crate::path) fn at_source<'a>(world: &World<'a>, probe: &Probe) -> Option<End<'a>> {
     let (src, dst) = (world.ends.source.address, world.ends.destination.address);
-    let (node, own) = world.owner(src).filter(|_| probe.unsent)?;
+    let why = probe.unsent?;
+    let (node, own) = world.owner(src)?;
     let unsent =
         Unsent { protocol: probe.protocol, src, dst, ports: (probe.id, probe.dst_port), turned: false, out: None };
-    let told = "the sender's kernel refused to send it (EPERM), before any device saw it";
-    let (refused, suspects) = unsent.refused(world, (node, own), told);
+    let told = format!("the sender's kernel refused to send it ({}), before any device saw it", why.errno());
+    if why != path::Unsent::Filtered {
+        return Some(unsent.without_way(world, (node, own), told, why));
+    }
+    let (refused, suspects) = unsent.refused(world, (node, own), &told);
     // Without a rule: conntrack, or a program of the sender's cgroup.
     let (cause, why) = match suspects.as_slice() {
         [] => (DropCause::Unknown, "the sender's own kernel refused to send it"),
@@ -91,8 +96,18 @@ impl<'a> Refused<'a> {
             ..DropDetail::default()
         };
         let cause = Cause { suspects: Some(suspects), doubt: Some(doubt), ..Cause::of(detail) };
-        End::Unsent { node, at, ends: (unsent.src, unsent.dst), cause: Box::new(cause) }
+        End::Unsent { node, at, ends: (unsent.src, unsent.dst), turned: None, cause: Box::new(cause) }
     }
+}
+
+fn cause_of(why: path::Unsent) -> (DropCause, &'static str) {
+    let kind = match why {
+        path::Unsent::Blackhole => RouteKind::Blackhole,
+        path::Unsent::Unreachable => RouteKind::Unreachable,
+        path::Unsent::Prohibit => RouteKind::Prohibit,
+        path::Unsent::NoRoute | path::Unsent::Filtered => RouteKind::Other,
+    };
+    refuses(kind).unwrap_or((DropCause::NoRoute, "no route"))
 }
 
 fn was_met(hit: &RuleHit) -> bool {
@@ -100,6 +115,64 @@ fn was_met(hit: &RuleHit) -> bool {
 }
 
 impl<'a> Unsent<'a> {
+    /// The look-up of its route failed: of that to its destination, or to what a rule of DNAT had made of that. Which it was, the
+    /// routes say.
+    fn without_way(self, world: &World<'a>, (node, own): (usize, LinkRef), told: String, why: path::Unsent) -> End<'a> {
+        let Self { src, dst, ports: (src_port, dst_port), .. } = self;
+        // None: there is a way, or it was not asked for; inner None: no route at all.
+        let blocked = |dst| {
+            let answer = world.answer(node, &route::sent(own.netns, src, dst))?;
+            match &answer.route {
+                None => Some(None),
+                Some(route) => refuses(route.kind).map(|_| Some(route)),
+            }
+        };
+        let turned = || {
+            let rules = world.node(node).facts.rules.iter().filter(|hit| hit.netns == own.netns && was_met(hit));
+            let mut found = rules.filter(|hit| self.may_have_met(hit)).filter_map(|hit| {
+                let RuleVerdict::Dnat(to) = &hit.verdict else { return None };
+                let (to, port) = nat_rule::target(to)?;
+                Some((hit, to, port, blocked(to)?))
+            });
+            // One of several: not known.
+            found.next().filter(|(_, to, ..)| found.all(|(_, other, ..)| other == *to))
+        };
+        let ((cause, words), known) = (cause_of(why), blocked(dst));
+        let (ends, turned, route) = match (known, known.is_none().then(turned).flatten()) {
+            (Some(route), _) => ((src, dst), None, route),
+            (None, Some((hit, to, port, route))) => {
+                let has_ports = [6, 17].contains(&self.protocol);
+                let side = |dst, port| NatSide {
+                    src,
+                    dst,
+                    src_port: Some(src_port),
+                    dst_port: Some(port).filter(|_| has_ports),
+                };
+                let nat = Nat {
+                    moment: Basis::Inferred,
+                    before: side(dst, dst_port),
+                    after: side(to, port.unwrap_or(dst_port)),
+                };
+                let rule = Box::new(nat_rule::shown(hit, Basis::Inferred));
+                ((src, to), Some(Box::new(Turned { nat, rule })), route)
+            }
+            (None, None) => ((src, dst), None, None),
+        };
+        // Other causes have the same errors.
+        let sure = known.is_some() || turned.is_some() || why == path::Unsent::NoRoute;
+        let (cause, words) =
+            if sure { (cause, words) } else { (DropCause::Unknown, "the sender's own kernel refused to send it") };
+        let detail = DropDetail {
+            why: words.to_owned(),
+            cause,
+            basis: Basis::Inferred,
+            proof: vec![told],
+            ..DropDetail::default()
+        };
+        let cause = Cause { route: route.map(|route| route.text.clone()), ..Cause::of(detail) };
+        End::Unsent { node, at: own, ends, turned, cause: Box::new(cause) }
+    }
+
     /// In the namespace of that link of its sender's: what is known of it there, and the rules that may have refused it.
     fn refused(
         mut self,
@@ -108,8 +181,7 @@ impl<'a> Unsent<'a> {
         told: &str,
     ) -> (Refused<'a>, Vec<&'a RuleHit>) {
         let netns = own.netns;
-        let route =
-            world.answer(node, &RouteQuestion { netns, src: self.src, dst: self.dst, in_ifindex: None, mark: 0 });
+        let route = world.answer(node, &route::sent(netns, self.src, self.dst));
         let route = route.and_then(|answer| answer.route.as_ref());
         let out = route.and_then(|route| Some(LinkRef { netns, ifindex: route.out_ifindex? }));
         let of_namespace = || world.node(node).facts.rules.iter().filter(|hit| hit.netns == netns && was_met(hit));
@@ -142,9 +214,15 @@ impl<'a> Unsent<'a> {
     fn fit(&self, hit: &RuleHit, Condition { field, not }: &Condition) -> Fit {
         let Unsent { protocol, src, dst, ports: (src_port, dst_port), turned, out } = self;
         let has_ports = [6, 17].contains(protocol);
+        // In POSTROUTING, SNAT comes behind the table mangle (`enum nf_ip_hook_priorities`).
+        let before_snat = match hit.hook {
+            Some(rules::OUTPUT) => true,
+            Some(rules::POSTROUTING) => hit.table == "mangle" && hit.engine != RuleEngine::Nftables,
+            _ => false,
+        };
         let fits = match field {
             ConditionField::Source(_) | ConditionField::SourceIn(_) | ConditionField::SourcePort(..)
-                if hit.hook != Some(rules::OUTPUT) =>
+                if !before_snat =>
             {
                 Fit::Unknown
             }

@@ -18,7 +18,7 @@ const NETDEV: u8 = 5;
 pub(super) const PREROUTING: u8 = 0;
 pub(super) const INPUT: u8 = 1;
 const FORWARD: u8 = 2;
-pub(super) const OUTPUT: u8 = 3;
+pub(in crate::path) const OUTPUT: u8 = 3;
 pub(super) const POSTROUTING: u8 = 4;
 
 /// Whether a packet fulfils a condition, as far as it can be told.

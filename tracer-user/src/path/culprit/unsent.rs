@@ -3,7 +3,7 @@
 
 use super::network;
 use crate::{
-    node::facts::{LinkRef, RouteAnswer, RouteKind, RouteQuestion},
+    node::facts::{LinkRef, RouteAnswer, RouteKind},
     path::{
         chain::Chain,
         model::{Basis, DropCause, DropDetail},
@@ -20,7 +20,7 @@ const UNRESOLVED: [&str; 2] = ["INCOMPLETE", "FAILED"];
 pub(in crate::path) fn at_source(world: &World<'_>) -> Option<(usize, LinkRef, DropDetail)> {
     let (src, dst) = (world.ends.source.address, world.ends.destination.address);
     let (node, LinkRef { netns, .. }) = world.owner(src)?;
-    let answer = world.answer(node, &RouteQuestion { netns, src, dst, in_ifindex: None, mark: 0 })?;
+    let answer = world.answer(node, &route::sent(netns, src, dst))?;
     let (out, detail) = unresolved(world, node, answer, "no device saw the request")?;
     Some((node, out, detail))
 }

@@ -38,9 +38,15 @@ impl Tuple {
     }
 }
 
-/// A translated tuple -> what the originator of the flow calls it.
+/// What the originators of flows call them.
 #[derive(Debug, Default)]
-pub(super) struct Aliases(HashMap<Tuple, Tuple>);
+pub(super) struct Aliases {
+    /// A translated tuple -> what it is nearer to the originator.
+    nearer: HashMap<Tuple, Tuple>,
+    /// By address of the sighting: what a packet was before a rewrite that only its free shows. Which direction of the flow that is of
+    /// is not known, so it says nothing of other packets.
+    freed: HashMap<*const Sighting, Tuple>,
+}
 
 impl Aliases {
     pub(super) fn new(sorted: &[Sorted<'_>]) -> Self {
@@ -50,7 +56,7 @@ impl Aliases {
                 aliases.translated(t);
             }
             // A translation's own record may be lost: the same buffer with the same content tells as much.
-            records.successive().for_each(|(earlier, now)| aliases.rewritten(&earlier.packet, now));
+            records.successive().for_each(|(earlier, now)| aliases.rewritten(earlier, now));
         }
         aliases
     }
@@ -67,29 +73,40 @@ impl Aliases {
         self.alias(tuple((r.dst, r.l4_dst), (r.src, r.l4_src)), own);
     }
 
-    fn rewritten(&mut self, before: &Packet, now: &Sighting) {
-        let (Some(then), Some(tuple)) = (Tuple::of(before), Tuple::of(&now.packet)) else { return };
-        if then == tuple || lasting(before) != lasting(&now.packet) {
+    fn rewritten(&mut self, before: &Sighting, now: &Sighting) {
+        let (Some(then), Some(tuple)) = (self.before_its_free(before), Tuple::of(&now.packet)) else { return };
+        if then == tuple || lasting(&before.packet) != lasting(&now.packet) {
             return;
         }
         match now.conntrack {
             Some(CtDirection::Original) => self.alias(tuple, then),
             Some(CtDirection::Reply) => self.alias(then.turned(), tuple.turned()),
+            None if now.free.is_some() => {
+                self.freed.insert(std::ptr::from_ref(now), then);
+            }
             None => {}
         }
     }
 
+    fn before_its_free(&self, s: &Sighting) -> Option<Tuple> {
+        self.freed.get(&std::ptr::from_ref(s)).copied().or_else(|| Tuple::of(&s.packet))
+    }
+
+    /// The tuple of a packet's flow as the originator calls it; of TCP and UDP.
+    pub(super) fn of(&self, s: &Sighting) -> Option<Tuple> {
+        self.before_its_free(s).map(|tuple| self.own(tuple))
+    }
+
     fn alias(&mut self, tuple: Tuple, own: Tuple) {
         if tuple != own {
-            self.0.entry(tuple).or_insert(own);
-            self.0.entry(tuple.turned()).or_insert(own.turned());
+            self.nearer.entry(tuple).or_insert(own);
+            self.nearer.entry(tuple.turned()).or_insert(own.turned());
         }
     }
 
-    /// As the originator of the flow calls it.
-    pub(super) fn own(&self, mut tuple: Tuple) -> Tuple {
+    fn own(&self, mut tuple: Tuple) -> Tuple {
         for _ in 0..TRANSLATIONS {
-            match self.0.get(&tuple) {
+            match self.nearer.get(&tuple) {
                 Some(nearer) => tuple = *nearer,
                 None => break,
             }

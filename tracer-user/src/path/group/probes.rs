@@ -160,7 +160,7 @@ impl<'a> Index<'a> {
 
     fn datagram(&self, s: &Sighting, nonce: u64) -> Option<Found<'_>> {
         let tuple = Tuple::of(&s.packet)?;
-        let own = self.aliases.own(tuple);
+        let own = self.aliases.of(s)?;
         if let Some(probes) = self.datagrams.get(&own) {
             let i = probes.iter().find(|i| self.probes[**i].nonce == nonce)?;
             return Some(Found::Of(*i, Role::Request));

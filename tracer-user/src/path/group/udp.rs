@@ -35,7 +35,7 @@ pub(super) fn passive<'a>(world: &World<'a>, sorted: &[Sorted<'a>], flows: &Alia
     for (node, records) in sorted.iter().enumerate() {
         for &s in &records.sightings {
             let L4::Udp { nonce, .. } = s.packet.l4 else { continue };
-            let Some(own) = Tuple::of(&s.packet).map(|t| flows.own(t)) else { continue };
+            let Some(own) = flows.of(s) else { continue };
             let there = own.src == source;
             let flow = if there { own } else { own.turned() };
             if flow.src != source {

@@ -8,10 +8,10 @@ use crate::{
     node::facts::LinkRef,
     path::{
         culprit::Cause,
-        drops::{End, delivered_as},
+        drops::{End, Turned, delivered_as},
         hops::Passage,
-        model::{Action, Basis, Detail, DropCause, DropDetail},
-        route,
+        model::{Action, Basis, Detail, DropCause},
+        nat, route,
         touch::{Header, Touch, Way},
     },
 };
@@ -43,7 +43,9 @@ impl<'a> Walk<'_, 'a> {
                 self.push(spot, Action::Lost, last.header(), Basis::Inferred, detail);
             }
             (End::Dropped { node, at, cause }, Some((_, last))) => self.dropped(node, at, *cause, last),
-            (End::Unsent { node, at, ends, cause }, _) => self.unsent(node, at, ends, cause.detail),
+            (End::Unsent { node, at, ends, turned, cause }, _) => {
+                self.unsent(node, at, ends, turned, cause.into_detail());
+            }
             (End::Unknown(text), _) => self.note(text),
             (End::Unseen, _) => self.note("no hook saw it".to_owned()),
             _ => {}
@@ -52,18 +54,28 @@ impl<'a> Walk<'_, 'a> {
 
     /// It waits for a neighbour, or was refused before its first device, and no hook sees that: no time is known, and of what its
     /// source kept no TTL.
-    fn unsent(&mut self, node: usize, at: LinkRef, (src, dst): (IpAddr, IpAddr), drop: DropDetail) {
+    fn unsent(
+        &mut self,
+        node: usize,
+        at: LinkRef,
+        (src, dst): (IpAddr, IpAddr),
+        turned: Option<Box<Turned>>,
+        detail: Detail,
+    ) {
         if let Some((_, last)) = self.chain.last() {
             let header = self.unsent_routed(node, last);
-            let detail = Detail { drop: Some(Box::new(drop)), ..Detail::default() };
             self.push(Spot { node, at, time_ns: last.end() }, Action::Dropped, header, Basis::Inferred, detail);
             return;
         }
-        let header = Header { src, dst, ttl: 0 };
-        let detail = Detail { drop: Some(Box::new(drop)), ..Detail::default() };
-        self.push(Spot { node, at, time_ns: 0 }, Action::Dropped, header, Basis::Inferred, detail);
-        if let Some(last) = self.hops.last_mut() {
-            (last.hop.ttl, last.time_ns) = (None, None);
+        let (spot, before) = (Spot { node, at, time_ns: 0 }, self.hops.len());
+        if let Some(turned) = turned {
+            let Turned { nat, rule } = *turned;
+            let detail = Detail { rule: Some(rule), ..nat::detail(nat) };
+            self.push(spot, Action::Dnat, Header { src, dst, ttl: 0 }, Basis::Inferred, detail);
+        }
+        self.push(spot, Action::Dropped, Header { src, dst, ttl: 0 }, Basis::Inferred, detail);
+        for timed in &mut self.hops[before..] {
+            (timed.hop.ttl, timed.time_ns) = (None, None);
         }
     }
 
@@ -111,7 +123,14 @@ impl<'a> Walk<'_, 'a> {
 
     fn dropped(&mut self, node: usize, free: &'a Sighting, cause: Cause<'_>, last: &Touch<'a>) {
         let spot = Spot { node, at: last.at(), time_ns: free.time_ns };
-        let header = if free.outer.is_some() == last.wrapped() { Header::of(free) } else { last.header() };
+        let wrapped = route::wrapped_dying(last, free).filter(|_| last.way == Way::Out);
+        if let Some(route) = &wrapped {
+            // That the tunnel's device got it, the wrapping says.
+            self.hops.pop_if(|timed| timed.hop.action == Action::Transmitted);
+            self.encapsulated(node, last, free, route);
+        }
+        let as_freed = wrapped.is_some() || free.outer.is_some() == last.wrapped();
+        let header = if as_freed { Header::of(free) } else { last.header() };
         let plain = last.way == Way::In && !last.wrapped() && free.outer.is_none();
         if plain {
             self.translated_before(spot, free, last, Side::Destination);
@@ -130,6 +149,7 @@ impl<'a> Walk<'_, 'a> {
         }
         // That the kernel dropped it was seen; the cause has a basis of its own.
         let basis = if free.hook == Hook::Drop { Basis::Observed } else { Basis::Inferred };
-        self.push(spot, Action::Dropped, header, basis, cause.into_detail());
+        let tunnel = self.tunnel(node, spot.at, free);
+        self.push(spot, Action::Dropped, header, basis, Detail { tunnel, ..cause.into_detail() });
     }
 }

@@ -182,6 +182,51 @@ fn an_icmp_error_that_leaves_for_its_client_has_answered() {
     assert!(e.rejection.as_ref().is_some_and(|r| r.arrived && r.fate.is_none()), "{:?}", e.rejection);
 }
 
+/// A node that asks by its own SNAT: no hook saw the request with the node's own address, which the error has behind un-SNAT.
+#[test]
+fn an_error_that_its_senders_own_rules_drop_did_not_arrive() {
+    let mut w = Walk { kind: Kind::Udp, ..Walk::new(1, host(0), pod(0, 1)) };
+    let hidden = ip("10.244.0.1");
+    w.request(1);
+    w.packet.src = hidden;
+    w.queue((0, 0, veth(1))).xmit((0, 0, veth(1))).received((0, 1, ETH0));
+    w.freed(Hook::Drop, (0, 1, ETH0), "__udp4_lib_rcv", Some("NO_SOCKET"));
+    let (len, id) = (w.packet.ip_len.to_be_bytes(), w.packet.ip_id.to_be_bytes());
+    let nonce = u64::from_be_bytes([0x45, 0, len[0], len[1], id[0], id[1], 0x40, 0]);
+    w.skb += 0x100;
+    w.packet.l4 = L4::Icmp { kind: 3, code: 3, id: 0, seq: 0, nonce };
+    (w.packet.src, w.packet.dst, w.packet.ttl) = (pod(0, 1), hidden, 64);
+    w.queue((0, 1, ETH0)).xmit((0, 1, ETH0)).sighting_in((0, 0, veth(1)));
+    w.packet.dst = host(0);
+    w.freed(Hook::Drop, (0, 0, veth(1)), "nft_do_chain", Some("NETFILTER_DROP"));
+    let joined = w.join();
+    let rejection = joined.exchanges[0].rejection.as_ref().expect("an answer");
+    assert!(!rejection.arrived && rejection.fate.is_some(), "{rejection:?}");
+}
+
+/// No hook between tells of the translation then; what its buffer held before does.
+#[test]
+fn a_datagram_that_dies_of_what_dnat_made_of_it_is_told() {
+    for watched in [false, true] {
+        let mut w = Walk { kind: Kind::Udp, ..two_nodes() };
+        w.request(1).sent((0, 1, ETH0)).received((0, 0, veth(1)));
+        let endpoint = ip("10.9.9.9");
+        w.packet.dst = endpoint;
+        let L4::Udp { dst_port, .. } = &mut w.packet.l4 else { panic!("a datagram") };
+        *dst_port = 4998;
+        w.freed(Hook::Drop, (0, 0, veth(1)), "ip_error", Some("IP_INADDRERRORS"));
+        if watched {
+            w.evidence.probes.clear();
+        }
+        let joined = w.join();
+        let [e] = joined.exchanges.as_slice() else { panic!("one exchange: {:?}", joined.exchanges) };
+        assert_eq!((e.outcome, e.failed_direction), (Outcome::Dropped, Some(Direction::Request)), "{:?}", e.notes);
+        let dnat = e.request.hops.iter().find(|hop| hop.action == Action::Dnat).expect("a translation");
+        let nat = dnat.detail.nat.as_ref().expect("its addresses");
+        assert_eq!((nat.after.dst, nat.after.dst_port), (endpoint, Some(4998)));
+    }
+}
+
 /// Two datagrams that an error cannot tell apart: it is about the second, which is not told, and not about the first.
 #[test]
 fn an_error_about_what_is_not_told_is_about_nothing_else() {

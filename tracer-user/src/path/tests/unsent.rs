@@ -1,6 +1,8 @@
 //! Packets that no device gets: those that wait for a neighbour, as a trace may be over before the kernel frees them, and those that
 //! their own kernel refuses to send.
 
+use std::net::IpAddr;
+
 use super::{
     cases::two_nodes,
     drops::{condition, drop_of, exchange, plain},
@@ -10,14 +12,15 @@ use crate::{
         ConditionField, Neighbour, Ranges, Route, RouteAnswer, RouteKind, RouteQuestion, RuleHit, RuleVerdict,
     },
     path::{
-        Answer,
-        model::{Basis, Direction, DropCause, Exchange, Outcome},
+        Answer, Unsent,
+        model::{Action, Basis, Direction, DropCause, Exchange, Outcome},
         testing::{ENS5, ETH0, Kind, PORT, Walk, ip, pod, veth},
+        turned_questions,
     },
 };
 
 /// The entry of a next hop, in the namespace of that number.
-fn neighbour(w: &mut Walk, (node, netns, ifindex): (usize, usize, u32), address: std::net::IpAddr, state: &str) {
+fn neighbour(w: &mut Walk, (node, netns, ifindex): (usize, usize, u32), address: IpAddr, state: &str) {
     let facts = &mut w.evidence.nodes[node].facts;
     let netns = facts.namespaces[netns].inode;
     facts.neighbours = vec![Neighbour { netns, ifindex, address, mac: None, state: state.to_owned() }];
@@ -81,7 +84,7 @@ fn refused(answer: Option<Answer>, rules: impl FnOnce(RuleHit) -> Vec<RuleHit>) 
     let mut w = Walk { kind: Kind::Tcp, ..two_nodes() };
     w.request(1);
     let probe = w.evidence.probes.last_mut().expect("sent");
-    (probe.unsent, probe.answer, probe.rtt_ns) = (true, answer, answer.map(|_| 5_000));
+    (probe.unsent, probe.answer, probe.rtt_ns) = (Some(Unsent::Filtered), answer, answer.map(|_| 5_000));
     let facts = &w.evidence.nodes[0].facts;
     let netns = facts.namespaces[1].inode;
     let (chain, way) = ("OUTPUT".to_owned(), vec!["OUTPUT".to_owned()]);
@@ -151,9 +154,118 @@ fn without_a_rule_that_fits_nobody_is_blamed() {
     assert_eq!(drop_of(&refused(None, turned)).rules.len(), 1);
 }
 
+/// A SYN for which its sender's kernel had no way out, with that error; rules of its namespace lead it to these addresses, and there are
+/// routes to them by kind, first that to the destination itself.
+fn without_way(why: Unsent, turned: &[&str], routes: &[(IpAddr, RouteKind)]) -> Exchange {
+    let mut w = Walk { kind: Kind::Tcp, ..two_nodes() };
+    w.request(1);
+    w.evidence.probes.last_mut().expect("sent").unsent = Some(why);
+    let netns = w.evidence.nodes[0].facts.namespaces[1].inode;
+    let rule = |to: &&str| RuleHit {
+        netns,
+        table: "nat".to_owned(),
+        chain: "KUBE-SEP".to_owned(),
+        hook: Some(3),
+        packets: 1,
+        verdict: RuleVerdict::Dnat((*to).to_owned()),
+        ..plain(&w)
+    };
+    let rules = turned.iter().map(rule).collect();
+    let answer = |(dst, kind): &(IpAddr, RouteKind)| {
+        let question = RouteQuestion { netns, src: pod(0, 1), dst: *dst, in_ifindex: None, mark: 0 };
+        let route = Route {
+            kind: *kind,
+            destination: (*dst).into(),
+            gateway: None,
+            out_ifindex: None,
+            table: 254,
+            text: format!("{kind:?} {dst}"),
+        };
+        RouteAnswer { question, route: Some(route).filter(|_| *kind != RouteKind::Other), icmp_source: None }
+    };
+    let facts = &mut w.evidence.nodes[0].facts;
+    (facts.rules, facts.routes) = (rules, routes.iter().map(answer).collect());
+    exchange(&w)
+}
+
+#[test]
+fn a_request_for_which_there_is_no_way_out_is_told_with_the_route() {
+    for (why, kind, cause, words) in [
+        (Unsent::Blackhole, RouteKind::Blackhole, DropCause::Blackhole, "blackhole route"),
+        (Unsent::Unreachable, RouteKind::Unreachable, DropCause::Unreachable, "unreachable route"),
+        (Unsent::Prohibit, RouteKind::Prohibit, DropCause::Prohibit, "prohibit route"),
+        (Unsent::NoRoute, RouteKind::Other, DropCause::NoRoute, "no route"),
+    ] {
+        let e = without_way(why, &[], &[(pod(1, 1), kind)]);
+        assert_eq!((e.outcome, e.failed_direction), (Outcome::Dropped, Some(Direction::Request)));
+        let [hop] = e.request.hops.as_slice() else { panic!("{:?}", e.request.hops) };
+        assert_eq!((hop.interface.as_deref(), hop.dst, hop.ttl, hop.at_ns), (Some("eth0"), pod(1, 1), None, None));
+        assert_eq!((drop_of(&e).cause, drop_of(&e).why.as_str()), (cause, words));
+        let text = (kind != RouteKind::Other).then(|| format!("{kind:?} {}", pod(1, 1)));
+        assert_eq!(hop.detail.route, text);
+        let told = format!("the sender's kernel refused to send it ({}), before any device saw it", why.errno());
+        assert_eq!(drop_of(&e).proof, [told]);
+    }
+}
+
+#[test]
+fn a_request_whose_endpoint_has_no_way_is_told_with_the_translation() {
+    let (endpoint, other) = (ip("10.9.9.9"), ip("10.9.9.8"));
+    let direct = (pod(1, 1), RouteKind::Unicast);
+    let routes = [direct, (endpoint, RouteKind::Blackhole), (other, RouteKind::Unicast)];
+    let e = without_way(Unsent::Blackhole, &["10.9.9.8:80", "10.9.9.9:8080"], &routes);
+    let [dnat, hop] = e.request.hops.as_slice() else { panic!("{:?}", e.request.hops) };
+    let nat = dnat.detail.nat.as_ref().expect("translated");
+    assert_eq!((dnat.action, dnat.ttl, dnat.at_ns, dnat.basis), (Action::Dnat, None, None, Basis::Inferred));
+    assert_eq!(
+        (nat.before.dst, nat.before.dst_port, nat.after.dst, nat.after.dst_port),
+        (pod(1, 1), Some(PORT), endpoint, Some(8080))
+    );
+    assert_eq!(dnat.detail.rule.as_ref().expect("a rule").chain, "KUBE-SEP");
+    assert_eq!((hop.dst, drop_of(&e).cause), (endpoint, DropCause::Blackhole));
+    // Two that have none: which of them it was is not known.
+    let routes = [direct, (endpoint, RouteKind::Blackhole), (other, RouteKind::Blackhole)];
+    for (why, cause) in [(Unsent::Blackhole, DropCause::Unknown), (Unsent::NoRoute, DropCause::NoRoute)] {
+        let e = without_way(why, &["10.9.9.8:80", "10.9.9.9:8080"], &routes);
+        assert_eq!((e.request.hops.len(), drop_of(&e).cause), (1, cause));
+    }
+    let e = without_way(Unsent::Blackhole, &[], &[direct]);
+    assert_eq!(drop_of(&e).why, "the sender's own kernel refused to send it");
+}
+
+#[test]
+fn only_rules_that_were_met_are_asked_where_they_lead() {
+    let w = two_nodes();
+    let sent = RouteQuestion { netns: 7, src: pod(0, 1), dst: pod(1, 1), in_ifindex: None, mark: 0 };
+    let to = |to: &str| RuleHit {
+        netns: 7,
+        hook: Some(3),
+        packets: 1,
+        verdict: RuleVerdict::Dnat(to.to_owned()),
+        ..plain(&w)
+    };
+    let rules = [
+        RuleHit { netns: 8, ..to("10.0.0.1") },
+        RuleHit { hook: Some(0), ..to("10.0.0.2") },
+        RuleHit { packets: 0, ..to("10.0.0.3") },
+        RuleHit { packets: 0, counted: false, ..to("10.0.0.4") },
+        to("10.0.0.5-10.0.0.9"),
+        to("[fd00::1]:80"),
+        to("10.0.0.10:80"),
+        RuleHit { hook: None, ..to("10.0.0.11") },
+        to("10.0.0.10:81"),
+    ];
+    let asked: Vec<IpAddr> = turned_questions(&sent, &rules).into_iter().map(|question| question.dst).collect();
+    assert_eq!(asked, ["10.0.0.10", "10.0.0.11", "10.0.0.4"].map(ip));
+}
+
 /// The way of pings that arrive and are not answered; one rule of the destination's pod, with that condition, dropped something, and so
 /// many records of its node were lost.
 fn unanswered(asks: ConditionField, packets: u64, lost: u64) -> Exchange {
+    unanswered_by(asks, packets, lost, |hit| hit)
+}
+
+fn unanswered_by(asks: ConditionField, packets: u64, lost: u64, at: impl FnOnce(RuleHit) -> RuleHit) -> Exchange {
     let mut w = two_nodes();
     w.request(1).sent((0, 1, ETH0)).received((0, 0, veth(1))).routed((0, 0, ENS5)).received((1, 0, ENS5));
     w.routed((1, 0, veth(1))).delivered((1, 1, ETH0)).answer(RouteKind::Unicast, None);
@@ -161,7 +273,7 @@ fn unanswered(asks: ConditionField, packets: u64, lost: u64) -> Exchange {
     let netns = facts.namespaces[1].inode;
     let (chain, way) = ("OUTPUT".to_owned(), vec!["OUTPUT".to_owned()]);
     let conditions = vec![condition(asks)];
-    let hit = RuleHit { netns, chain, way, hook: Some(3), packets, conditions, ..plain(&w) };
+    let hit = at(RuleHit { netns, chain, way, hook: Some(3), packets, conditions, ..plain(&w) });
     let node = &mut w.evidence.nodes[1];
     node.lost = lost;
     (node.facts.rules, node.facts.rules_complete) = (vec![hit], vec![netns]);
@@ -178,6 +290,16 @@ fn a_reply_that_a_rule_of_its_sender_is_for_was_dropped_by_it() {
     let drop = hop.detail.drop.as_ref().expect("a drop");
     assert_eq!((drop.why.as_str(), drop.rule_known), ("netfilter rule", true));
     assert_eq!(drop.proof[1], "the request arrived, and no device saw a reply");
+}
+
+/// SNAT may have given what comes later another source.
+#[test]
+fn in_postrouting_only_mangle_knows_the_senders_own_address() {
+    for (table, dropped) in [("mangle", true), ("filter", false)] {
+        let at = |hit: RuleHit| RuleHit { hook: Some(4), table: table.to_owned(), ..hit };
+        let e = unanswered_by(ConditionField::Source(pod(1, 1).into()), 1, 0, at);
+        assert_eq!(e.outcome == Outcome::Dropped, dropped, "{table}");
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::field::{Fields, Malformed, bytes};
 use crate::{
-    path,
+    path::{self, Unsent},
     session::{self, ProbeKind},
 };
 
@@ -107,7 +107,14 @@ pub(super) struct Probe {
     answer: Option<Answer>,
     #[prost(bool, tag = "9")]
     unsent: bool,
+    /// Why it is unsent, from protocol 1.3 on: see [`WHY_UNSENT`].
+    #[prost(uint32, tag = "10")]
+    why_unsent: u32,
 }
+
+/// By number, from 1; a number that is not known, and 0, is the first.
+const WHY_UNSENT: [Unsent; 5] =
+    [Unsent::Filtered, Unsent::NoRoute, Unsent::Blackhole, Unsent::Unreachable, Unsent::Prohibit];
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct Answer {
@@ -306,7 +313,8 @@ impl From<path::Probe> for Probe {
             protocol: protocol.into(),
             dst_port: dst_port.into(),
             answer: answer.map(Into::into),
-            unsent,
+            unsent: unsent.is_some(),
+            why_unsent: (1..).zip(WHY_UNSENT).find(|(_, why)| Some(*why) == unsent).map_or(0, |(number, _)| number),
         }
     }
 }
@@ -316,7 +324,9 @@ impl TryFrom<Probe> for path::Probe {
 
     fn try_from(probe: Probe) -> Result<Self, Malformed> {
         let fields = Fields("probe");
-        let Probe { seq, id, ip_id, nonce, rtt_ns, protocol, dst_port, answer, unsent } = probe;
+        let Probe { seq, id, ip_id, nonce, rtt_ns, protocol, dst_port, answer, unsent, why_unsent } = probe;
+        let why =
+            (1..).zip(WHY_UNSENT).find(|(number, _)| *number == why_unsent).map_or(Unsent::Filtered, |(_, why)| why);
         Ok(Self {
             seq: fields.narrow("sequence", seq)?,
             id: fields.narrow("id", id)?,
@@ -326,7 +336,7 @@ impl TryFrom<Probe> for path::Probe {
             protocol: fields.narrow("protocol", protocol)?,
             dst_port: fields.narrow("destination port", dst_port)?,
             answer: answer.map(TryInto::try_into).transpose()?,
-            unsent,
+            unsent: unsent.then_some(why),
         })
     }
 }

@@ -5,6 +5,7 @@ use proptest::{
     collection::{btree_set, vec},
     option,
     prelude::*,
+    sample::select,
 };
 
 use bytes::BytesMut;
@@ -21,7 +22,7 @@ use crate::{
         Role, Route, RouteAnswer, RouteKind, RouteQuestion, Rule, RuleEngine, RuleHit, RuleVerdict, Setting,
         TunnelSettings,
     },
-    path::Answer,
+    path::{Answer, Unsent},
     session::{About, Flow, Ping, ProbeKind},
 };
 
@@ -366,8 +367,10 @@ fn message() -> impl Strategy<Value = Message> {
             Message::Hello(Hello { protocol, program, about: About { node, kernel, capabilities, realtime_offset_ns } })
         },
     );
-    let probe = (any::<(u16, u8, u16, u16, u16, u64, Option<u64>, bool)>(), option::of(probe_answer())).prop_map(
-        |((seq, protocol, id, dst_port, ip_id, nonce, rtt_ns, unsent), answer)| {
+    let why = [Unsent::Filtered, Unsent::NoRoute, Unsent::Blackhole, Unsent::Unreachable, Unsent::Prohibit];
+    let unsent = option::of(select(why.to_vec()));
+    let probe = (any::<(u16, u8, u16, u16, u16, u64, Option<u64>)>(), option::of(probe_answer()), unsent).prop_map(
+        |((seq, protocol, id, dst_port, ip_id, nonce, rtt_ns), answer, unsent)| {
             Message::Probe(Probe { seq, protocol, id, dst_port, ip_id, nonce, rtt_ns, answer, unsent })
         },
     );

@@ -81,6 +81,23 @@ impl Packet {
         (self.src, self.dst)
     }
 
+    /// What netfilter sees of it: of a tunnel's packet that alone.
+    pub(super) fn outermost(&self) -> Packet {
+        let Some(outer) = &self.outer else { return self.clone() };
+        // IPIP is none of these, but no rule asks for UDP between nodes.
+        let protocol = Protocol::Udp;
+        Packet {
+            src: outer.src,
+            dst: outer.dst,
+            ttl: outer.ttl,
+            protocol,
+            port: 0,
+            outer: None,
+            about: None,
+            ..self.clone()
+        }
+    }
+
     /// Whether conntrack would begin a flow with it.
     pub(super) fn begins(&self) -> bool {
         matches!(self.protocol, Protocol::EchoRequest | Protocol::Tcp | Protocol::Udp)

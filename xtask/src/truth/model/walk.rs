@@ -116,7 +116,7 @@ impl<'a> Walk<'a> {
         let host = self.world.host(host)?;
         let link = host.link(link)?;
         let why = format!("nothing listens on port {}", packet.port);
-        match self.drop(host, link, packet.ttl, &why, None, Some(&packet)) {
+        match self.drop(host, link, &why, None, &packet, true) {
             End::Dropped(Dropped { answer: Some(answer), .. }) => Ok(self.fate(*answer, who)?.0),
             _ => Ok(false),
         }
@@ -141,8 +141,11 @@ impl<'a> Walk<'a> {
         }
         // DNAT comes before any device sees it.
         let turned = self.translate_output(host, &mut packet);
-        let route = match turned {
-            Some(_) => fib::lookup(&host.routes, packet.dst).context("no route to the one behind the service")?,
+        let route = match &turned {
+            Some(text) => match fib::lookup(&host.routes, packet.dst) {
+                Some(route) if route.kind == Kind::Unicast => route,
+                refused => return Ok(self.without_way(host, refused, text)),
+            },
             None => route,
         };
         self.line(host, &route.dev, "sent", packet.ttl, "");
@@ -160,13 +163,17 @@ impl<'a> Walk<'a> {
     fn leave(&mut self, host: &'a Host, from: Option<&'a Link>, route: &'a Route, mut packet: Packet) -> Result<End> {
         let out = host.link(&route.dev)?;
         let next = route.via.unwrap_or(packet.outer.as_ref().map_or(packet.dst, |outer| outer.dst));
-        if packet.outer.is_none() {
-            let point = if from.is_some() { Point::Forward } else { Point::Output };
-            for point in [point, Point::Postrouting] {
-                if let Some(dropped) = self.filtered(host, point, from, Some(out), &packet)? {
-                    return Ok(if from.is_none() { self.refused(host, out, &packet, dropped) } else { dropped });
-                }
+        // What a tunnel makes is the node's own.
+        let wraps = packet.outer.as_ref().is_some_and(|outer| host.is_local(outer.src));
+        let came = from.filter(|_| !wraps);
+        let point = if came.is_some() { Point::Forward } else { Point::Output };
+        for point in [point, Point::Postrouting] {
+            if let Some(dropped) = self.filtered(host, point, came, Some(out), &packet)? {
+                let told = from.is_none() && !wraps;
+                return Ok(if told { self.refused(host, out, &packet, dropped) } else { dropped });
             }
+        }
+        if packet.outer.is_none() {
             let source = host.source(route);
             self.translate_source(host, out, &out.name, source, &mut packet)?;
         }
@@ -216,12 +223,12 @@ impl<'a> Walk<'a> {
             }
             LinkKind::Vxlan(local) => {
                 let dst = *host.beyond.get(&next).with_context(|| format!("no neighbour {next} at {}", host.name))?;
-                let outer = Outer { src: *local, dst, ttl: 64, kind: "vxlan" };
+                // `vxlan_xmit_one`: of a tunnel without a TTL of its own.
+                let outer = Outer { src: *local, dst, ttl: host.default_ttl()?, kind: "vxlan" };
                 return self.encapsulate(host, from, out, outer, packet);
             }
             LinkKind::Loopback => bail!("by a loopback"),
         };
-        let ttl = shown_ttl(&packet);
         let at = from.unwrap_or(out);
         let why = match known {
             _ if !out.up => format!("{} is administratively down", out.name),
@@ -233,7 +240,17 @@ impl<'a> Walk<'a> {
             self.kept(host, out, &why);
             return Ok(End::Dropped(Dropped { traced: true, rule: None, answer: self.answer(host, &packet) }));
         }
-        Ok(self.drop(host, at, ttl, &why, None, Some(&packet)))
+        Ok(self.drop(host, at, &why, None, &packet, true))
+    }
+
+    /// What DNAT in OUTPUT leads to where no route leads is refused to its maker (`ip_route_me_harder`); no device sees it.
+    fn without_way(&mut self, host: &Host, route: Option<&Route>, turned: &str) -> End {
+        let why =
+            route.map_or("no route".to_owned(), |route| format!("{} route, {}", route.kind.word(), route.text(false)));
+        let at = format!("{} {}", self.place(host), host.nic());
+        self.lines.push(format!("{at} dnat: {turned} (inferred)"));
+        self.lines.push(format!("{at} dropped: {why} (inferred)"));
+        End::Dropped(Dropped { traced: true, rule: None, answer: None })
     }
 
     /// What a rule refuses to its maker, no device sees. Of a request its sender is told; that there was a reply, only the counter of a
@@ -419,23 +436,33 @@ impl<'a> Walk<'a> {
             bail!("it goes round and round");
         }
         if let Some(outer) = packet.outer.clone().filter(|outer| host.is_local(outer.dst)) {
+            for point in [Point::Prerouting, Point::Input] {
+                if let Some(dropped) = self.filtered(host, point, Some(link), None, &packet)? {
+                    return Ok(dropped);
+                }
+            }
             packet.outer = None;
-            let tunnel = host.links.values().find(|link| matches!(link.kind, LinkKind::Ipip(_) | LinkKind::Vxlan(_)));
-            let tunnel = tunnel.with_context(|| format!("no tunnel at {}", host.name))?;
+            let tunnel = host.tunnel_link().with_context(|| format!("no tunnel at {}", host.name))?;
             let text = format!("{} {} -> {}", outer.kind, outer.src, outer.dst);
             self.line(host, &tunnel.name, "decapsulated", packet.ttl, &text);
             return self.enter(host, tunnel, packet);
         }
-        let ttl = shown_ttl(&packet);
+        if let Some(dropped) = self.filtered(host, Point::Prerouting, Some(link), None, &packet)? {
+            return Ok(dropped);
+        }
         if packet.outer.is_none() {
-            if let Some(dropped) = self.filtered(host, Point::Prerouting, Some(link), None, &packet)? {
-                return Ok(dropped);
-            }
             // Calico's rule for what comes from a pod.
             if matches!(self.world.cni, Cni::Calico { .. }) && link.name.starts_with("cali") {
                 let back = fib::lookup(&host.routes, packet.src).filter(|route| route.kind == Kind::Unicast);
                 if back.is_none_or(|route| route.dev != link.name) {
-                    return Ok(self.drop(host, link, ttl, "reverse path filter", Some("raw/cali-PREROUTING"), None));
+                    return Ok(self.drop(
+                        host,
+                        link,
+                        "reverse path filter",
+                        Some("raw/cali-PREROUTING"),
+                        &packet,
+                        false,
+                    ));
                 }
             }
             self.translate_destination(host, link, &mut packet)?;
@@ -455,16 +482,16 @@ impl<'a> Walk<'a> {
                 }
             };
             if let Some((why, answers)) = unusable {
-                return Ok(self.drop(host, link, ttl, &why, None, Some(&packet).filter(|_| answers)));
+                return Ok(self.drop(host, link, &why, None, &packet, answers));
             }
         }
         let src = packet.outer.as_ref().map_or(packet.src, |outer| outer.src);
         if host.is_local(src) {
             let why = "its source is an address of this node itself: it came back (a routing loop), or somebody else uses that address";
-            return Ok(self.drop(host, link, ttl, why, None, None));
+            return Ok(self.drop(host, link, why, None, &packet, false));
         }
         if self.reverse_path_fails(host, link, src) {
-            return Ok(self.drop(host, link, ttl, "reverse path filter", None, None));
+            return Ok(self.drop(host, link, "reverse path filter", None, &packet, false));
         }
         let Some(route) = route.filter(|_| !local) else {
             if let Some(dropped) = self.filtered(host, Point::Input, Some(link), None, &packet)? {
@@ -480,12 +507,12 @@ impl<'a> Walk<'a> {
     fn forward(&mut self, host: &'a Host, link: &'a Link, route: &'a Route, mut packet: Packet) -> Result<End> {
         let ttl = shown_ttl(&packet);
         if ttl <= 1 {
-            return Ok(self.drop(host, link, ttl, "TTL expired", None, Some(&packet)));
+            return Ok(self.drop(host, link, "TTL expired", None, &packet, true));
         }
         let mtu = host.link(&route.dev)?.mtu;
         if packet.outer.is_none() && packet.size > mtu {
             let why = format!("{} bytes do not fit the MTU {mtu} of {}", packet.size, route.dev);
-            return Ok(self.drop(host, link, ttl, &why, None, Some(&packet)));
+            return Ok(self.drop(host, link, &why, None, &packet, true));
         }
         match &mut packet.outer {
             Some(outer) => outer.ttl -= 1,
@@ -523,11 +550,12 @@ impl<'a> Walk<'a> {
         to: Option<&'a Link>,
         packet: &Packet,
     ) -> Result<Option<End>> {
+        let seen = packet.outermost();
         let passing = Passing {
-            packet,
+            packet: &seen,
             from: from.map(|link| link.name.as_str()),
             to: to.map(|link| link.name.as_str()),
-            established: self.known(host, packet),
+            established: self.known(host, &seen),
         };
         let here = host.filters.iter().filter(|filter| filter.point == point && !filter.is_translation());
         let Some(filter) = here.filter(|filter| filter.fits(&passing)).min_by_key(|filter| filter.order()) else {
@@ -553,26 +581,28 @@ impl<'a> Walk<'a> {
             }
             _ => ("netfilter rule".to_owned(), format!("rule {}", filter.position.unwrap_or(1 + before))),
         };
-        let at = from.or(to).context("neither in nor out")?;
+        // What a tunnel has just made was seen there last.
+        let made = packet.outer.as_ref().filter(|outer| host.is_local(outer.src));
+        let at = made.and_then(|_| host.tunnel_link()).or(from).or(to).context("neither in nor out")?;
         let answers = filter.verdict == Verdict::Reject;
         let rule = format!("{table}/{chain} {rule}");
-        Ok(Some(self.drop(host, at, packet.ttl, &why, Some(&rule), Some(packet).filter(|_| answers))))
+        Ok(Some(self.drop(host, at, &why, Some(&rule), packet, answers)))
     }
 
-    fn drop(
-        &mut self,
-        host: &Host,
-        at: &Link,
-        ttl: u8,
-        why: &str,
-        rule: Option<&str>,
-        answered: Option<&Packet>,
-    ) -> End {
-        self.line(host, &at.name, "dropped", ttl, why);
+    /// `answers`: it tells the sender, if it may.
+    fn drop(&mut self, host: &Host, at: &Link, why: &str, rule: Option<&str>, packet: &Packet, answers: bool) -> End {
+        let why = match &packet.outer {
+            Some(Outer { src, dst, kind, .. }) => match why.split_once(" route, ") {
+                Some((word, route)) => format!("{word} route, {kind} {src} -> {dst}, {route}"),
+                None => format!("{why}, {kind} {src} -> {dst}"),
+            },
+            None => why.to_owned(),
+        };
+        self.line(host, &at.name, "dropped", shown_ttl(packet), &why);
         if host.role == Role::Outside {
             self.gone();
         }
-        let answer = answered.and_then(|packet| self.answer(host, packet));
+        let answer = if answers { self.answer(host, packet) } else { None };
         End::Dropped(Dropped { traced: host.role != Role::Outside, rule: rule.map(str::to_owned), answer })
     }
 

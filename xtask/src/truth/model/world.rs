@@ -269,6 +269,11 @@ impl Host {
         self.links.values().find(|link| link.is_on_wire()).map_or("eth0", |link| link.name.as_str())
     }
 
+    /// Its tunnel's link.
+    pub(super) fn tunnel_link(&self) -> Option<&Link> {
+        self.links.values().find(|link| matches!(link.kind, LinkKind::Ipip(_) | LinkKind::Vxlan(_)))
+    }
+
     fn add_route(&mut self, route: Route) {
         self.routes.push(route);
     }

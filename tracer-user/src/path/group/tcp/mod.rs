@@ -29,7 +29,7 @@ pub(super) fn passive<'a>(world: &World<'a>, sorted: &[Sorted<'a>], flows: &Alia
     let mut order = Vec::new();
     for (node, records) in sorted.iter().enumerate() {
         for &s in &records.sightings {
-            let Some(own) = Tuple::of(&s.packet).filter(|t| t.protocol == 6).map(|t| flows.own(t)) else { continue };
+            let Some(own) = flows.of(s).filter(|t| t.protocol == 6) else { continue };
             let there = own.src == source;
             let key = if there { own } else { own.turned() };
             if key.src != source {
