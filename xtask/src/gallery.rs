@@ -90,6 +90,7 @@ const CHAPTERS: &[(&str, &[&str])] = &[
             "a-svc-none-iptables",
             "a-svc-none",
             "a-svc-none-from-node",
+            "a-svc-gone-from-node",
             "a-svc-not-ready",
             "a-svc-ports",
             "a-svc-refused",
@@ -126,6 +127,8 @@ const CHAPTERS: &[(&str, &[&str])] = &[
             "a-node-output-drop",
             "a-pod-output-drop",
             "d-tcp-reject",
+            "b-vxlan-firewall",
+            "b-vxlan-firewall-out",
         ],
     ),
     (
@@ -133,6 +136,7 @@ const CHAPTERS: &[(&str, &[&str])] = &[
         &[
             "a-blackhole",
             "a-no-route",
+            "a-pod-no-route",
             "c-stray",
             "a-unreachable",
             "a-unresolved",

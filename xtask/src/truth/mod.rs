@@ -220,7 +220,7 @@ fn trace(info: &LabInfo, place: &Place, ask: &Ask, expected: &Expected) -> Resul
         // It is watched.
         _ if client.is_some() => "",
         "delivered" => " -c 2 -i 0.2",
-        _ if expected.request.last().is_some_and(|line| {
+        _ if expected.reply.last().or(expected.request.last()).is_some_and(|line| {
             ["no answer to ARP", "no carrier", "is administratively down"].iter().any(|why| line.contains(why))
         }) =>
         {
