@@ -240,7 +240,8 @@ impl<'a> Story<'a> {
     /// A reset is an answer that does not prove the request's arrival: a rule that drops the request sends it in the
     /// destination's name (`nf_send_reset`).
     fn request_end(&self, world: &World<'a>, answered: bool) -> End<'a> {
-        let unseen = self.request.fragments.is_empty() && self.request.frees.is_empty();
+        // That it was freed is known of what a kprobe saw translated before that.
+        let unseen = self.request.fragments.is_empty();
         if let Some(refused) = self.probe.filter(|_| unseen).and_then(|p| culprit::refused::at_source(world, p)) {
             return refused;
         }

@@ -8,6 +8,7 @@ use super::{
     drops::{condition, drop_of, exchange, plain},
 };
 use crate::{
+    event::Hook,
     node::facts::{
         ConditionField, Neighbour, Ranges, Route, RouteAnswer, RouteKind, RouteQuestion, RuleHit, RuleVerdict,
     },
@@ -231,6 +232,16 @@ fn a_request_whose_endpoint_has_no_way_is_told_with_the_translation() {
     }
     let e = without_way(Unsent::Blackhole, &[], &[direct]);
     assert_eq!(drop_of(&e).why, "the sender's own kernel refused to send it");
+}
+
+/// With kprobes the translation is seen, and then the free, at no device.
+#[test]
+fn a_refused_request_that_was_seen_freed_is_told_as_one_that_was_not() {
+    let mut w = Walk { kind: Kind::Tcp, ..two_nodes() };
+    w.request(1).freed(Hook::Drop, (0, 1, 0), "nf_hook_slow", Some("NETFILTER_DROP"));
+    w.evidence.probes.last_mut().expect("sent").unsent = Some(Unsent::NoRoute);
+    let e = exchange(&w);
+    assert_eq!((e.outcome, drop_of(&e).cause), (Outcome::Dropped, DropCause::NoRoute));
 }
 
 #[test]
