@@ -38,6 +38,7 @@ pub(super) fn by_sign(scene: &Scene<'_, '_>, sign: Sign, cause: &mut Cause<'_>) 
 /// By the port that NAT made of the one that was asked for.
 pub(super) fn port_closed(scene: &Scene<'_, '_>, cause: &mut Cause<'_>) {
     let why = match scene.free.packet.l4 {
+        _ if scene.free.outer.is_some() => "nothing listens on the tunnel's port: no such tunnel there".to_owned(),
         L4::Tcp { dst_port, .. } | L4::Udp { dst_port, .. } => format!("nothing listens on port {dst_port}"),
         _ => "nothing listens there".to_owned(),
     };

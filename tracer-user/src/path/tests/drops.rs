@@ -7,11 +7,11 @@ use super::{
     failures::to_the_wire,
 };
 use crate::{
-    event::{Engine, Hook, L4, Netfilter, Record, Sighting},
+    event::{Encapsulation, Engine, Hook, L4, Netfilter, Record, Sighting},
     node::facts::{Condition, ConditionField, Neighbour, RouteKind, Rule, RuleEngine, RuleHit, RuleVerdict, Setting},
     path::{
         model::{Basis, DropCause, DropDetail, Exchange, Outcome},
-        testing::{ENS5, ETH0, Kind, Walk, host, ip, pod, veth},
+        testing::{ENS5, ETH0, Kind, TUNL0, Walk, host, ip, pod, veth},
     },
 };
 
@@ -562,4 +562,29 @@ fn hidden_functions_are_told_of_where_they_are_missed() {
 #[test]
 fn addresses_of_the_test_are_what_the_property_takes_them_for() {
     assert_eq!((pod(1, 1), pod(0, 1)), (ip("100.64.1.11"), ip("100.64.0.11")));
+}
+
+/// What is inside of a tunnel's packet says nothing of who drops it.
+#[test]
+fn a_tunnels_packet_meets_rules_and_ports_by_its_own_header() {
+    let ends = |function: &str, reason: &str, rule: ConditionField| {
+        let mut w = Walk { kind: Kind::Tcp, ..two_nodes() };
+        w.request(1).sent((0, 1, ETH0)).received((0, 0, veth(1)));
+        w.wrapped((0, 0, TUNL0), Encapsulation::Vxlan, host(1), (0, 0, ENS5)).received((1, 0, ENS5));
+        w.freed(Hook::Drop, (1, 0, ENS5), function, Some(reason));
+        let hit = RuleHit { hook: Some(1), conditions: vec![condition(rule)], ..plain(&w) };
+        let facts = &mut w.evidence.nodes[1].facts;
+        (facts.rules, facts.rules_complete) = (vec![hit], vec![facts.namespaces[0].inode]);
+        let e = exchange(&w);
+        let tunnel = e.request.hops.last().and_then(|hop| hop.detail.tunnel.as_deref().cloned());
+        assert_eq!(tunnel.map(|tunnel| tunnel.dst), Some(host(1)));
+        drop_of(&e)
+    };
+    let drop = |rule| ends("nft_do_chain", "NETFILTER_DROP", rule).rule_known;
+    assert!(drop(ConditionField::Destination(host(1).into())));
+    assert!(drop(ConditionField::Protocol(17)));
+    assert!(!drop(ConditionField::Destination(pod(1, 1).into())));
+    assert!(!drop(ConditionField::Protocol(6)));
+    let closed = ends("__udp4_lib_rcv", "NO_SOCKET", ConditionField::Protocol(17));
+    assert_eq!(closed.why, "nothing listens on the tunnel's port: no such tunnel there");
 }
