@@ -84,14 +84,14 @@ impl Packet {
     /// What netfilter sees of it: of a tunnel's packet that alone.
     pub(super) fn outermost(&self) -> Packet {
         let Some(outer) = &self.outer else { return self.clone() };
-        // IPIP is none of these, but no rule asks for UDP between nodes.
-        let protocol = Protocol::Udp;
+        // IPIP has no port, and flannel's VXLAN another; no rule asks for those.
+        let (protocol, port) = (Protocol::Udp, 4789);
         Packet {
             src: outer.src,
             dst: outer.dst,
             ttl: outer.ttl,
             protocol,
-            port: 0,
+            port,
             outer: None,
             about: None,
             ..self.clone()
