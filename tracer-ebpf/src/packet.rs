@@ -282,7 +282,8 @@ pub fn submit(head: &Head, headers: &Headers, mark: u32, data: &Data) {
         count(&LOST, head.hook);
         return;
     };
-    fill(entry.as_mut_ptr(), head, headers, mark, data);
+    // SAFETY: the entry is a Sighting's memory, 8-byte aligned.
+    unsafe { fill(entry.as_mut_ptr(), head, headers, mark, data) };
     entry.submit(u64::from(BPF_RB_NO_WAKEUP));
 }
 
@@ -303,10 +304,13 @@ pub fn submit_wrapped(head: &Head, headers: &Headers, mark: u32, data: &Data, ou
 }
 
 /// Writes every field of the sighting at `at`.
+///
+/// # Safety
+/// There is a Sighting's memory, 8-byte aligned.
 #[inline(always)]
-fn fill(at: *mut Sighting, head: &Head, headers: &Headers, mark: u32, data: &Data) {
+unsafe fn fill(at: *mut Sighting, head: &Head, headers: &Headers, mark: u32, data: &Data) {
     let Headers { src, dst, l4, ip_id, ip_len, ttl: _, protocol: _, header_len: _, fragment: _, offset: _ } = headers;
-    // SAFETY: the callers' is a Sighting's memory, 8-byte aligned, and every field of it is written here.
+    // SAFETY: the caller's word, and every field of it is written here.
     unsafe {
         (&raw mut (*at).head).write(*head);
         (&raw mut (*at).src).write(*src);

@@ -14,7 +14,8 @@ use super::{
 pub enum Error {
     /// Wrong size.
     #[error(
-        "a record of {0} bytes, expected {RECORD_SIZE} or 40 more; kernel programs and agent do not belong together: rebuild both"
+        "a record of {0} bytes, expected {RECORD_SIZE} or {wrapped}; kernel programs and agent do not belong together: rebuild both",
+        wrapped = size_of::<raw::WrappedFree>()
     )]
     Size(usize),
     /// Unknown hook.

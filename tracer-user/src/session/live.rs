@@ -4,7 +4,12 @@ use std::{
     collections::{BTreeSet, HashSet},
     net::IpAddr,
     os::fd::AsFd,
-    panic, thread,
+    panic,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -47,6 +52,8 @@ pub struct LiveNode {
     stamps: Option<inject::Stamps>,
     /// How the probes are routed in their namespace.
     sent: Option<facts::RouteQuestion>,
+    /// For one of them there was no way out.
+    without_way: Arc<AtomicBool>,
 }
 
 impl LiveNode {
@@ -284,11 +291,14 @@ impl Backend for LiveNode {
         let routed =
             facts::RouteQuestion { netns: holder.netns, src: ping.src, dst: ping.dst, in_ifindex: None, mark: 0 };
         self.sent = Some(routed);
-        let ping = ping.clone();
+        let (ping, without_way) = (ping.clone(), self.without_way.clone());
         Ok(Box::new(move |sender| {
             let ended = || sender.is_ended();
             // When the session is over nobody wants the rest; `ended` then stops the injector.
-            let report = |probe| {
+            let report = |probe: path::Probe| {
+                if probe.unsent.is_some_and(|why| why != path::Unsent::Filtered) {
+                    without_way.store(true, Ordering::Relaxed);
+                }
                 let _ended = sender.send(probe);
             };
             inject::run(&ping, netns.as_fd(), ended, report)
@@ -320,7 +330,8 @@ impl Backend for LiveNode {
         let namespaces: Vec<u32> =
             met.iter().map(|(netns, _)| *netns).chain(sent).collect::<BTreeSet<_>>().into_iter().collect();
         let rules = node.rules_met(&self.rules, traces, &namespaces);
-        let turned = self.sent.as_ref().map(|sent| node.answer(&path::turned_questions(sent, &rules.hits)));
+        let refused = self.sent.as_ref().filter(|_| self.without_way.load(Ordering::Relaxed));
+        let turned = refused.map(|sent| node.answer(&path::turned_questions(sent, &rules.hits)));
         let no_settings = node.read_settings(&mut facts.namespaces, &met);
         self.notes.of_node(&no_settings);
         match turned.transpose() {

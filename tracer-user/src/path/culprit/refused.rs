@@ -160,8 +160,16 @@ impl<'a> Unsent<'a> {
         };
         // Other causes have the same errors.
         let sure = known.is_some() || turned.is_some() || why == path::Unsent::NoRoute;
-        let (cause, words) =
-            if sure { (cause, words) } else { (DropCause::Unknown, "the sender's own kernel refused to send it") };
+        let (cause, words) = match why {
+            _ if sure => (cause, words),
+            path::Unsent::Blackhole => {
+                (DropCause::Unknown, "the sender's own kernel refused to send it (an address that nobody can have?)")
+            }
+            path::Unsent::Prohibit => {
+                (DropCause::Unknown, "the sender's own kernel refused to send it (an address for broadcasts?)")
+            }
+            _ => (DropCause::Unknown, "the sender's own kernel refused to send it"),
+        };
         let detail = DropDetail {
             why: words.to_owned(),
             cause,

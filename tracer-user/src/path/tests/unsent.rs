@@ -230,8 +230,10 @@ fn a_request_whose_endpoint_has_no_way_is_told_with_the_translation() {
         let e = without_way(why, &["10.9.9.8:80", "10.9.9.9:8080"], &routes);
         assert_eq!((e.request.hops.len(), drop_of(&e).cause), (1, cause));
     }
-    let e = without_way(Unsent::Blackhole, &[], &[direct]);
-    assert_eq!(drop_of(&e).why, "the sender's own kernel refused to send it");
+    for (why, hint) in [(Unsent::Prohibit, " (an address for broadcasts?)"), (Unsent::Unreachable, "")] {
+        let e = without_way(why, &[], &[direct]);
+        assert_eq!(drop_of(&e).why, format!("the sender's own kernel refused to send it{hint}"));
+    }
 }
 
 /// With kprobes the translation is seen, and then the free, at no device.

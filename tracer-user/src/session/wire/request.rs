@@ -107,7 +107,7 @@ pub(super) struct Probe {
     answer: Option<Answer>,
     #[prost(bool, tag = "9")]
     unsent: bool,
-    /// Why it is unsent, from protocol 1.3 on: see [`WHY_UNSENT`].
+    /// Why it is unsent, from protocol 1.5 on: see [`WHY_UNSENT`].
     #[prost(uint32, tag = "10")]
     why_unsent: u32,
 }
