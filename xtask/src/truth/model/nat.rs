@@ -83,18 +83,21 @@ impl<'a> Walk<'a> {
         let rule = rule.or_else(|| self.world.portals.turn(self.world.pool, host, packet));
         let flows = self.flows.entry(&host.name).or_default();
         let ends = packet.ends();
-        if flows.iter().any(|flow| (flow.forth.0, flow.back.0) == ends) {
+        if flows.iter().any(|flow| (flow.forth.0, flow.back.0) == ends && flow.ttl == packet.ttl) {
             // A bridge's port had it first.
             return None;
         }
-        let known = flows.iter().find(|flow| flow.forth == ends).map(|flow| flow.back.0);
+        // What comes around again with another port begins another one.
+        let same = |flow: &&Flow| flow.forth == ends && (flow.id.0 == packet.id || !packet.begins());
+        let known = flows.iter().find(same).map(|flow| flow.back.0);
         let turned = rule.filter(|_| known.is_none() && packet.begins());
         let to = known.or(turned.map(|turned| turned.to)).unwrap_or(packet.dst);
         if known.is_none() && packet.begins() {
             let port = turned.and_then(|turned| turned.to_port).unwrap_or(packet.port);
             let turns_port = port != packet.port;
             packet.port = port;
-            flows.push(Flow { forth: ends, back: (to, packet.src), id: (packet.id, packet.id), turns_port });
+            let id = (packet.id, packet.id);
+            flows.push(Flow { forth: ends, back: (to, packet.src), id, port, ttl: packet.ttl, turns_port });
             packet.marked = turned.is_some_and(|turned| turned.marked);
         }
         let text = (to != packet.dst).then(|| format!("dst {} -> {to}", packet.dst));
@@ -124,9 +127,9 @@ impl<'a> Walk<'a> {
             self.line(host, shown, "undnat", packet.ttl, &text);
             return Ok(());
         }
-        let Some(place) = flows.iter().position(|flow| flow.forth.0 == ends.0 && flow.back.0 == ends.1) else {
-            return Ok(());
-        };
+        // The latest: what DNAT turned and comes around again begins a flow of its own.
+        let own = |flow: &Flow| flow.forth.0 == ends.0 && flow.back.0 == ends.1 && flow.id.0 == packet.id;
+        let Some(place) = flows.iter().rposition(own) else { return Ok(()) };
         if !packet.begins() {
             return Ok(());
         }
@@ -138,7 +141,10 @@ impl<'a> Walk<'a> {
             Some(Source::To(to)) => Some((to, false)),
             None => None,
         };
-        let Some((to, random)) = to.filter(|(to, random)| *to != packet.src || *random) else { return Ok(()) };
+        let to = to.filter(|(to, random)| *to != packet.src || *random);
+        // Answers to both would look alike, so the later one gets another port (`nf_nat_used_tuple`).
+        let to = to.or_else(|| self.is_taken(host, place, packet).then_some((packet.src, true)));
+        let Some((to, random)) = to else { return Ok(()) };
         let flow = self.flows.get_mut(host.name.as_str()).and_then(|flows| flows.get_mut(place)).context("there")?;
         let id = if random { packet.id + 1 } else { packet.id };
         flow.back.1 = to;
@@ -151,6 +157,14 @@ impl<'a> Walk<'a> {
         (packet.src, packet.id) = (to, id);
         self.line(host, shown, "snat", packet.ttl, &text);
         Ok(())
+    }
+
+    /// Do the answers to another flow look as those to the one at `place` would?
+    fn is_taken(&self, host: &Host, place: usize, packet: &Packet) -> bool {
+        let others = self.flows.get(host.name.as_str()).map_or(&[][..], |flows| flows.get(..place).unwrap_or_default());
+        let like =
+            |flow: &Flow| (flow.back, flow.id.1, flow.port) == ((packet.dst, packet.src), packet.id, packet.port);
+        others.iter().any(like)
     }
 
     /// The first rule that translates the source of a new flow: planted, else of the CNI or the gateway.

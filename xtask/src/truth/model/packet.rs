@@ -72,6 +72,10 @@ pub(super) struct Flow {
     pub(super) back: (Ipv4Addr, Ipv4Addr),
     /// The identifier before and after.
     pub(super) id: (u32, u32),
+    /// The destination port after.
+    pub(super) port: u16,
+    /// Of the packet that began it: one that comes around again has another.
+    pub(super) ttl: u8,
     /// DNAT changed the port as well.
     pub(super) turns_port: bool,
 }
