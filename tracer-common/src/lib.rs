@@ -361,7 +361,17 @@ pub struct Layout {
     pub nft_chain_handle: u32,
     /// `nft_table.handle`, or [`ABSENT`] likewise.
     pub nft_table_handle: u32,
+    /// The BTF id of `struct new_utsname`, which begins with [`BYTES`] bytes that mean nothing to the verifier; [`ABSENT`] where
+    /// [`CAST`] is not a function of the kernel's.
+    pub bytes_type: u32,
 }
+
+/// So many bytes are read through [`Layout::bytes_type`] at the most: `__NEW_UTS_LEN` (include/uapi/linux/utsname.h).
+pub const BYTES: usize = 64;
+
+/// The programs call a helper of this number, which no kernel has. The loader makes of these calls what the running kernel understands:
+/// a call of its function `bpf_rdonly_cast` (from 6.2), or nothing but the answer 0.
+pub const CAST: u32 = 0x706f_6470;
 
 /// A page fragment of a packet: `struct bio_vec` from 5.4, `struct skb_frag` from 6.10, alike on 64-bit machines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]

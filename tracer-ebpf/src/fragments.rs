@@ -57,7 +57,10 @@ impl Packet {
 pub fn complete(packet: &mut Packet, shared: Memory, hook: u8) -> bool {
     let Packet { bytes, reach } = *packet;
     let mut start = [0; FIRST_READ];
-    if bytes.read(0, &mut start) && reach >= parse::ordinary_needs(&start) && parse::ordinary(&start).is_some() {
+    if bytes.read(0, &mut start)
+        && reach >= parse::ordinary_needs(&start)
+        && parse::ordinary(|word| start[word]).is_some()
+    {
         return true;
     }
     if frozen(&LAYOUT.shared_frags) == ABSENT || word(&PAGES.first) == 0 {

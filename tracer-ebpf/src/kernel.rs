@@ -1,4 +1,5 @@
-//! Reading kernel structures: by direct loads where BTF vouches for the pointer, by `bpf_probe_read_kernel` elsewhere.
+//! Reading kernel structures: by direct loads where BTF vouches for the pointer. Elsewhere too where the kernel has
+//! `bpf_rdonly_cast`, by which the verifier takes any address for a structure's; and by `bpf_probe_read_kernel` before.
 
 use core::{
     cell::UnsafeCell,
@@ -9,7 +10,7 @@ use core::{
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
 #[cfg(doc)]
 use tracer_common::Outer;
-use tracer_common::{ABSENT, Layout, VLAN_TAGGED};
+use tracer_common::{ABSENT, BYTES, CAST, Layout, VLAN_TAGGED};
 
 use tracer_ebpf::parse::{Bytes, join};
 
@@ -54,6 +55,7 @@ pub static LAYOUT: Layout = Layout {
     nft_chain_table: 0,
     nft_chain_handle: 0,
     nft_table_handle: 0,
+    bytes_type: 0,
 };
 
 /// The address of [`LAYOUT`] as a number; 0: not known yet.
@@ -337,13 +339,46 @@ pub struct Memory(pub u64);
 impl Bytes for Memory {
     #[inline(always)]
     fn read<const N: usize>(&self, offset: u32, into: &mut [u32; N]) -> bool {
-        let (size, from) = ((N * 4) as u32, (self.0 + u64::from(offset)) as *const c_void);
+        const { assert!(N * 4 <= BYTES, "so much can be loaded") };
+        let from = self.0 + u64::from(offset);
+        if let Some(direct) = Self(from).direct() {
+            for (index, word) in into.iter_mut().enumerate() {
+                *word = direct.word(index);
+            }
+            return true;
+        }
         // SAFETY: the helper answers an error for memory that cannot be read, and writes `into` alone.
-        unsafe { bpf_probe_read_kernel(into.as_mut_ptr().cast(), size, from) == 0 }
+        unsafe { bpf_probe_read_kernel(into.as_mut_ptr().cast(), (N * 4) as u32, from as *const c_void) == 0 }
+    }
+}
+
+/// Kernel memory whose first [`BYTES`] bytes may be loaded directly. What cannot be read is 0.
+#[derive(Clone, Copy)]
+pub struct Direct(*const u8);
+
+impl Direct {
+    /// The 32-bit word that is so many words on.
+    #[inline(always)]
+    pub fn word(self, index: usize) -> u32 {
+        // SAFETY: a part of what the verifier knows as the bytes of `new_utsname`.
+        unsafe { load(self.0, index as u32 * 4) }
     }
 }
 
 impl Memory {
+    /// For loading from it without a call, as long as a loop over all of what is read would be. None: this kernel has no
+    /// `bpf_rdonly_cast`.
+    #[inline(always)]
+    pub fn direct(self) -> Option<Direct> {
+        let bytes_type = frozen(&LAYOUT.bytes_type);
+        if bytes_type == ABSENT {
+            return None;
+        }
+        // SAFETY: what the loader puts in this place takes these arguments and only changes their types.
+        let cast: extern "C" fn(u64, u32) -> *const u8 = unsafe { core::mem::transmute(CAST as usize) };
+        Some(Direct(cast(self.0, bytes_type)))
+    }
+
     /// The 64-bit word at `offset`; 0 where it cannot be read.
     #[inline(always)]
     pub fn word(self, offset: u32) -> u64 {
@@ -361,10 +396,14 @@ impl Memory {
     /// The byte at `offset`; 0 where it cannot be read.
     #[inline(always)]
     pub fn byte(self, offset: u32) -> u8 {
+        let at = self.0 + u64::from(offset);
+        if let Some(Direct(at)) = Self(at).direct() {
+            // SAFETY: a part of what the verifier knows as the bytes of `new_utsname`.
+            return unsafe { load(at, 0) };
+        }
         let mut byte = 0u8;
-        let from = (self.0 + u64::from(offset)) as *const c_void;
         // SAFETY: the helper writes one byte into `byte`, or an error's zero.
-        unsafe { bpf_probe_read_kernel((&raw mut byte).cast(), 1, from) };
+        unsafe { bpf_probe_read_kernel((&raw mut byte).cast(), 1, at as *const c_void) };
         byte
     }
 

@@ -45,15 +45,25 @@ pub fn seen(skb: Skb, hook: u8) {
     if packet.may_be_cut() && !complete(&mut packet, skb.shared(), hook) {
         return count(&LOST, hook::UNREAD);
     }
-    let Some(Work { start, .. }) = begin(hook, packet) else { return };
+    let direct = packet.bytes.direct();
+    let ordinary = match direct {
+        Some(direct) => parse::ordinary(|word| direct.word(word)),
+        None => {
+            let Some(Work { start, .. }) = begin(hook, packet) else { return };
+            parse::ordinary(|word| start[word])
+        }
+    };
     let Some(wanted_flows) = WANTED.get(0) else { return };
     // The way nearly all packets go: ordinary, between strangers, not seen before.
-    if let Some((src, dst)) = parse::ordinary(start)
+    if let Some((src, dst)) = ordinary
         && flow::strangers(wanted_flows, src, dst)
         && !maybe_learned(src, dst)
         && slot(identity).is_none_or(|slot| slot.skb != identity)
         && !(hook == hook::QUEUE && rewritten_at_home(skb))
     {
+        return;
+    }
+    if direct.is_some() && begin(hook, packet).is_none() {
         return;
     }
     let found = examine(hook.into());

@@ -126,14 +126,15 @@ pub fn ordinary_needs(w: &Start) -> u32 {
 }
 
 /// Last words of both addresses, protocol and first word of the L4 header of a packet whose headers are of the ordinary kind:
-/// no options, no extensions, not encapsulated, no ICMP error. None: any other packet, which takes a closer look.
+/// no options, no extensions, not encapsulated, no ICMP error. None: any other packet, which takes a closer look. `w` gives a word
+/// of the packet's [`Start`], so that only the few are loaded that matter.
 #[inline(always)]
-pub fn ordinary(w: &Start) -> Option<(u32, u32)> {
-    let first = u32::from_be(w[0]) >> 24;
+pub fn ordinary(w: impl Fn(usize) -> u32) -> Option<(u32, u32)> {
+    let first = u32::from_be(w(0)) >> 24;
     let (src, dst, protocol, l4) = if first == 0x45 {
-        (w[3], w[4], u32::from_be(w[2]) >> 16 & 0xff, w[5])
+        (w(3), w(4), u32::from_be(w(2)) >> 16 & 0xff, w(5))
     } else if first >> 4 == 6 {
-        (w[5], w[9], u32::from_be(w[1]) >> 8 & 0xff, w[10])
+        (w(5), w(9), u32::from_be(w(1)) >> 8 & 0xff, w(10))
     } else {
         return None;
     };

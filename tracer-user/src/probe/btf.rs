@@ -65,6 +65,21 @@ impl KernelTypes {
         None
     }
 
+    /// The BTF id of a function.
+    pub fn function(&self, name: &str) -> Option<u32> {
+        self.id(name, |found| matches!(found, Type::Func(_)))
+    }
+
+    /// The BTF id of a structure.
+    pub fn structure_id(&self, name: &str) -> Option<u32> {
+        self.id(name, |found| matches!(found, Type::Struct(_)))
+    }
+
+    fn id(&self, name: &str, is: impl Fn(&Type) -> bool) -> Option<u32> {
+        let ids = self.btf.resolve_ids_by_name(name).ok()?;
+        ids.into_iter().find(|id| self.btf.resolve_type_by_id(*id).is_ok_and(|found| is(&found)))
+    }
+
     /// Size of a structure, bytes.
     pub fn size(&self, structure: &str) -> Option<u32> {
         self.structure(structure).map(|s| s.size() as u32)

@@ -77,6 +77,8 @@ pub fn resolve(types: &KernelTypes) -> Result<Layout, Error> {
         nft_chain_table,
         nft_chain_handle,
         nft_table_handle,
+        // Who loads the programs decides.
+        bytes_type: ABSENT,
     })
 }
 

@@ -12,7 +12,7 @@ use aya::{
     maps::{Array, MapData, MapError, PerCpuArray, RingBuf},
     programs::ProgramError,
 };
-use tracer_common::{MAX_FLOWS, Pages, Wanted, hook, scope_slots};
+use tracer_common::{ABSENT, Layout, MAX_FLOWS, Pages, Wanted, hook, scope_slots};
 
 use crate::{
     event::{Record, decode},
@@ -20,6 +20,7 @@ use crate::{
 };
 
 pub mod btf;
+mod cast;
 pub mod doctor;
 pub mod hooks;
 pub mod layout;
@@ -116,6 +117,7 @@ pub enum Error {
 pub struct Probe {
     programs: Ebpf,
     without: Vec<Lack>,
+    casts: bool,
     events: RingBuf<MapData>,
     symbols: symbols::Symbols,
     /// Frees wait here for their names: `/proc/kallsyms` takes the kernel tens of milliseconds to print, which must
@@ -195,13 +197,27 @@ impl Probe {
             tracing::debug!(%why, "page fragments are not read");
             Pages::default()
         });
-        let mut programs = loader
-            .override_global("LAYOUT", &layout, true)
-            .override_global("PAGES", &pages, true)
-            .map_max_entries("EVENTS", setup.ring_size)
-            .load(OBJECT)
-            .map_err(not_permitted(MAPS, Error::Object))?;
-        let without = programs::load_all(&mut programs, &btf)?;
+        let cast = cast::find(&types);
+        let casting = Layout { bytes_type: cast.map_or(ABSENT, |cast| cast.bytes_type), ..layout };
+        let mut load = |layout, function| {
+            let mut programs = loader
+                .override_global("LAYOUT", layout, true)
+                .override_global("PAGES", &pages, true)
+                .map_max_entries("EVENTS", setup.ring_size)
+                .load(&cast::linked(OBJECT, function))
+                .map_err(not_permitted(MAPS, Error::Object))?;
+            let without = programs::load_all(&mut programs, &btf)?;
+            Ok::<_, Error>((programs, without, function.is_some()))
+        };
+        let loaded = match cast {
+            // A kernel that compiles no programs refuses such calls.
+            Some(cast) => load(&casting, Some(cast.function)).or_else(|why| {
+                tracing::debug!(%why, "memory is read without bpf_rdonly_cast");
+                load(&layout, None)
+            }),
+            None => load(&layout, None),
+        };
+        let (mut programs, without, casts) = loaded?;
         for inode in setup.scope {
             add_to_scope(&mut programs, *inode)?;
         }
@@ -213,6 +229,7 @@ impl Probe {
         Ok(Self {
             programs,
             without,
+            casts,
             events,
             symbols: symbols::Symbols::read(&types),
             frees: Vec::new(),
@@ -233,6 +250,11 @@ impl Probe {
     /// The kprobes that this session is without.
     pub fn without(&self) -> &[Lack] {
         &self.without
+    }
+
+    /// Do the programs load from packets directly (`bpf_rdonly_cast`, from 6.2)? Else they ask the kernel to copy.
+    pub fn loads_directly(&self) -> bool {
+        self.casts
     }
 
     /// Takes one more network namespace into scope.

@@ -15,7 +15,7 @@ mod tunnels;
 
 use tracer_user::{
     event::{Hook, L4, Record, Sighting},
-    probe::{Probe, RING_SIZE, Setup},
+    probe::{Probe, RING_SIZE, Setup, btf::KernelTypes},
     session::Flow,
 };
 
@@ -107,6 +107,14 @@ fn finish(probe: &mut Probe) -> Vec<Sighting> {
 /// The device hooks that packets of this ICMP type passed.
 fn passed(seen: &[Sighting], wanted: u8) -> Vec<(Hook, u32)> {
     seen.iter().filter(|s| kind(s) == wanted && s.free.is_none()).map(|s| (s.hook, s.netns)).collect()
+}
+
+/// Not the other way, which would only be slower.
+#[test]
+fn packets_are_loaded_directly_where_the_kernel_can() {
+    let probe = Probe::load(&Setup { flows: &[flow()], scope: &[], ring_size: RING_SIZE }).unwrap();
+    let function = KernelTypes::open().unwrap().function("bpf_rdonly_cast");
+    assert_eq!(probe.loads_directly(), function.is_some());
 }
 
 #[test]
