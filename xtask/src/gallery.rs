@@ -144,6 +144,7 @@ const CHAPTERS: &[(&str, &[&str])] = &[
             "a-gateway-silent",
             "a-rp-filter",
             "a-not-forwarding",
+            "a-loop",
             "a-ttl",
             "a-pod-link-down",
         ],

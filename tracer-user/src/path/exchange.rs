@@ -201,7 +201,7 @@ impl<'a> Story<'a> {
         notes.splice(0..0, verdict.note);
         let (mut request, mut reply, clocks) = self.date(world, there.hops, back.hops, (all, others));
         [request.incomplete, reply.incomplete] = incomplete;
-        let exchange = Exchange {
+        let mut exchange = Exchange {
             seq: self.seq,
             what: self.what,
             again_after_ns: None,
@@ -217,6 +217,7 @@ impl<'a> Story<'a> {
             notes,
             rejection: rejection.filter(|_| verdict.outcome != Outcome::Delivered),
         };
+        exchange.note_loop();
         Told { exchange, routers: there.routers, began_before, suspicion }
     }
 

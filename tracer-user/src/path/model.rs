@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 mod drop;
 mod policy;
+mod rounds;
 
 pub use drop::{CulpritRule, DropCause, DropDetail, SettingDetail};
 pub(crate) use policy::KUBERNETES;

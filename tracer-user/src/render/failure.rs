@@ -25,7 +25,10 @@ pub(super) fn cause(names: &Names, exchange: &Exchange) -> String {
             let answered = answered.map_or(String::new(), |r| format!("; answered: {}", r.meaning));
             match by(hop) {
                 Some(who) => format!(" by {who}, {}{answered} (not the wire)", place(names, exchange, hop)),
-                None => format!(": {} {}{answered}", drop_reason(hop), place(names, exchange, hop)),
+                None => {
+                    let (around, why) = (in_circles(names, exchange), drop_reason(hop));
+                    format!(": {around}{why} {}{answered}", place(names, exchange, hop))
+                }
             }
         }
         (None, _) => match (&exchange.rejection, exchange.notes.first()) {
@@ -33,6 +36,18 @@ pub(super) fn cause(names: &Names, exchange: &Exchange) -> String {
             (None, Some(note)) => format!(": {}", names.shorten(note)),
             (None, None) => ": not enough was seen to say where".to_owned(),
         },
+    }
+}
+
+/// `routing loop between vagrant and vagrant2, `.
+fn in_circles(names: &Names, exchange: &Exchange) -> String {
+    let Some(hops) = exchange.routing_loop() else { return String::new() };
+    let mut nodes: Vec<&str> = hops.iter().map(|hop| names.short(&hop.node)).collect();
+    nodes.dedup();
+    match nodes.as_slice() {
+        [one] => format!("routing loop through {one}, "),
+        [first, second] => format!("routing loop between {first} and {second}, "),
+        more => format!("routing loop through {}, ", more.join(", ")),
     }
 }
 

@@ -286,6 +286,31 @@ fn links_and_sizes() {
 }
 
 #[test]
+fn a_routing_loop() {
+    let expired = because(DropCause::TtlExpired, "TTL expired", "ip_forward", Some("IP_INHDR"));
+    let mut trace = answered(dropped(expired, None), (11, 0, "TTL expired in transit"), true);
+    for exchange in &mut trace.exchanges {
+        let hops = &mut exchange.request.hops;
+        let (sent, [received, ended]) = hops.split_at(hops.len() - 2) else { panic!("it comes to node1 and ends") };
+        let ways = [(samples::NODE1, "172.20.58.60"), (samples::NODE2, "172.20.50.50")];
+        let round = ways.into_iter().flat_map(|(node, via)| {
+            let on = |action, route: Option<String>| {
+                let detail = Detail { route, ..Detail::default() };
+                Hop { node: node.into(), action, detail, ..received.clone() }
+            };
+            let route = format!("100.115.37.81 via {via} dev ens5");
+            [on(Action::Received, None), on(Action::Routed, Some(route)), on(Action::Transmitted, None)]
+        });
+        let round: Vec<Hop> = round.collect();
+        *hops = [sent, &round, &round, &round, &[received.clone(), ended.clone()]].concat();
+        exchange.note_loop();
+    }
+    let [node1, node2] = ["172.20.50.50", "172.20.58.60"].map(|address| address.parse().expect("an address"));
+    trace.routers = vec![node2, node1, node2, node1, node2, node1, node2];
+    assert_snapshot!(text(&trace, &STYLE));
+}
+
+#[test]
 fn what_conntrack_refused() {
     let full = DropDetail {
         basis: Basis::Inferred,

@@ -14,6 +14,7 @@ mod names;
 mod next;
 mod reply;
 mod report;
+mod rounds;
 #[cfg(test)]
 mod samples;
 mod screen;

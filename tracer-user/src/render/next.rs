@@ -74,6 +74,26 @@ fn stranger(trace: &Trace, names: &Names, dnat: &Hop, nat: &Nat) -> Vec<String> 
     commands
 }
 
+/// Its TTL was used up.
+fn expired(names: &Names, Site { hop, ip, .. }: &Site<'_>, exchange: &Exchange) -> Vec<String> {
+    if let Some(hops) = exchange.routing_loop() {
+        let routes = |routed: &&Hop| {
+            let (on, dst) = (names.short(&routed.node), routed.dst);
+            format!("on {on}: {ip} route show table all match {dst}; {ip} rule   # which is wrong, and whose is it?")
+        };
+        return hops.iter().map(routes).collect();
+    }
+    let first = exchange.request.hops.first().filter(|_| exchange.failed_direction != Some(Direction::Reply));
+    let sender = first.filter(|hop| hop.action == Action::Sent).or(exchange.reply.hops.first());
+    let Some((sender, ttl)) = sender.and_then(|hop| Some((hop, hop.ttl?))) else { return Vec::new() };
+    let on = match &sender.pod {
+        Some(pod) => format!("in pod {pod}"),
+        None => format!("on {}", names.short(&sender.node)),
+    };
+    let setting = if hop.dst.is_ipv4() { "net.ipv4.ip_default_ttl" } else { "net.ipv6.conf.all.hop_limit" };
+    vec![format!("{on}: sysctl {setting}   # it was sent with a TTL of {ttl}, and no node here got it twice: too low?")]
+}
+
 fn without_hop(trace: &Trace, names: &Names, exchange: &Exchange) -> Vec<String> {
     match &exchange.rejection {
         Some(Rejection { icmp_type: None, pod: Some(pod), .. }) => {
@@ -215,10 +235,7 @@ fn dropped(trace: &Trace, names: &Names, exchange: &Exchange, site: &Site<'_>, d
                 format!("{on}: tcpdump -eni {out} arp or icmp6   # is the question sent, and answered?"),
             ]
         }
-        DropCause::TtlExpired => vec![
-            format!("{on}: {ip} route get {dst} from {src} iif {dev}   # does it lead back to where it came from?"),
-            "a loop shows the same nodes again and again in this trace; else the sender's TTL is too low".to_owned(),
-        ],
+        DropCause::TtlExpired => expired(names, site, exchange),
         DropCause::TooBig => too_big(site, out, exchange.rejection.as_ref()),
         DropCause::InterfaceDown | DropCause::NoCarrier => {
             vec![format!("{on}: ip link show dev {out}   # UP? LOWER_UP? then its other end")]

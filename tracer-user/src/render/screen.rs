@@ -6,6 +6,7 @@ use super::{
     line::{Page, Paint},
     names::Names,
     reply::{one_line, same_way_back},
+    rounds::{Rounds, rounds},
     summary, table, verbose,
 };
 use crate::path::model::{Action, Direction, Endpoint, Exchange, Outcome, ShareOf, Trace, What};
@@ -156,6 +157,11 @@ fn routers(page: &mut Page, trace: &Trace, verbose: bool) {
         if trace.exchanges.iter().any(beyond) {
             let arrived = trace.routers.last() == Some(&trace.destination.address);
             routers.insert(routers.len() - usize::from(arrived), "(beyond: not traced)".to_owned());
+        }
+        if let Some(Rounds { start, len, count }) = rounds(&routers, |_| true) {
+            let round = routers[start..start + len].join("  ");
+            let round = if len > 1 { format!("({round})") } else { round };
+            routers.splice(start..start + len * count, [format!("{round} x{count}")]);
         }
         text = format!("traceroute lists: {}", routers.join("  "));
     }

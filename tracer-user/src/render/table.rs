@@ -4,6 +4,7 @@ use super::{
     hops::{Step, steps},
     line::{Page, Paint, wrap},
     names::Names,
+    rounds::{Rounds, rounds},
     units::{micros, time},
 };
 use crate::path::model::{Action, Basis, Direction, Exchange, Hop, ShareOf, Trace};
@@ -32,11 +33,26 @@ pub(super) fn table(page: &mut Page, trace: &Trace, names: &Names, exchange: &Ex
         Direction::Reply => &exchange.reply,
     };
     let mut rows = Rows { trace, names, exchange, direction, rows: vec![header()], last: None };
-    for step in steps(path, direction) {
-        rows.step(&step);
+    let steps = steps(path, direction);
+    let arrives = |at: usize| at > 0 && steps[at - 1].hop.node != steps[at].hop.node;
+    let again = rounds(&steps.iter().map(alike).collect::<Vec<_>>(), arrives);
+    // The first round stands for all.
+    let hidden = again.map_or(0..0, |Rounds { start, len, count }| start + len..start + len * count);
+    for (index, step) in steps.iter().enumerate() {
+        if !hidden.contains(&index) {
+            rows.step(step);
+        } else if index + 1 == hidden.end {
+            rows.again(step, again.map_or(0, |rounds| rounds.count - 1));
+        }
     }
     rows.beyond();
     lay_out(page, &rows.rows);
+}
+
+/// By what steps of two rounds of a loop are the same; the ports of a rewrite are others each time.
+fn alike<'a>(step: &'a Step<'_>) -> impl PartialEq + use<'a> {
+    let Hop { node, pod, interface, action, .. } = step.hop;
+    (node, pod, interface, action, (!rewrites(step.hop)).then_some(&step.what))
 }
 
 fn header() -> Row {
@@ -140,6 +156,12 @@ impl<'a> Rows<'a> {
         if let (Direction::Request, Some(ns)) = (self.direction, beyond) {
             self.aside("~ beyond ~", format!("not traced; {} until the reply came back", time(ns)));
         }
+    }
+
+    /// So many more rounds of a loop, to this step.
+    fn again(&mut self, last: &Step<'a>, rounds: usize) {
+        self.aside("~ loop ~", format!("the same {rounds} times more; all of it: -v"));
+        self.last = Some((last.hop, last.hop.at_ns, 0));
     }
 
     fn aside(&mut self, place: &str, what: String) {
