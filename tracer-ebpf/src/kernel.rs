@@ -366,8 +366,7 @@ impl Direct {
 }
 
 impl Memory {
-    /// For loading from it without a call, as long as a loop over all of what is read would be. None: this kernel has no
-    /// `bpf_rdonly_cast`.
+    /// To load from, instead of having it copied. None: this kernel has no `bpf_rdonly_cast`.
     #[inline(always)]
     pub fn direct(self) -> Option<Direct> {
         let bytes_type = frozen(&LAYOUT.bytes_type);
