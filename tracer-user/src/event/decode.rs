@@ -28,10 +28,13 @@ pub enum Error {
     Encapsulation(u8),
 }
 
-/// Reads integers of the machine's byte order out of a record of checked size.
-struct Fields<'a>(&'a [u8]);
+/// Reads integers of the machine's byte order. Of a size that the compiler knows, or it checks the bounds of each.
+struct Fields<'a, const SIZE: usize = RECORD_SIZE>(&'a [u8; SIZE]);
 
-impl Fields<'_> {
+/// Bytes of the header that wraps a packet.
+const OUTER: usize = size_of::<raw::Outer>();
+
+impl<const SIZE: usize> Fields<'_, SIZE> {
     fn bytes<const N: usize>(&self, at: usize) -> [u8; N] {
         let mut bytes = [0; N];
         bytes.copy_from_slice(&self.0[at..at + N]);
@@ -57,10 +60,12 @@ impl Fields<'_> {
 
 /// Decodes one record.
 pub fn record(bytes: &[u8]) -> Result<Record, Error> {
-    if ![RECORD_SIZE, size_of::<raw::WrappedFree>()].contains(&bytes.len()) {
-        return Err(Error::Size(bytes.len()));
+    let size = || Error::Size(bytes.len());
+    let (record, behind) = bytes.split_first_chunk().ok_or_else(size)?;
+    let (fields, around) = (Fields(record), behind.as_array().map(Fields));
+    if around.is_none() && !behind.is_empty() {
+        return Err(size());
     }
-    let fields = Fields(bytes);
     let hook = match fields.u8(offset_of!(raw::Head, hook)) {
         hook::RECEIVE => Hook::Receive,
         hook::QUEUE => Hook::Queue,
@@ -71,10 +76,11 @@ pub fn record(bytes: &[u8]) -> Result<Record, Error> {
         hook::REWRITE => return Ok(Record::Rewrite(rewrite(&fields))),
         other => return Err(Error::Hook(other)),
     };
-    Ok(Record::Sighting(sighting(&fields, hook)?))
+    Ok(Record::Sighting(sighting(&fields, around, hook)?))
 }
 
-fn sighting(fields: &Fields<'_>, hook: Hook) -> Result<Sighting, Error> {
+/// `around`: what wraps a packet that was freed, behind the rest of its record.
+fn sighting(fields: &Fields<'_>, around: Option<Fields<'_, OUTER>>, hook: Hook) -> Result<Sighting, Error> {
     let flags = fields.u8(offset_of!(raw::Head, flags));
     Ok(Sighting {
         time_ns: fields.u64(offset_of!(raw::Head, time_ns)),
@@ -88,7 +94,11 @@ fn sighting(fields: &Fields<'_>, hook: Hook) -> Result<Sighting, Error> {
         conntrack: direction(flags),
         vlan: (hook == Hook::Receive).then(|| vlan(fields)).flatten(),
         packet: packet(fields, flags),
-        outer: outer_at(fields, flags).map(|at| outer(fields, at)).transpose()?,
+        outer: match (flags & flag::ENCAPSULATED != 0, flags & flag::FREED != 0) {
+            (false, _) => None,
+            (true, false) => Some(outer(&Fields(&fields.bytes(offset_of!(raw::Sighting, data))))?),
+            (true, true) => around.as_ref().map(outer).transpose()?,
+        },
         free: (flags & flag::FREED != 0).then(|| free(fields, flags)),
     })
 }
@@ -150,25 +160,14 @@ fn l4(fields: &Fields<'_>, flags: u8) -> L4 {
     }
 }
 
-/// Where the outer header lies, if there is one.
-fn outer_at(fields: &Fields<'_>, flags: u8) -> Option<usize> {
-    match (flags & flag::ENCAPSULATED != 0, flags & flag::FREED != 0) {
-        (false, _) => None,
-        (true, false) => Some(offset_of!(raw::Sighting, data)),
-        (true, true) => {
-            (fields.0.len() == size_of::<raw::WrappedFree>()).then_some(offset_of!(raw::WrappedFree, outer))
-        }
-    }
-}
-
-fn outer(fields: &Fields<'_>, at: usize) -> Result<Outer, Error> {
+fn outer(fields: &Fields<'_, OUTER>) -> Result<Outer, Error> {
     Ok(Outer {
-        src: from_bytes(fields.bytes(at + offset_of!(raw::Outer, src))),
-        dst: from_bytes(fields.bytes(at + offset_of!(raw::Outer, dst))),
-        ttl: fields.u8(at + offset_of!(raw::Outer, ttl)),
-        ip_id: fields.u16(at + offset_of!(raw::Outer, ip_id)),
-        ip_len: fields.u16(at + offset_of!(raw::Outer, ip_len)),
-        encapsulation: match fields.u8(at + offset_of!(raw::Outer, encapsulation)) {
+        src: from_bytes(fields.bytes(offset_of!(raw::Outer, src))),
+        dst: from_bytes(fields.bytes(offset_of!(raw::Outer, dst))),
+        ttl: fields.u8(offset_of!(raw::Outer, ttl)),
+        ip_id: fields.u16(offset_of!(raw::Outer, ip_id)),
+        ip_len: fields.u16(offset_of!(raw::Outer, ip_len)),
+        encapsulation: match fields.u8(offset_of!(raw::Outer, encapsulation)) {
             encapsulation::IPIP => Encapsulation::Ipip,
             encapsulation::VXLAN => Encapsulation::Vxlan,
             encapsulation::GRE => Encapsulation::Gre,
