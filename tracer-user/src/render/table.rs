@@ -34,7 +34,7 @@ pub(super) fn table(page: &mut Page, trace: &Trace, names: &Names, exchange: &Ex
     };
     let mut rows = Rows { trace, names, exchange, direction, rows: vec![header()], last: None };
     let steps = steps(path, direction);
-    let arrives = |at: usize| at > 0 && steps[at - 1].hop.node != steps[at].hop.node;
+    let arrives = |at: usize| steps[at].hop.action == Action::Received;
     let again = rounds(&steps.iter().map(alike).collect::<Vec<_>>(), arrives);
     // The first round stands for all.
     let hidden = again.map_or(0..0, |Rounds { start, len, count }| start + len..start + len * count);
