@@ -158,7 +158,9 @@ fn routers(page: &mut Page, trace: &Trace, verbose: bool) {
             let arrived = trace.routers.last() == Some(&trace.destination.address);
             routers.insert(routers.len() - usize::from(arrived), "(beyond: not traced)".to_owned());
         }
-        if let Some(Rounds { start, len, count }) = rounds(&routers, |_| true) {
+        // Without one, DNAT lets several routers answer by one name, and each is a line of its own.
+        let in_circles = trace.exchanges.iter().any(|exchange| exchange.routing_loop().is_some());
+        if let Some(Rounds { start, len, count }) = rounds(&routers, |_| in_circles) {
             let round = routers[start..start + len].join("  ");
             let round = if len > 1 { format!("({round})") } else { round };
             routers.splice(start..start + len * count, [format!("{round} x{count}")]);
