@@ -1,6 +1,7 @@
 //! `cargo xtask demo`: a lab of its own, some traces across it, and everything gone again.
 
 use std::{
+    io::{self, Write},
     path::Path,
     process::{Command, ExitCode},
     time::Duration,
@@ -22,6 +23,8 @@ const TRACES: &[(&str, &str)] = &[
 /// How `podpath trace` ends if it traced and something did not arrive: the last of them is to.
 const NOT_DELIVERED: i32 = 3;
 const TRACE_LIMIT: Duration = Duration::from_secs(60);
+/// As with `| head`.
+const UNREAD: &str = "write to the standard output, which nobody reads any more";
 
 /// Builds all, brings the lab up, shows the traces, takes the lab down.
 ///
@@ -31,9 +34,15 @@ pub fn run() -> Result<ExitCode> {
     packages::need_root("the demo", "cargo xtask demo")?;
     packages::ensure(packages::LAB)?;
     build::kernel_object()?;
-    let podpath = build::podpath()?;
+    show(&build::podpath()?, &mut io::stdout())
+}
 
-    let result = traces(&podpath);
+/// Brings the lab up, shows the traces that this podpath makes, takes the lab down.
+///
+/// # Errors
+/// As [`run`]; and what stands before the traces cannot be written to `out`.
+pub fn show(podpath: &Path, out: &mut dyn Write) -> Result<ExitCode> {
+    let result = traces(podpath, out);
     // Also after a failure in `up`: half a lab is to go too.
     let down = proc::step(&format!("lab {LAB}: down"), || lab::down(LAB))
         .with_context(|| format!("the lab is still there\nway out: cargo xtask lab down {LAB}"));
@@ -46,14 +55,14 @@ pub fn run() -> Result<ExitCode> {
 }
 
 /// True when every trace ended well.
-fn traces(podpath: &Path) -> Result<bool> {
+fn traces(podpath: &Path, out: &mut dyn Write) -> Result<bool> {
     let lab = proc::step(&format!("lab {LAB}: up ({PROFILE})"), || lab::up(LAB, PROFILE))?;
     let mut well = true;
     for (index, (arguments, purpose)) in TRACES.iter().enumerate() {
         if interrupt::received().is_some() {
             bail!("interrupted");
         }
-        println!("\n# {purpose}\n$ podpath trace {arguments}");
+        writeln!(out, "\n# {purpose}\n$ podpath trace {arguments}").context(UNREAD)?;
         let mut command = Command::new(podpath);
         command.arg("trace").args(arguments.split(' ')).arg("--inventory").arg(&lab.inventory);
         let status = proc::shown(&mut command, TRACE_LIMIT)?;
@@ -63,6 +72,6 @@ fn traces(podpath: &Path) -> Result<bool> {
             well = false;
         }
     }
-    println!();
+    writeln!(out).context(UNREAD)?;
     Ok(well)
 }

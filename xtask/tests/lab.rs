@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use support::{Lab, address, exec, requests_seen, times};
+use xtask::demo;
 use xtask::lab::{self, LabInfo, inside, run};
 
 mod support;
@@ -46,6 +48,29 @@ fn a_ping_on_the_same_node_is_routed_once() {
     let lab = Lab::up("t-same", "calico-bgp");
     let output = ping(&lab, "bb1", &format!("-c1 -W2 {}", address(&lab, "bb3")));
     assert!(output.contains("ttl=63"), "{output}");
+}
+
+/// As the standard output is with `| head`.
+struct Unread;
+
+impl Write for Unread {
+    fn write(&mut self, _bytes: &[u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::BrokenPipe.into())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_demo_that_nobody_reads_leaves_no_lab() {
+    // It does not come to the first trace.
+    let error = demo::show(Path::new("/nowhere/podpath"), &mut Unread).unwrap_err();
+    assert!(error.to_string().contains("nobody reads"), "{error:#}");
+    let namespaces = Command::new("ip").arg("netns").output().unwrap();
+    let namespaces = String::from_utf8(namespaces.stdout).unwrap();
+    assert!(!namespaces.lines().any(|line| line.starts_with("demo")), "{namespaces}");
 }
 
 /// The routers that answer when the TTL runs out, as traceroute lists them.
