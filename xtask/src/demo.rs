@@ -34,18 +34,18 @@ pub fn run() -> Result<ExitCode> {
     packages::need_root("the demo", "cargo xtask demo")?;
     packages::ensure(packages::LAB)?;
     build::kernel_object()?;
-    show(&build::podpath()?, &mut io::stdout())
+    show(LAB, &build::podpath()?, &mut io::stdout())
 }
 
-/// Brings the lab up, shows the traces that this podpath makes, takes the lab down.
+/// Brings a lab of this name up, shows the traces that this podpath makes, takes the lab down.
 ///
 /// # Errors
 /// As [`run`]; and what stands before the traces cannot be written to `out`.
-pub fn show(podpath: &Path, out: &mut dyn Write) -> Result<ExitCode> {
-    let result = traces(podpath, out);
+pub fn show(name: &str, podpath: &Path, out: &mut dyn Write) -> Result<ExitCode> {
+    let result = traces(name, podpath, out);
     // Also after a failure in `up`: half a lab is to go too.
-    let down = proc::step(&format!("lab {LAB}: down"), || lab::down(LAB))
-        .with_context(|| format!("the lab is still there\nway out: cargo xtask lab down {LAB}"));
+    let down = proc::step(&format!("lab {name}: down"), || lab::down(name))
+        .with_context(|| format!("the lab is still there\nway out: cargo xtask lab down {name}"));
     match (result, down) {
         (Ok(true), Ok(())) => Ok(ExitCode::SUCCESS),
         (Ok(false), Ok(())) => Ok(ExitCode::FAILURE),
@@ -55,8 +55,8 @@ pub fn show(podpath: &Path, out: &mut dyn Write) -> Result<ExitCode> {
 }
 
 /// True when every trace ended well.
-fn traces(podpath: &Path, out: &mut dyn Write) -> Result<bool> {
-    let lab = proc::step(&format!("lab {LAB}: up ({PROFILE})"), || lab::up(LAB, PROFILE))?;
+fn traces(name: &str, podpath: &Path, out: &mut dyn Write) -> Result<bool> {
+    let lab = proc::step(&format!("lab {name}: up ({PROFILE})"), || lab::up(name, PROFILE))?;
     let mut well = true;
     for (index, (arguments, purpose)) in TRACES.iter().enumerate() {
         if interrupt::received().is_some() {

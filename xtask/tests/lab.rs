@@ -66,11 +66,11 @@ impl Write for Unread {
 #[test]
 fn a_demo_that_nobody_reads_leaves_no_lab() {
     // It does not come to the first trace.
-    let error = demo::show(Path::new("/nowhere/podpath"), &mut Unread).unwrap_err();
+    let error = demo::show("t-demo", Path::new("/nowhere/podpath"), &mut Unread).unwrap_err();
     assert!(error.to_string().contains("nobody reads"), "{error:#}");
     let namespaces = Command::new("ip").arg("netns").output().unwrap();
     let namespaces = String::from_utf8(namespaces.stdout).unwrap();
-    assert!(!namespaces.lines().any(|line| line.starts_with("demo")), "{namespaces}");
+    assert!(!namespaces.lines().any(|line| line.starts_with("t-demo")), "{namespaces}");
 }
 
 /// The routers that answer when the TTL runs out, as traceroute lists them.

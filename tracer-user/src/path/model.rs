@@ -8,10 +8,12 @@ use serde::{Deserialize, Serialize};
 mod drop;
 mod policy;
 mod rounds;
+mod service;
 
 pub use drop::{CulpritRule, DropCause, DropDetail, SettingDetail};
 pub(crate) use policy::KUBERNETES;
 pub use policy::{NamedPolicy, Policies, PoliciesRead, PolicyDirection, PolicyStage};
+pub use service::{AskedService, LocalEndpoints};
 
 /// All exchanges of one run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -48,26 +50,6 @@ pub struct Trace {
     pub probe: String,
 }
 
-/// A service that was asked, by what the API said when the trace began.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AskedService {
-    /// Its namespace.
-    pub namespace: String,
-    /// Its name.
-    pub name: String,
-    /// How many endpoints it has,
-    pub endpoints: usize,
-    /// and how many of them are ready to be sent new connections.
-    pub ready: usize,
-    /// The addresses of all its endpoints.
-    pub addresses: Vec<IpAddr>,
-    /// Set where the service's `externalTrafficPolicy` is Local, and it is asked from outside, or a node by its node port.
-    pub local: Option<LocalEndpoints>,
-    /// `loadBalancerSourceRanges`, where the source is in none of them and came by the load balancer's address.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub not_let_in: Vec<String>,
-}
-
 /// What is said where a packet passed to another device without having been routed or bridged.
 pub const REDIRECTED: &str = "redirected before IP (tc, XDP, a CNI's eBPF)";
 
@@ -82,50 +64,6 @@ pub const QUEUED: &str = "redirected here by tc, to be queued; then handed back"
 
 /// What is said at a DNAT that no rule chose since the trace began.
 pub const OLD_ENTRY: &str = "by conntrack's entry, which is older than the trace: no rule chose it since";
-
-impl AskedService {
-    /// The DNAT that sends the request to somebody who is none of the endpoints.
-    #[must_use]
-    pub fn stranger<'e>(&self, exchange: &'e Exchange) -> Option<(&'e Hop, &'e Nat)> {
-        let dnat = exchange.request.hops.iter().rev().find(|hop| hop.action == Action::Dnat)?;
-        let nat = dnat.detail.nat.as_ref()?;
-        (!self.addresses.contains(&nat.after.dst)).then_some((dnat, nat))
-    }
-
-    /// Who chose that, in a sentence.
-    #[must_use]
-    pub fn stranger_in_words(&self, exchange: &Exchange) -> Option<String> {
-        let (hop, nat) = self.stranger(exchange)?;
-        let Self { namespace, name, addresses, .. } = self;
-        let (to, node) = (nat.after.dst, &hop.node);
-        let has = match addresses.as_slice() {
-            [] => "none".to_owned(),
-            some => some.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
-        };
-        let who = match hop.detail.text.as_deref() {
-            Some(OLD_ENTRY) => format!(
-                "conntrack on {node} chose it, not the rules: an entry from before the endpoint moved, which lives as long as the \
-                 client goes on sending from this port"
-            ),
-            Some(_) => format!(
-                "the rules on {node} are behind, or an entry of conntrack there is older than the endpoint's move"
-            ),
-            None => format!("the rules on {node} are behind: does kube-proxy run there?"),
-        };
-        Some(format!("{to} is no endpoint of {namespace}/svc/{name} (it has {has}): {who}"))
-    }
-}
-
-/// Endpoints on the node that was asked, which alone get what comes from outside.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LocalEndpoints {
-    /// The node.
-    pub node: String,
-    /// How many ready endpoints live there.
-    pub ready: usize,
-    /// Nodes where ready endpoints live.
-    pub elsewhere: Vec<String>,
-}
 
 /// One end of the trace.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -207,12 +145,17 @@ impl Exchange {
     /// The hop at which the packet ended.
     #[must_use]
     pub fn ended_at(&self) -> Option<&Hop> {
+        self.ended_on().map(|(_, hop)| hop)
+    }
+
+    /// That hop, behind the path it is on.
+    pub(crate) fn ended_on(&self) -> Option<(&Path, &Hop)> {
         let ended = |hop: &&Hop| matches!(hop.action, Action::Dropped | Action::Lost);
         let paths = match self.failed_direction {
             Some(Direction::Request) => [&self.request, &self.reply],
             _ => [&self.reply, &self.request],
         };
-        paths.iter().find_map(|path| path.hops.iter().rev().find(ended))
+        paths.into_iter().find_map(|path| Some((path, path.hops.iter().rev().find(ended)?)))
     }
 }
 

@@ -4,29 +4,13 @@
 
 use tracer_common::CAST;
 
-use super::btf::KernelTypes;
-
-/// The running kernel's function and the type that the programs cast to, as BTF ids.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Cast {
-    /// `bpf_rdonly_cast`, from 6.2.
-    pub(super) function: u32,
-    /// [`tracer_common::Layout::bytes_type`].
-    pub(super) bytes_type: u32,
-}
-
-/// None: this kernel does not have it.
-pub(super) fn find(types: &KernelTypes) -> Option<Cast> {
-    Some(Cast { function: types.function("bpf_rdonly_cast")?, bytes_type: types.structure_id("new_utsname")? })
-}
-
 /// `BPF_JMP | BPF_CALL` and `BPF_ALU64 | BPF_MOV | BPF_K`.
 const CALL: u8 = 0x85;
 const MOVE: u8 = 0xb7;
 /// `BPF_PSEUDO_KFUNC_CALL`, as source register: the number is the BTF id of a function of the kernel's.
 const KERNEL_FUNCTION: u8 = if cfg!(target_endian = "little") { 2 << 4 } else { 2 };
 
-/// The object, in which each call of [`CAST`] is one of `function`, or without it the instruction `r0 = 0`. The verifier removes
+/// The object, in which each call of [`CAST`] is one of the function with the BTF id `function`, or without it the instruction `r0 = 0`. The verifier removes
 /// that again, because the programs do not come there.
 pub(super) fn linked(object: &[u8], function: Option<u32>) -> Vec<u8> {
     let wanted = instruction(CALL, 0, CAST);

@@ -9,6 +9,9 @@ use super::{
     btf::{Field, KernelTypes},
 };
 
+/// What casts any address to a type, from 6.2.
+pub const CAST_FUNCTION: &str = "bpf_rdonly_cast";
+
 /// Resolves every field for the running kernel.
 ///
 /// # Errors
@@ -77,8 +80,7 @@ pub fn resolve(types: &KernelTypes) -> Result<Layout, Error> {
         nft_chain_table,
         nft_chain_handle,
         nft_table_handle,
-        // Who loads the programs decides.
-        bytes_type: ABSENT,
+        bytes_type: types.function(CAST_FUNCTION).and(types.structure_id("new_utsname")).unwrap_or(ABSENT),
     })
 }
 

@@ -197,8 +197,8 @@ impl Probe {
             tracing::debug!(%why, "page fragments are not read");
             Pages::default()
         });
-        let cast = cast::find(&types);
-        let casting = Layout { bytes_type: cast.map_or(ABSENT, |cast| cast.bytes_type), ..layout };
+        let function = types.function(layout::CAST_FUNCTION).filter(|_| layout.bytes_type != ABSENT);
+        let copying = Layout { bytes_type: ABSENT, ..layout };
         let mut load = |layout, function| {
             let mut programs = loader
                 .override_global("LAYOUT", layout, true)
@@ -209,13 +209,13 @@ impl Probe {
             let without = programs::load_all(&mut programs, &btf)?;
             Ok::<_, Error>((programs, without, function.is_some()))
         };
-        let loaded = match cast {
+        let loaded = match function {
             // A kernel that compiles no programs refuses such calls.
-            Some(cast) => load(&casting, Some(cast.function)).or_else(|why| {
+            Some(function) => load(&layout, Some(function)).or_else(|why| {
                 tracing::debug!(%why, "memory is read without bpf_rdonly_cast");
-                load(&layout, None)
+                load(&copying, None)
             }),
-            None => load(&layout, None),
+            None => load(&copying, None),
         };
         let (mut programs, without, casts) = loaded?;
         for inode in setup.scope {

@@ -83,8 +83,7 @@ fn expired(names: &Names, Site { hop, ip, .. }: &Site<'_>, exchange: &Exchange) 
         };
         return hops.iter().map(routes).collect();
     }
-    let first = exchange.request.hops.first().filter(|_| exchange.failed_direction != Some(Direction::Reply));
-    let sender = first.filter(|hop| hop.action == Action::Sent).or(exchange.reply.hops.first());
+    let sender = exchange.ended_on().and_then(|(path, _)| path.hops.first()).filter(|hop| hop.action == Action::Sent);
     let Some((sender, ttl)) = sender.and_then(|hop| Some((hop, hop.ttl?))) else { return Vec::new() };
     let on = match &sender.pod {
         Some(pod) => format!("in pod {pod}"),

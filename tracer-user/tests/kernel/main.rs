@@ -15,7 +15,7 @@ mod tunnels;
 
 use tracer_user::{
     event::{Hook, L4, Record, Sighting},
-    probe::{Probe, RING_SIZE, Setup, btf::KernelTypes},
+    probe::{Probe, RING_SIZE, Setup, btf::KernelTypes, layout::CAST_FUNCTION},
     session::Flow,
 };
 
@@ -113,7 +113,7 @@ fn passed(seen: &[Sighting], wanted: u8) -> Vec<(Hook, u32)> {
 #[test]
 fn packets_are_loaded_directly_where_the_kernel_can() {
     let probe = Probe::load(&Setup { flows: &[flow()], scope: &[], ring_size: RING_SIZE }).unwrap();
-    let function = KernelTypes::open().unwrap().function("bpf_rdonly_cast");
+    let function = KernelTypes::open().unwrap().function(CAST_FUNCTION);
     assert_eq!(probe.loads_directly(), function.is_some());
 }
 

@@ -1,18 +1,14 @@
 //! Packets that go in circles.
 
-use super::{Action, Direction, DropCause, Exchange, Hop};
+use super::{Action, DropCause, Exchange, Hop};
 
 impl Exchange {
     /// How each node of a routing loop routed the packet whose TTL that used up, when it came by there last; in the packet's order. None:
     /// it ended otherwise, or no interface got it twice.
     #[must_use]
     pub fn routing_loop(&self) -> Option<Vec<&Hop>> {
-        let expired = |hop: &&Hop| hop.detail.drop.as_ref().is_some_and(|drop| drop.cause == DropCause::TtlExpired);
-        self.ended_at().filter(expired)?;
-        let path = match self.failed_direction {
-            Some(Direction::Reply) => &self.reply,
-            _ => &self.request,
-        };
+        let expired = |hop: &Hop| hop.detail.drop.as_ref().is_some_and(|drop| drop.cause == DropCause::TtlExpired);
+        let (path, _) = self.ended_on().filter(|(_, hop)| expired(hop))?;
         let mut arrivals = path.hops.iter().enumerate().rev().filter(|(_, hop)| hop.action == Action::Received);
         let (end, last) = arrivals.next()?;
         let place = |hop: &Hop| (hop.node.clone(), hop.interface.clone());
