@@ -193,6 +193,8 @@ impl Node {
         }
         let said = sh(&format!("ip netns exec {}-a ping -n -q -f -c {pings} -W 5 {B}", self.name));
         assert!(said.contains(" 0% packet loss"), "{said}");
+        // What was not heard of by the end of a recording is not reported, as not all nodes may have seen it whole.
+        thread::sleep(Duration::from_millis(200));
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id().cast_signed()), nix::sys::signal::Signal::SIGINT)
             .unwrap();
         stderr.read_to_string(&mut told).unwrap();

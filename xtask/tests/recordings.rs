@@ -204,7 +204,7 @@ fn a_recording_is_not_written_over_and_none_is_left_of_a_failure() {
     let nothing = record(&lab, &other, "1s").output().unwrap();
     assert_eq!(nothing.status.code(), Some(3), "{}", text(&nothing));
     assert!(text(&nothing).contains("nothing was seen"), "{}", text(&nothing));
-    assert!(text(&report(&other)).starts_with("NOTHING SEEN"), "{}", text(&report(&other)));
+    assert!(text(&report(&other)).starts_with("NOTHING SEEN  1."), "{}", text(&report(&other)));
 }
 
 /// In the lab `calico-bgp`: bb1 on node1, the endpoint on node2.

@@ -196,9 +196,9 @@ pub(crate) fn record_of(path: &Path, nodes: usize, flows: u64, exchanges: u64, g
                     }
                     Progress::AllRecord => {
                         shared.began.store(true, Relaxed);
-                        Some(Entry::AllRecord)
+                        Some(Entry::AllRecord { after: Duration::from_secs(1) })
                     }
-                    Progress::Draining => Some(Entry::Stopping),
+                    Progress::Draining => Some(Entry::Stopping { after: Duration::from_secs(1) }),
                     _ => None,
                 };
                 if let Some(entry) = entry {

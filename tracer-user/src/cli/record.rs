@@ -76,7 +76,10 @@ fn told(path: &Path, records: u64, lost: u64, lasted: Duration, one_of: u32) -> 
             1 => String::new(),
             _ => format!("; of {one_of} connections one is recorded: without --sample all are"),
         };
-        return format!("podpath: nothing was seen in {:.1} s; {path} says so{sampled}\n", lasted.as_secs_f64());
+        return format!(
+            "podpath: nothing was seen in {:.1} s, {lost} lost; {path} says so{sampled}\n",
+            lasted.as_secs_f64()
+        );
     }
     let (size, seconds) = (DecimalBytes(bytes), lasted.as_secs_f64());
     format!("{records} records in {seconds:.1} s, {lost} lost, {size}; next: podpath report {path}\n")
@@ -138,8 +141,8 @@ impl Tape {
                 let (after, frame) = (self.started.elapsed(), (*frame).clone());
                 return self.writer.add(Entry::Heard { node: *node, after, frame });
             }
-            session::Progress::AllRecord => return self.writer.add(Entry::AllRecord),
-            session::Progress::Draining => return self.writer.add(Entry::Stopping),
+            session::Progress::AllRecord => return self.writer.add(Entry::AllRecord { after: self.started.elapsed() }),
+            session::Progress::Draining => return self.writer.add(Entry::Stopping { after: self.started.elapsed() }),
             session::Progress::Records { new, .. } => self.seen.add(new),
             session::Progress::Lost { node, total } => {
                 self.seen.lost.insert((*node).to_owned(), *total);

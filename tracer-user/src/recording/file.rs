@@ -45,9 +45,15 @@ pub enum Entry {
         frame: Bytes,
     },
     /// Whatever follows was seen by all nodes.
-    AllRecord,
+    AllRecord {
+        /// Since the recording began; 0 in older recordings, which do not say it.
+        after: Duration,
+    },
     /// All nodes are told to stop: what follows may not have been seen by all.
-    Stopping,
+    Stopping {
+        /// As above.
+        after: Duration,
+    },
     /// Who is who.
     Names(KnownNames),
     /// The last one.
@@ -60,6 +66,9 @@ pub enum Entry {
 struct Wire {
     #[prost(oneof = "Body", tags = "1, 2, 3, 4, 5, 6")]
     body: Option<Body>,
+    /// Of [`Entry::AllRecord`] and [`Entry::Stopping`], whose own field has no room for it.
+    #[prost(uint64, tag = "7")]
+    after_ns: u64,
 }
 
 #[derive(Clone, PartialEq, prost::Oneof)]
@@ -91,6 +100,10 @@ struct Heard {
     frame: Bytes,
 }
 
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
 fn json(value: &impl Serialize) -> Bytes {
     serde_json::to_vec(value).expect("string keys and integers only").into()
 }
@@ -101,20 +114,24 @@ fn parsed<T: DeserializeOwned>(bytes: &Bytes) -> Result<T, String> {
 
 impl From<Entry> for Wire {
     fn from(entry: Entry) -> Self {
+        let after_ns = match entry {
+            Entry::AllRecord { after } | Entry::Stopping { after } => nanos(after),
+            _ => 0,
+        };
         let body = match entry {
             Entry::Header(header) => Some(Body::Header(json(&header))),
             Entry::Heard { node, after, frame } => Some(Body::Heard(Heard {
                 node: u32::try_from(node).unwrap_or(u32::MAX),
-                after_ns: u64::try_from(after.as_nanos()).unwrap_or(u64::MAX),
+                after_ns: nanos(after),
                 frame,
             })),
-            Entry::AllRecord => Some(Body::AllRecord(true)),
-            Entry::Stopping => Some(Body::Stopping(true)),
+            Entry::AllRecord { .. } => Some(Body::AllRecord(true)),
+            Entry::Stopping { .. } => Some(Body::Stopping(true)),
             Entry::Names(names) => Some(Body::Names(json(&names))),
             Entry::Closing(closing) => Some(Body::Closing(json(&closing))),
             Entry::Unknown => None,
         };
-        Self { body }
+        Self { body, after_ns }
     }
 }
 
@@ -122,13 +139,14 @@ impl TryFrom<Wire> for Entry {
     type Error = String;
 
     fn try_from(wire: Wire) -> Result<Self, String> {
+        let after = Duration::from_nanos(wire.after_ns);
         Ok(match wire.body {
             Some(Body::Header(bytes)) => Self::Header(parsed(&bytes)?),
             Some(Body::Heard(Heard { node, after_ns, frame })) => {
                 Self::Heard { node: node as usize, after: Duration::from_nanos(after_ns), frame }
             }
-            Some(Body::AllRecord(_)) => Self::AllRecord,
-            Some(Body::Stopping(_)) => Self::Stopping,
+            Some(Body::AllRecord(_)) => Self::AllRecord { after },
+            Some(Body::Stopping(_)) => Self::Stopping { after },
             Some(Body::Names(bytes)) => Self::Names(parsed(&bytes)?),
             Some(Body::Closing(bytes)) => Self::Closing(parsed(&bytes)?),
             None => Self::Unknown,

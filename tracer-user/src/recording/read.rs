@@ -220,11 +220,13 @@ impl Scan {
                         }
                     }
                 }
-                Entry::AllRecord => {
+                Entry::AllRecord { after } => {
                     self.replay.all_record();
+                    self.last = self.last.max(after);
                     self.began = self.last;
                 }
-                Entry::Stopping => {
+                Entry::Stopping { after } => {
+                    self.last = self.last.max(after);
                     self.stopping = Some(self.seen.clone());
                     self.ended = Some(self.last);
                 }

@@ -55,7 +55,7 @@ fn recorded(evidence: &Evidence, ends: &Ends) -> Vec<u8> {
             }
         }
         if turn == 1 {
-            writer.add(Entry::AllRecord).expect("a vector");
+            writer.add(Entry::AllRecord { after: Duration::from_millis(10) }).expect("a vector");
         }
         writer.flush().expect("a vector");
     }
@@ -178,6 +178,33 @@ fn reports_and_comparisons_read_well() {
     assert_eq!(compare(&before, &before), []);
     let nothing = render::comparison(&[], (&before, &older), (&before, &older), &style);
     insta::assert_snapshot!("nothing_changed", nothing);
+}
+
+#[test]
+fn a_report_without_exchanges_says_for_how_long_and_what_was_lost() {
+    let (mut evidence, ends) = pings(2, 3, 0);
+    let seconds = Duration::from_secs;
+    let mut reported = |lost| {
+        evidence.nodes[0].lost = lost;
+        let mut writer = Writer::new(Vec::new(), header(&evidence, &ends)).expect("a vector");
+        let heard = |frame| Entry::Heard { node: 0, after: seconds(63), frame };
+        // All of it is heard only after the end.
+        let entries = [Entry::AllRecord { after: seconds(2) }, Entry::Stopping { after: seconds(62) }];
+        let entries = entries.into_iter().chain(replay::frames(&evidence.nodes[0]).into_iter().map(heard));
+        entries.for_each(|entry| writer.add(entry).expect("a vector"));
+        let (_folder, path) = file(&writer.finish(KnownNames::default(), Closing::default()).expect("a vector"));
+        let mut recording = Recording::open(&path).expect("a recording");
+        assert_eq!(joined(&mut recording), (Vec::new(), [0; 4]));
+        evidence.nodes[0].records.clear();
+        let style = render::Style { color: false, width: 100, verbose: false };
+        render::report(&Report::new(0), &recording.contents, &style).lines().next().unwrap_or_default().to_owned()
+    };
+    let told = [reported(4_321), reported(12), reported(0)];
+    insta::assert_snapshot!(told.join("\n"), @r"
+    NOTHING WHOLE: 27 records, of no request that began and ended in time  60.0 s  4,321 events lost
+    NOTHING SEEN  60.0 s  12 events lost
+    NOTHING SEEN  60.0 s  0 events lost
+    ");
 }
 
 #[test]

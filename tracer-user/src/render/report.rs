@@ -54,17 +54,22 @@ pub(super) fn percent(part: u128, whole: u128) -> String {
 fn verdict(page: &mut Page, report: &Report, contents: &Contents) {
     let total = report.exchanges();
     let seconds = contents.lasted.as_secs_f64();
+    let lost = grouped(contents.lost_events());
     if total == 0 {
-        page.line(&[(Paint::Doubtful, "NOTHING SEEN"), (Paint::Plain, &format!(" in {seconds:.1} s"))]);
+        let (word, why) = match contents.records {
+            0 => ("NOTHING SEEN", String::new()),
+            records => {
+                ("NOTHING WHOLE", format!(": {} records, of no request that began and ended in time", grouped(records)))
+            }
+        };
+        page.wrapped(Paint::Doubtful, word, &format!("{why}  {seconds:.1} s  {lost} events lost"), 2);
         return;
     }
     let delivered = report.ended(Outcome::Delivered);
     let paint = if delivered == total { Paint::Good } else { Paint::Bad };
     let mut text = format!("DELIVERED {}/{}", grouped(delivered), grouped(total));
     page_pieces(&mut text, report, total);
-    let lost = contents.lost_events();
-    let rest =
-        format!("  {} retransmissions  {seconds:.1} s  {} events lost", grouped(report.retransmissions), grouped(lost));
+    let rest = format!("  {} retransmissions  {seconds:.1} s  {lost} events lost", grouped(report.retransmissions));
     page.wrapped(paint, &text, &rest, 2);
 }
 

@@ -81,6 +81,7 @@ pub(crate) fn frames(node: &NodeEvidence) -> Vec<Bytes> {
     let mut messages = vec![Message::Hello(hello), Message::Armed(1)];
     messages.extend(node.records.chunks(50).map(|records| Message::Records(records.to_vec(), 0)));
     messages.extend(wire::batches(wire::facts(&node.facts)));
-    messages.extend([Message::Counters(Counters::default(), 0), Message::Drained(node.stopped_ns.unwrap_or(0))]);
+    let counters = Counters { lost_receive: node.lost, ..Counters::default() };
+    messages.extend([Message::Counters(counters, 0), Message::Drained(node.stopped_ns.unwrap_or(0))]);
     messages.into_iter().map(|message| wire::encode(message).expect("it fits")).collect()
 }
