@@ -65,6 +65,8 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     }
     phases.header("done");
     totals.ignored_tests.iter().for_each(|test| println!("ignored: {test}"));
+    // Again, as it stands far above by now.
+    totals.printed.iter().for_each(|line| println!("{line}"));
     totals.failed_tests.iter().for_each(|test| println!("failed: {test}"));
     println!("{}", last_line(&totals, &options.skip, &failed));
     Ok(if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })

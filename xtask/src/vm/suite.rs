@@ -124,6 +124,7 @@ impl Report {
             filtered: 0,
             ignored_tests: ignored_tests.collect(),
             failed_tests: failed_tests.map(|name| format!("{prefix}{name}")).collect(),
+            ..Totals::default()
         }
     }
 
