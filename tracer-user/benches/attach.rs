@@ -52,7 +52,8 @@ fn podpath() -> Result<Times> {
         timeout: Duration::from_secs(5),
         nonce_base: 1,
     };
-    let request = Request { flows: vec![flow], time_limit: LIMIT, ping: Some(ping), trace_rules: false };
+    let request =
+        Request { flows: vec![flow], time_limit: LIMIT, ping: Some(ping), trace_rules: false, sparing: false };
     let plan = Plan { armed_within: LIMIT, record_for: None, armed_last: None, all_needed: true, passes_on: false };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {

@@ -172,8 +172,13 @@ pub(crate) fn record_of(path: &Path, nodes: usize, flows: u64, exchanges: u64, g
             let done = Notify::new();
             let session = |node: usize| {
                 let backend = Generated { node, nodes, shared: Arc::clone(&shared) };
-                let request =
-                    Request { flows: requested(), time_limit: MAX_TIME_LIMIT, ping: None, trace_rules: false };
+                let request = Request {
+                    flows: requested(),
+                    time_limit: MAX_TIME_LIMIT,
+                    ping: None,
+                    trace_rules: false,
+                    sparing: true,
+                };
                 (Connection::local(traffic::node_name(node), backend), request)
             };
             let sessions = (0..nodes).map(session).collect();

@@ -55,6 +55,7 @@ pub(super) fn requests(args: &TraceArgs, cluster: &Cluster, resolved: &Resolved,
         time_limit: longest(args),
         ping: (*sender == Some(index)).then(|| ping.clone()),
         trace_rules: args.trace_rules,
+        sparing: false,
     };
     (0..cluster.nodes.len()).map(request).collect()
 }

@@ -227,6 +227,7 @@ pub(super) async fn watching(args: &TraceArgs, cluster: &mut Cluster) -> Result<
     let resolved = ends::resolve(args, cluster).await?;
     let (connections, _) = cluster.connect(resolved.sender).await?;
     let requests = requests::requests(args, cluster, &resolved, &[]);
+    let requests = requests.into_iter().map(|request| Request { sparing: true, ..request });
     let plan = Plan { passes_on: true, ..plan(args, cluster, home(cluster, &resolved)) };
     Ok(Watching { resolved, sessions: connections.into_iter().zip(requests).collect(), plan })
 }

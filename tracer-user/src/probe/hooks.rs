@@ -27,6 +27,8 @@ pub enum Kind {
     Kprobe {
         /// The module that the function may be in; some kernels have it built in.
         module: &'static str,
+        /// Does it run for every packet that meets netfilter, only to say more of those that it drops?
+        of_drops: bool,
     },
 }
 
@@ -40,21 +42,21 @@ pub static HOOKS: [HookPlace; 10] = [
     tracepoint("net_dev_start_xmit"),
     tracepoint("kfree_skb"),
     tracepoint("consume_skb"),
-    kprobe(
-        "nf_nat_manip_pkt",
-        "nf_nat_manip_pkt",
-        "nf_nat",
-        "NAT is shown by what it did, read from conntrack, without the moment between two devices at which it did so",
-    ),
-    kprobe(
+    HookPlace {
+        name: "nf_nat_manip_pkt",
+        program: "nf_nat_manip_pkt",
+        kind: Kind::Kprobe { module: "nf_nat", of_drops: false },
+        cost: "NAT is shown by what it did, read from conntrack, without the moment between two devices at which it did so",
+    },
+    of_drops(
         "nf_hook_slow",
         "nf_hook_slow",
         "",
         "a packet dropped by netfilter without a rule is shown without the hook where it was",
     ),
-    kprobe("ipt_do_table", "ipt_do_table", "ip_tables", NO_EVALUATION),
-    kprobe("ip6t_do_table", "ipt_do_table", "ip6_tables", NO_EVALUATION),
-    kprobe("nft_do_chain", "nft_do_chain", "nf_tables", NO_EVALUATION),
+    of_drops("ipt_do_table", "ipt_do_table", "ip_tables", NO_EVALUATION),
+    of_drops("ip6t_do_table", "ipt_do_table", "ip6_tables", NO_EVALUATION),
+    of_drops("nft_do_chain", "nft_do_chain", "nf_tables", NO_EVALUATION),
 ];
 
 /// Where the program that does nothing is attached, for a benchmark.
@@ -64,8 +66,8 @@ const fn tracepoint(name: &'static str) -> HookPlace {
     HookPlace { name, program: name, kind: Kind::Tracepoint, cost: NO_TRACEPOINT }
 }
 
-const fn kprobe(name: &'static str, program: &'static str, module: &'static str, cost: &'static str) -> HookPlace {
-    HookPlace { name, program, kind: Kind::Kprobe { module }, cost }
+const fn of_drops(name: &'static str, program: &'static str, module: &'static str, cost: &'static str) -> HookPlace {
+    HookPlace { name, program, kind: Kind::Kprobe { module, of_drops: true }, cost }
 }
 
 /// Those without which there is no trace.
@@ -76,6 +78,11 @@ pub fn tracepoints() -> impl Iterator<Item = &'static HookPlace> {
 /// Those that a trace can do without, and their modules.
 pub fn kprobes() -> impl Iterator<Item = &'static HookPlace> {
     HOOKS.iter().filter(|hook| matches!(hook.kind, Kind::Kprobe { .. }))
+}
+
+/// Of them, those that only say more of drops.
+pub fn for_drops() -> impl Iterator<Item = &'static HookPlace> {
+    HOOKS.iter().filter(|hook| matches!(hook.kind, Kind::Kprobe { of_drops: true, .. }))
 }
 
 /// Does this kernel have kprobes?
@@ -95,8 +102,8 @@ impl HookPlace {
     /// Is the module of its function loaded, or built in? Always so for a place that is in no module.
     pub fn has_module(&self) -> bool {
         match self.kind {
-            Kind::Tracepoint | Kind::Kprobe { module: "" } => true,
-            Kind::Kprobe { module } => Path::new("/sys/module").join(module).exists(),
+            Kind::Tracepoint | Kind::Kprobe { module: "", .. } => true,
+            Kind::Kprobe { module, .. } => Path::new("/sys/module").join(module).exists(),
         }
     }
 }

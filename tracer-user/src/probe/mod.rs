@@ -127,6 +127,8 @@ pub struct Probe {
     recorded: u64,
     /// Known after [`Self::detach`].
     skipped: Skipped,
+    /// The kprobes that only say more of drops are attached with the first drop that they may say more of.
+    spared: bool,
     attached: bool,
 }
 
@@ -176,6 +178,15 @@ impl Probe {
     /// Attaches the programs of all places. The kprobes first: of the first packet that a tracepoint sees they then see all.
     pub fn attach_all(&mut self) -> Result<(), Error> {
         hooks::kprobes().chain(hooks::tracepoints()).try_for_each(|hook| self.attach(hook))
+    }
+
+    /// As [`Self::attach_all`], but for the kprobes that run for every packet that meets netfilter, of anybody on the machine, only to say
+    /// more of those that it drops: they follow with the first drop of a wanted packet for which netfilter may be the reason. Of it and of
+    /// those in the next tens of milliseconds, what evaluated rules last is not known.
+    pub fn attach_sparing(&mut self) -> Result<(), Error> {
+        self.spared = true;
+        let places = hooks::kprobes().chain(hooks::tracepoints());
+        places.filter(|hook| hooks::for_drops().all(|other| other != *hook)).try_for_each(|hook| self.attach(hook))
     }
 
     /// Loads everything, attaches nothing.
@@ -235,6 +246,7 @@ impl Probe {
             frees: Vec::new(),
             recorded: 0,
             skipped: Skipped::default(),
+            spared: false,
             attached: true,
         })
     }
@@ -272,16 +284,23 @@ impl Probe {
     /// [`Self::drain`], to the end of what the caller has room for.
     pub fn drain_into(&mut self, records: &mut Vec<Record>) -> Result<(), Error> {
         let before = records.len();
+        let mut dropped = false;
         while let Some(bytes) = self.events.next() {
             self.recorded += 1;
             match decode::record(&bytes)? {
-                Record::Sighting(free) if free.free.is_some() => self.frees.push(Record::Sighting(free)),
+                Record::Sighting(sighting) if sighting.free.is_some() => {
+                    dropped |= self.symbols.may_be_netfilters(&sighting);
+                    self.frees.push(Record::Sighting(sighting));
+                }
                 record => records.push(record),
             }
             // Else a flood that is faster than this loop would keep it here for ever.
             if self.attached && records.len() - before + self.frees.len() >= MOST_AT_ONCE {
                 break;
             }
+        }
+        if dropped && self.attached && std::mem::take(&mut self.spared) {
+            hooks::for_drops().try_for_each(|hook| self.attach(hook))?;
         }
         if !self.attached || self.frees.len() > MAX_FREES_WAITING {
             self.symbols.name_frees(&mut self.frees);

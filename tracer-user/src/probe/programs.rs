@@ -58,7 +58,7 @@ fn out_of_reach() -> Vec<Lack> {
     let why = |hook: &HookPlace| match hook.kind {
         Kind::Tracepoint => None,
         Kind::Kprobe { .. } if !kprobes => Some(Why::NoKprobes),
-        Kind::Kprobe { module } => (!hook.has_module()).then_some(Why::NoModule(module)),
+        Kind::Kprobe { module, .. } => (!hook.has_module()).then_some(Why::NoModule(module)),
     };
     HOOKS.iter().filter_map(|hook| Some(Lack { hook, why: why(hook)? })).collect()
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::btf::KernelTypes;
-use crate::event::{Free, Record};
+use crate::event::{Free, Hook, Record, Sighting};
 
 /// Names for frees, learned as they are needed.
 pub struct Symbols {
@@ -25,6 +25,13 @@ impl Symbols {
         let short = |name: String| name.trim_start_matches("SKB_").trim_start_matches("DROP_REASON_").into();
         let reasons = types.enumeration("skb_drop_reason").into_iter().map(|(value, name)| (value, short(name)));
         Self { reasons: reasons.collect(), functions: HashMap::new() }
+    }
+
+    /// Is it a drop, and not one of which the kernel says another reason than netfilter?
+    pub fn may_be_netfilters(&self, sighting: &Sighting) -> bool {
+        let reason = sighting.free.as_ref().and_then(|free| free.reason);
+        let name = reason.and_then(|reason| self.reasons.get(&reason));
+        sighting.hook == Hook::Drop && name.is_none_or(|name| **name == *"NETFILTER_DROP" || **name == *"NOT_SPECIFIED")
     }
 
     /// Fills in the names in every free among the records. Reads `/proc/kallsyms` once for all places that are new, and not

@@ -109,6 +109,13 @@ impl Notes {
         unread.for_each(|error| self.add(error.to_string()));
     }
 
+    /// A kernel without kprobes, or a module that nothing uses, is `doctor`'s to tell.
+    fn of_kprobes(&mut self, probe: &Probe) {
+        for lack in probe.without().iter().filter(|lack| matches!(lack.why, probe::Why::Refused(_))) {
+            self.add(format!("kprobe {} could not be attached: {}; {}", lack.hook.name, lack.why, lack.hook.cost));
+        }
+    }
+
     /// A pod more than the kernel's table can hold is no reason to end the trace of the others.
     fn of_new_pod(&mut self, added: Result<(), probe::Error>) -> Result<(), Failure> {
         match added {
@@ -235,12 +242,8 @@ impl Backend for LiveNode {
         }
         let mut probe = probe.map_err(kernel)?;
         node.scope().into_iter().try_for_each(|inode| probe.add_namespace(inode)).map_err(kernel)?;
-        probe.attach_all().map_err(kernel)?;
-        // A kernel without kprobes, or a module that nothing uses, is `doctor`'s to tell.
-        for lack in probe.without().iter().filter(|lack| matches!(lack.why, probe::Why::Refused(_))) {
-            self.notes
-                .add(format!("kprobe {} could not be attached: {}; {}", lack.hook.name, lack.why, lack.hook.cost));
-        }
+        if request.sparing { probe.attach_sparing() } else { probe.attach_all() }.map_err(kernel)?;
+        self.notes.of_kprobes(&probe);
         self.probe = Some(probe);
         self.notes.of_node(node.notes());
         self.notes.of_node(rules.notes());
@@ -341,6 +344,8 @@ impl Backend for LiveNode {
         (facts.rules, facts.rules_complete) = (rules.hits, rules.complete);
         facts.conntrack_drops = rules.conntrack;
         self.notes.of_node(&unread);
+        // Some may have been attached only during the session.
+        self.notes.of_kprobes(self.probe.as_ref().ok_or_else(not_armed)?);
         rules.notes.into_iter().for_each(|note| self.notes.add(note));
         if let Some(sentence) = self.unasked.sentence() {
             self.notes.add(sentence);

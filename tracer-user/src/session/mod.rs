@@ -46,7 +46,7 @@ pub use self::{
 };
 
 /// The protocol this program speaks; `docs/PROTOCOL.md` says when which number grows.
-pub const PROTOCOL: Version = Version { major: 1, minor: 5 };
+pub const PROTOCOL: Version = Version { major: 1, minor: 6 };
 
 /// A protocol version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,6 +105,9 @@ pub struct Request {
     pub ping: Option<Ping>,
     /// Let the kernel trace the rules that the flows' packets meet, by a table of our own that vanishes with the session.
     pub trace_rules: bool,
+    /// Everybody's packets are spared what only says more of drops, until the first of the flows' packets is dropped: see
+    /// [`crate::probe::Probe::attach_sparing`]. For long sessions; an older agent does not know it.
+    pub sparing: bool,
 }
 
 impl Request {

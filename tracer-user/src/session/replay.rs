@@ -19,7 +19,8 @@ impl Replay {
     /// Of nodes with these names, which were asked to record these flows.
     pub fn new(nodes: impl IntoIterator<Item = (String, Vec<Flow>)>) -> Self {
         let node = |(name, flows)| {
-            let request = Request { flows, time_limit: super::MAX_TIME_LIMIT, ping: None, trace_rules: false };
+            let request =
+                Request { flows, time_limit: super::MAX_TIME_LIMIT, ping: None, trace_rules: false, sparing: false };
             let mut node = Node::new(name, request, true);
             node.requested = true;
             node

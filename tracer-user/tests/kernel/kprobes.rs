@@ -4,7 +4,7 @@ use std::process::Command;
 
 use tracer_user::{
     event::{Engine, Hook, Netfilter, Record, Rewrite, Side, Sighting},
-    probe::{Probe, RING_SIZE, btf::KernelTypes, hooks},
+    probe::{Probe, RING_SIZE, Setup, btf::KernelTypes, hooks},
     session::Flow,
 };
 
@@ -118,6 +118,29 @@ fn a_packet_dropped_by_nftables_says_in_which_chain() {
     let (table, chain) = if known { (table, chain) } else { (0, 0) };
     assert_eq!((found.hook, found.engine), (1, Engine::Nftables { table, chain }), "{listed}");
     assert!([1, 2].contains(&found.family), "{found:?}");
+}
+
+#[test]
+#[ignore = "needs kprobes, which not every kernel has"]
+fn who_spares_others_watches_the_evaluation_of_rules_from_the_first_drop() {
+    let pair = Pair::new("spared");
+    sh(&format!("ip netns exec {b} iptables-legacy -t mangle -A PREROUTING -p icmp -j DROP", b = pair.b));
+    let setup = Setup { flows: &[flow()], scope: &pair.scope(), ring_size: RING_SIZE };
+    let mut probe = Probe::load(&setup).unwrap();
+    probe.attach_sparing().unwrap();
+    let mut found = Vec::new();
+    let mut seen = Vec::new();
+    for _ in 0..2 {
+        unanswered(&pair, "198.51.100.2");
+        seen.extend(probe.drain().unwrap());
+    }
+    seen.extend(records(&mut probe, &["ipt_do_table", "nf_hook_slow"]));
+    for sighting in sightings(seen) {
+        if sighting.hook == Hook::Drop {
+            found.push(sighting.free.expect("a free").netfilter.map(|rules| (rules.hook, rules.engine)));
+        }
+    }
+    assert_eq!(found, [None, Some((0, Engine::Iptables))]);
 }
 
 #[test]

@@ -34,6 +34,7 @@ fn session(lab: &Lab, trace_rules: bool) -> NodeFacts {
         time_limit: Duration::from_secs(60),
         ping: None,
         trace_rules,
+        sparing: false,
     };
     let full = lab.name("a");
     lab.inside("n", || {

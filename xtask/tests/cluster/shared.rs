@@ -120,8 +120,13 @@ async fn agents_on_one_kernel_record_their_own_nodes_packets_alone() {
         timeout: Duration::from_secs(1),
         nonce_base: 1,
     };
-    let request =
-        |ping| Request { flows: vec![flow.clone()], time_limit: Duration::from_secs(60), ping, trace_rules: false };
+    let request = |ping| Request {
+        flows: vec![flow.clone()],
+        time_limit: Duration::from_secs(60),
+        ping,
+        trace_rules: false,
+        sparing: false,
+    };
     let plan = Plan {
         armed_within: Duration::from_secs(40),
         record_for: None,

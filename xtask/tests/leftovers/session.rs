@@ -75,7 +75,7 @@ fn request(lab: &Lab, time_limit: Duration) -> Request {
         nonce_base: 1,
     };
     let flow = Flow { a: src, b: Some(dst), protocol: ICMP, a_port: None, b_port: None, one_of: 1 };
-    Request { flows: vec![flow], time_limit, ping: Some(ping), trace_rules: false }
+    Request { flows: vec![flow], time_limit, ping: Some(ping), trace_rules: false, sparing: false }
 }
 
 /// A pipe into which nothing more goes: whoever writes waits.

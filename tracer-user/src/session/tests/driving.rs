@@ -186,7 +186,7 @@ async fn an_incompatible_agent_is_to_be_upgraded() {
         assert!(error.ends_with(upgrade), "{error}");
         if major == 0 {
             insta::assert_snapshot!(error, @r"
-    node a: session ended before hello: protocol: podpath-agent speaks version 0.0 and podpath speaks version 1.5
+    node a: session ended before hello: protocol: podpath-agent speaks version 0.0 and podpath speaks version 1.6
       upgrade podpath-agent
     ");
         }

@@ -204,7 +204,7 @@ async fn peers_of_other_versions() {
     let (mut peer, serving, log) = session(FakeNode::default(), 4096, RECORDS_WAITING);
     assert!(matches!(peer.hear().await, Message::Hello(_)));
     peer.say(Message::Request(next, request(60))).await;
-    insta::assert_snapshot!(end(serving, &log).await, @"protocol: podpath speaks version 2.0 and podpath-agent speaks version 1.5; upgrade podpath-agent");
+    insta::assert_snapshot!(end(serving, &log).await, @"protocol: podpath speaks version 2.0 and podpath-agent speaks version 1.6; upgrade podpath-agent");
     // Refused before anything was attached.
     assert_eq!(*log.lock().unwrap(), ["dropped"]);
 }

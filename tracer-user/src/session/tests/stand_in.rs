@@ -157,7 +157,7 @@ pub(super) fn record() -> Record {
 pub(super) fn request(limit: u64) -> Request {
     let (a, b) = (IpAddr::from([10, 0, 0, 1]), Some(IpAddr::from([10, 0, 0, 2])));
     let flows = vec![Flow { a, b, protocol: 1, a_port: Some(7), b_port: None, one_of: 1 }];
-    Request { flows, time_limit: Duration::from_secs(limit), ping: None, trace_rules: false }
+    Request { flows, time_limit: Duration::from_secs(limit), ping: None, trace_rules: false, sparing: false }
 }
 
 pub(super) fn ping_request(limit: u64) -> Request {

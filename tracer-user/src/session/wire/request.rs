@@ -40,6 +40,8 @@ pub(super) struct Request {
     ping: Option<Ping>,
     #[prost(bool, tag = "6")]
     trace_rules: bool,
+    #[prost(bool, tag = "7")]
+    sparing: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -192,7 +194,7 @@ impl From<Hello> for session::Hello {
 impl From<(session::Version, &session::Request)> for Request {
     fn from((version, request): (session::Version, &session::Request)) -> Self {
         let session::Version { major, minor } = version;
-        let session::Request { flows, time_limit, ping, trace_rules } = request;
+        let session::Request { flows, time_limit, ping, trace_rules, sparing } = request;
         Self {
             major,
             minor,
@@ -200,6 +202,7 @@ impl From<(session::Version, &session::Request)> for Request {
             time_limit_ns: nanos(*time_limit),
             ping: ping.as_ref().map(Into::into),
             trace_rules: *trace_rules,
+            sparing: *sparing,
         }
     }
 }
@@ -208,12 +211,13 @@ impl TryFrom<Request> for (session::Version, session::Request) {
     type Error = Malformed;
 
     fn try_from(request: Request) -> Result<Self, Malformed> {
-        let Request { major, minor, flows, time_limit_ns, ping, trace_rules } = request;
+        let Request { major, minor, flows, time_limit_ns, ping, trace_rules, sparing } = request;
         let request = session::Request {
             flows: flows.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
             time_limit: Duration::from_nanos(time_limit_ns),
             ping: ping.map(TryInto::try_into).transpose()?,
             trace_rules,
+            sparing,
         };
         Ok((session::Version { major, minor }, request))
     }

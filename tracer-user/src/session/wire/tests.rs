@@ -350,9 +350,15 @@ fn request() -> impl Strategy<Value = Request> {
             Ping { src, home, any_source, dst, kind, count, interval, size, timeout, nonce_base }
         },
     );
-    (vec(flow, 0..4), any::<u64>(), option::of(ping), any::<bool>()).prop_map(|(flows, limit, ping, trace_rules)| {
-        Request { trace_rules, flows, time_limit: Duration::from_nanos(limit), ping }
-    })
+    (vec(flow, 0..4), any::<u64>(), option::of(ping), any::<[bool; 2]>()).prop_map(
+        |(flows, limit, ping, [trace_rules, sparing])| Request {
+            trace_rules,
+            sparing,
+            flows,
+            time_limit: Duration::from_nanos(limit),
+            ping,
+        },
+    )
 }
 
 fn check() -> impl Strategy<Value = Check> {
