@@ -105,8 +105,8 @@ pub struct Request {
     pub ping: Option<Ping>,
     /// Let the kernel trace the rules that the flows' packets meet, by a table of our own that vanishes with the session.
     pub trace_rules: bool,
-    /// Everybody's packets are spared what only says more of drops, until the first of the flows' packets is dropped: see
-    /// [`crate::probe::Probe::attach_sparing`]. For long sessions; an older agent does not know it.
+    /// For long sessions: what runs for everybody's packets, only to say more of drops, waits until one of the flows' packets is dropped.
+    /// An older agent has it from the beginning.
     pub sparing: bool,
 }
 
