@@ -8,7 +8,11 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use crate::{build, packages, proc, totals::Totals, vm, workspace_root};
+use crate::{
+    build, packages, proc,
+    totals::{Failures, Totals},
+    vm, workspace_root,
+};
 
 /// All tests together; a hanging one is ended rather than waited for. On two processors, with what a fresh clone has to compile
 /// (the image's programs among it), they take some 45 minutes, and the virtual machines after them 15.
@@ -45,7 +49,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         failed.push("clippy");
     }
     phases.header("cargo test --workspace");
-    let (mut totals, ended) = cargo_test(options)?;
+    let (mut totals, said, ended) = cargo_test(options)?;
     match ended {
         Some(true) => {}
         Some(false) => failed.push("tests"),
@@ -66,7 +70,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     phases.header("done");
     totals.ignored_tests.iter().for_each(|test| println!("ignored: {test}"));
     // Again, as it stands far above by now.
-    totals.printed.iter().for_each(|line| println!("{line}"));
+    said.iter().for_each(|line| println!("{line}"));
     totals.failed_tests.iter().for_each(|test| println!("failed: {test}"));
     println!("{}", last_line(&totals, &options.skip, &failed));
     Ok(if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -128,9 +132,9 @@ fn clippy() -> Result<bool> {
     Ok(host && laptop && kernel.is_ok())
 }
 
-/// Runs all tests, shows their output as it comes, and adds up the summary lines in it; whether they ended well, none if they were
-/// stopped.
-fn cargo_test(options: &Options) -> Result<(Totals, Option<bool>)> {
+/// Runs all tests, shows their output as it comes, and adds up the summary lines in it; what failed ones said; whether they ended well,
+/// none if they were stopped.
+fn cargo_test(options: &Options) -> Result<(Totals, Vec<String>, Option<bool>)> {
     let mut command = Command::new(crate::cargo());
     command.args(["test", "--workspace", "--no-fail-fast", "--"]).args(&options.arguments);
     for name in names_of_tests(&options.skip) {
@@ -140,21 +144,23 @@ fn cargo_test(options: &Options) -> Result<(Totals, Option<bool>)> {
     let mut child = proc::spawn(&mut command)?;
     let stdout = child.stdout.take().context("cargo test has no stdout")?;
     let reader = std::thread::spawn(move || {
-        let mut totals = Totals::default();
+        let (mut totals, mut failures) = (Totals::default(), Failures::default());
         // Bytes, not lines of text: tests may print anything.
         for line in BufReader::new(stdout).split(b'\n').map_while(Result::ok) {
-            totals.add(&String::from_utf8_lossy(&line));
+            let text = String::from_utf8_lossy(&line);
+            totals.add(&text);
+            failures.add(&text);
             let mut out = std::io::stdout().lock();
             let _ = out.write_all(&line).and_then(|()| out.write_all(b"\n")).and_then(|()| out.flush());
         }
-        totals
+        (totals, failures.lines)
     });
     let status = proc::wait_within(&mut child, LIMIT)?;
-    let totals = reader.join().unwrap_or_default();
+    let (totals, said) = reader.join().unwrap_or_default();
     if status.is_none() {
         proc::say(&format!("the tests had not ended after {} minutes and were stopped", LIMIT.as_secs() / 60));
     }
-    Ok((totals, status.map(|status| status.success())))
+    Ok((totals, said, status.map(|status| status.success())))
 }
 
 fn last_line(totals: &Totals, skip: &[String], failed: &[&str]) -> String {

@@ -11,15 +11,19 @@ pub(crate) struct Totals {
     pub(crate) ignored_tests: Vec<String>,
     /// Names of the failed ones.
     pub(crate) failed_tests: Vec<String>,
-    /// What the failed ones printed, line by line, without where in the code: that stands far above what comes after.
-    pub(crate) printed: Vec<String>,
-    /// Where in the output of a test program the last line was.
-    pub(crate) part: Part,
+}
+
+/// What failed tests said, without where in the code: in the output it stands far above what comes after.
+#[derive(Debug, Default)]
+pub(crate) struct Failures {
+    /// Line by line.
+    pub(crate) lines: Vec<String>,
+    part: Part,
 }
 
 /// Of what a test program prints.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) enum Part {
+#[derive(Debug, Default)]
+enum Part {
     /// A line for each test, and all else.
     #[default]
     Tests,
@@ -29,10 +33,25 @@ pub(crate) enum Part {
     Backtrace,
 }
 
+impl Failures {
+    /// Adds a line of the output of test programs.
+    pub(crate) fn add(&mut self, line: &str) {
+        match self.part {
+            Part::Tests if line == "failures:" => self.part = Part::Failures,
+            Part::Failures | Part::Backtrace if line == "failures:" || line.starts_with("test result: ") => {
+                self.part = Part::Tests;
+            }
+            Part::Failures if line == "stack backtrace:" => self.part = Part::Backtrace,
+            Part::Backtrace if line.is_empty() || line.starts_with("note: ") => self.part = Part::Failures,
+            Part::Failures if !line.is_empty() => self.lines.push(line.to_owned()),
+            _ => {}
+        }
+    }
+}
+
 impl Totals {
     /// Adds a line like `test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 2 filtered out; finished in 0.1s`.
     pub(crate) fn add(&mut self, line: &str) {
-        self.print(line);
         let Some(rest) = line.strip_prefix("test result: ") else {
             let Some(test) = line.strip_prefix("test ") else { return };
             if let Some((name, reason)) = test.split_once(" ... ignored") {
@@ -57,29 +76,15 @@ impl Totals {
         }
     }
 
-    fn print(&mut self, line: &str) {
-        match self.part {
-            Part::Tests if line == "failures:" => self.part = Part::Failures,
-            Part::Failures | Part::Backtrace if line == "failures:" || line.starts_with("test result: ") => {
-                self.part = Part::Tests;
-            }
-            Part::Failures if line == "stack backtrace:" => self.part = Part::Backtrace,
-            Part::Backtrace if line.is_empty() || line.starts_with("note: ") => self.part = Part::Failures,
-            Part::Failures if !line.is_empty() => self.printed.push(line.to_owned()),
-            _ => {}
-        }
-    }
-
     /// Adds another's.
     pub(crate) fn sum(&mut self, other: Totals) {
-        let Totals { passed, failed, ignored, filtered, ignored_tests, failed_tests, printed, part: _ } = other;
+        let Totals { passed, failed, ignored, filtered, ignored_tests, failed_tests } = other;
         self.passed += passed;
         self.failed += failed;
         self.ignored += ignored;
         self.filtered += filtered;
         self.ignored_tests.extend(ignored_tests);
         self.failed_tests.extend(failed_tests);
-        self.printed.extend(printed);
     }
 
     /// Whether no test ran to its end.
@@ -110,14 +115,12 @@ mod tests {
         }
         let ignored_tests = vec!["slow::b, takes an hour".to_owned()];
         let failed_tests = vec!["with-columns".to_owned()];
-        let expected =
-            Totals { passed: 13, failed: 4, ignored: 1, filtered: 2, ignored_tests, failed_tests, ..Totals::default() };
-        assert_eq!(totals, expected);
+        assert_eq!(totals, Totals { passed: 13, failed: 4, ignored: 1, filtered: 2, ignored_tests, failed_tests });
     }
 
     #[test]
-    fn what_failed_tests_printed_is_kept_without_where_in_the_code() {
-        let mut totals = Totals::default();
+    fn what_failed_tests_said_is_kept_without_where_in_the_code() {
+        let mut failures = Failures::default();
         for line in [
             "test a ... FAILED",
             "",
@@ -140,9 +143,9 @@ mod tests {
             "test result: FAILED. 0 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.01s",
             "warning: of another",
         ] {
-            totals.add(line);
+            failures.add(line);
         }
-        assert_eq!(totals.printed, ["---- a stdout ----", "two lines", "of it", "---- b ----", "more"]);
+        assert_eq!(failures.lines, ["---- a stdout ----", "two lines", "of it", "---- b ----", "more"]);
     }
 
     #[test]

@@ -80,11 +80,6 @@ pub fn kprobes() -> impl Iterator<Item = &'static HookPlace> {
     HOOKS.iter().filter(|hook| matches!(hook.kind, Kind::Kprobe { .. }))
 }
 
-/// Of them, those that only say more of drops.
-pub fn for_drops() -> impl Iterator<Item = &'static HookPlace> {
-    HOOKS.iter().filter(|hook| matches!(hook.kind, Kind::Kprobe { of_drops: true, .. }))
-}
-
 /// Does this kernel have kprobes?
 pub fn has_kprobes() -> bool {
     Path::new("/sys/bus/event_source/devices/kprobe/type").exists()
@@ -97,6 +92,11 @@ impl HookPlace {
             Kind::Tracepoint => format!("tp_btf/{}", self.name),
             Kind::Kprobe { .. } => format!("kprobe/{}", self.name),
         }
+    }
+
+    /// Does it only say more of drops?
+    pub fn is_of_drops(&self) -> bool {
+        matches!(self.kind, Kind::Kprobe { of_drops: true, .. })
     }
 
     /// Is the module of its function loaded, or built in? Always so for a place that is in no module.

@@ -186,7 +186,7 @@ impl Probe {
     pub fn attach_sparing(&mut self) -> Result<(), Error> {
         self.spared = true;
         let places = hooks::kprobes().chain(hooks::tracepoints());
-        places.filter(|hook| hooks::for_drops().all(|other| other != *hook)).try_for_each(|hook| self.attach(hook))
+        places.filter(|hook| !hook.is_of_drops()).try_for_each(|hook| self.attach(hook))
     }
 
     /// Loads everything, attaches nothing.
@@ -289,7 +289,7 @@ impl Probe {
             self.recorded += 1;
             match decode::record(&bytes)? {
                 Record::Sighting(sighting) if sighting.free.is_some() => {
-                    dropped |= self.symbols.may_be_netfilters(&sighting);
+                    dropped |= self.spared && self.symbols.may_be_netfilters(&sighting);
                     self.frees.push(Record::Sighting(sighting));
                 }
                 record => records.push(record),
@@ -299,8 +299,9 @@ impl Probe {
                 break;
             }
         }
-        if dropped && self.attached && std::mem::take(&mut self.spared) {
-            hooks::for_drops().try_for_each(|hook| self.attach(hook))?;
+        if dropped && self.attached {
+            self.spared = false;
+            hooks::kprobes().filter(|hook| hook.is_of_drops()).try_for_each(|hook| self.attach(hook))?;
         }
         if !self.attached || self.frees.len() > MAX_FREES_WAITING {
             self.symbols.name_frees(&mut self.frees);

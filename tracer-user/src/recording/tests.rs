@@ -9,7 +9,11 @@ use super::capture::{Capture, Index};
 use super::{Closing, Entry, Error, Header, KnownNames, RecordedNode, Recording, Writer};
 use crate::{
     event::{L4, Record, Sighting},
-    path::{Ends, Evidence, Names, join_all, model::Exchange, testing::pings},
+    path::{
+        Ends, Evidence, Names, join_all,
+        model::{Exchange, Outcome},
+        testing::pings,
+    },
     render,
     report::{PARTS, Report, compare},
     session::{Flow, replay},
@@ -205,6 +209,26 @@ fn a_report_without_exchanges_says_for_how_long_and_what_was_lost() {
     NOTHING SEEN  60.0 s  12 events lost
     NOTHING SEEN  60.0 s  0 events lost
     ");
+}
+
+#[test]
+fn a_report_of_nothing_that_arrived_has_no_empty_table() {
+    let (evidence, ends) = pings(2, 1, 0);
+    let (_folder, path) = file(&recorded(&evidence, &ends));
+    let mut recording = Recording::open(&path).expect("a recording");
+    let (all, _) = joined(&mut recording);
+    let mut exchange = all[0].clone();
+    let style = render::Style { color: false, width: 100, verbose: false };
+    let text = |exchange: &Exchange| {
+        let mut report = Report::new(0);
+        report.add(exchange, 0);
+        render::report(&report, &recording.contents, &style)
+    };
+    assert!(text(&exchange).contains("p50"));
+    (exchange.outcome, exchange.rtt_ns) = (Outcome::Lost, None);
+    (exchange.request.hops, exchange.reply.hops) = (Vec::new(), Vec::new());
+    let told = text(&exchange);
+    assert!(told.starts_with("DELIVERED 0/1, 1 lost") && !told.contains("p50"), "{told}");
 }
 
 #[test]

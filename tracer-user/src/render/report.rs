@@ -127,7 +127,10 @@ fn table(page: &mut Page, report: &Report, names: &Names) {
         rows.push(Row { paint: Paint::Bold, words, numbers: numbers(times, None) });
     }
     rows.extend(segments(report, names));
-    lay_out(page, &rows);
+    // Where nothing arrived there is nothing to measure.
+    if !rows.is_empty() {
+        lay_out(page, &rows);
+    }
 }
 
 /// A row for each segment, with a row before each direction.

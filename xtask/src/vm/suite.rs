@@ -124,7 +124,6 @@ impl Report {
             filtered: 0,
             ignored_tests: ignored_tests.collect(),
             failed_tests: failed_tests.map(|name| format!("{prefix}{name}")).collect(),
-            ..Totals::default()
         }
     }
 
